@@ -1,0 +1,40 @@
+"""Trains R2D2 with a Launchpad program: Atari, or any Gymnasium environment.
+
+  python launch/atari_distributed.py --lp_launch_type=local_mp --game=pong
+"""
+
+import os
+import sys
+
+try:
+  from r2d2_acme import doctor
+except ModuleNotFoundError:
+  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+doctor.check_installation()
+
+from absl import flags  # noqa: E402
+
+from r2d2_acme import experiment, launching, program  # noqa: E402
+
+_EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
+
+
+def main() -> int:
+  run = experiment.from_flags()
+  return launching.launch(
+    program.make_program(
+      run.config,
+      run.environment_factory,
+      workdir=run.workdir,
+      evaluator=_EVALUATOR.value,
+      max_actor_steps=flags.FLAGS.max_actor_steps,
+      max_learner_steps=flags.FLAGS.max_learner_steps,
+      environment_spec=run.environment_spec,
+    ),
+    launch_type=flags.FLAGS.lp_launch_type,
+    output_dir=os.path.join(run.workdir, 'output'),
+  )
+
+
+if __name__ == '__main__':
+  experiment.run(main)

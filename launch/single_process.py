@@ -1,0 +1,86 @@
+"""Trains R2D2 in one process: for small environments, and for debugging.
+
+  python launch/single_process.py --env=CartPole-v1
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+try:
+  from r2d2_acme import doctor
+except ModuleNotFoundError:
+  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+doctor.check_installation()
+
+from absl import flags  # noqa: E402
+from acme.utils import counting  # noqa: E402
+
+from r2d2_acme import builder as builder_lib  # noqa: E402
+from r2d2_acme import checkpointing, experiment, loggers, runtime  # noqa: E402
+from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
+from r2d2_acme.agent import R2D2  # noqa: E402
+
+_EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in between.')
+
+
+def main() -> int:
+  stop = threading.Event()
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: stop.set())
+  runtime.limit_threads(os.cpu_count() or 1)
+  run = experiment.from_flags(num_actors=1)
+  config = run.config
+
+  counter = loggers.WallTimeCounter(checkpointing.verify(run.workdir))
+  agent = R2D2(
+    run.environment_spec,
+    config,
+    workdir=run.workdir,
+    counter=counter,
+    logger=loggers.make_logger(run.workdir, 'learner'),
+  )
+  train_loop = VectorEnvironmentLoop(
+    [
+      run.environment_factory(builder_lib.environment_seed(config, i))
+      for i in range(config.envs_per_actor)
+    ],
+    agent,
+    counting.Counter(counter, prefix='actor', time_delta=0.0),
+    loggers.make_logger(run.workdir, 'actor'),
+    should_stop=stop.is_set,
+  )
+  evaluator = builder_lib.R2D2Builder(config, run.environment_spec).make_evaluator()
+  evaluation_loop = VectorEnvironmentLoop(
+    [run.environment_factory(builder_lib.evaluator_seed(config))],
+    evaluator,
+    counting.Counter(counter, prefix='evaluator', time_delta=0.0),
+    loggers.make_logger(run.workdir, 'evaluator'),
+    should_stop=stop.is_set,
+  )
+
+  def is_done() -> bool:
+    counts = counter.get_counts()
+    limits = {
+      'actor_steps': flags.FLAGS.max_actor_steps,
+      'learner_steps': flags.FLAGS.max_learner_steps,
+    }
+    return any(
+      limit is not None and counts.get(key, 0) >= limit for key, limit in limits.items()
+    )
+
+  last_evaluation = time.time()
+  while not stop.is_set() and not is_done():
+    train_loop.run(num_steps=config.envs_per_actor)
+    if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
+      evaluator.fetch(agent)
+      evaluation_loop.run(num_episodes=1)
+      last_evaluation = time.time()
+  agent.save()
+  return 0
+
+
+if __name__ == '__main__':
+  experiment.run(main)

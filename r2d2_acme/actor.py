@@ -1,0 +1,290 @@
+"""Acting: E environments, one network call.
+
+`BatchedActor` is the policy and its memory for E environments. `R2D2Actor` is its
+`acme.core.Actor` face for E = 1; `VectorEnvironmentLoop` runs E environments.
+"""
+
+import time
+from typing import Callable, List, Optional, Sequence
+
+import acme
+from acme import specs
+from acme.tf import variable_utils
+from acme.utils import counting
+from acme.utils import loggers
+import dm_env
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+import tree
+
+from r2d2_acme import replay
+from r2d2_acme.adder import SequenceAdder
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.networks import R2D2Network
+from r2d2_acme.types import Observation, Step
+
+
+def epsilon_ladder(config: R2D2Config) -> np.ndarray:
+  """eps_i = base^(1 + alpha i / (N - 1)) for the fleet's N environments.
+
+  Float64 [N]; Horgan et al. 2018, section 4. One environment gets `epsilon_base`.
+  """
+  num = config.num_environments
+  exponents = 1 + config.epsilon_alpha * np.arange(num) / max(num - 1, 1)
+  return config.epsilon_base**exponents
+
+
+class BatchedActor:
+  """Epsilon-greedy recurrent policy for E environments.
+
+  It keeps for each environment what lives as long as an episode: the recurrent
+  state and the stack of frames, both of zeros at an episode's first step.
+  """
+
+  def __init__(
+    self,
+    network: R2D2Network,
+    config: R2D2Config,
+    environment_spec: specs.EnvironmentSpec,
+    epsilons: Sequence[float],
+    seeds: Sequence[int],
+    adders: Optional[Sequence[SequenceAdder]] = None,
+  ):
+    """Epsilons, seeds and adders are one for each environment."""
+    frame = environment_spec.observations
+    self._num_actions = environment_spec.actions.num_values
+    self._epsilons = epsilons
+    self._rngs = [np.random.default_rng(seed) for seed in seeds]
+    self._adders = adders
+    self._variable_client: Optional[variable_utils.VariableClient] = None
+    self._variables = network.variables
+    # The age of those parameters, which is fetched together with them.
+    self._learner_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
+    self._update_period = config.variable_update_period
+    self._num_channels = frame.shape[-1]
+    stack = replay.num_stacked(config, frame)
+    num_envs = len(epsilons)
+    # Frames are stacked along their last axis, oldest first.
+    self._stacks = np.zeros(
+      (num_envs, *frame.shape[:-1], stack * self._num_channels), frame.dtype
+    )
+    self._core_state = tree.map_structure(
+      lambda spec: np.zeros((num_envs, *spec.shape), spec.dtype),
+      replay.core_state_spec(config),
+    )
+
+    @tf.function
+    def policy(observation: Observation, core_state: snt.LSTMState):
+      return network(observation, core_state)
+
+    self._policy = policy
+
+  @property
+  def num_windows(self) -> int:
+    """Windows written so far."""
+    return sum(adder.num_windows for adder in self._adders or ())
+
+  def flush(self):
+    """Blocks until the server has all windows."""
+    for adder in self._adders or ():
+      adder.flush()
+
+  @property
+  def epsilons(self) -> Sequence[float]:
+    return self._epsilons
+
+  def select_actions(
+    self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
+  ) -> np.ndarray:
+    """One step of every environment.
+
+    A FIRST timestep starts an episode; a LAST one is written to replay, with its
+    Q-values for the bootstrap, and its action has no meaning.
+
+    Args:
+      actions: int32 [E], those that led to `timesteps`.
+      timesteps: E of them.
+
+    Returns:
+      int32 [E], the next actions.
+    """
+    actions = np.array(actions, np.int32)
+    rewards = np.zeros(len(timesteps), np.float32)
+    for i, timestep in enumerate(timesteps):
+      if timestep.first():
+        actions[i] = 0
+        self._stacks[i] = 0
+        for state in tree.flatten(self._core_state):
+          state[i] = 0
+      else:
+        rewards[i] = timestep.reward
+      self._stacks[i, ..., : -self._num_channels] = self._stacks[
+        i, ..., self._num_channels :
+      ]
+      self._stacks[i, ..., -self._num_channels :] = timestep.observation
+
+    q, next_state = self._policy(
+      Observation(self._stacks, actions, rewards), self._core_state
+    )
+    q = q.numpy()  # [E, A]
+    if self._adders is not None:
+      self._add(actions, rewards, timesteps, q)
+    # Copies: TensorFlow's arrays are read-only.
+    self._core_state = tree.map_structure(lambda x: x.numpy().copy(), next_state)
+    return self._epsilon_greedy(q)
+
+  def fetch(self, source: acme.VariableSource):
+    """Takes the source's parameters, now."""
+    self._make_client(source).update_and_wait()
+
+  def follow(self, source: acme.VariableSource):
+    """Fetches now and, with each `update`, every `variable_update_period` calls."""
+    self._variable_client = self._make_client(source)
+    self._variable_client.update_and_wait()
+
+  def update(self, wait: bool = False):
+    """Fetches the followed source's parameters when due, in the background."""
+    if self._variable_client is not None:
+      self._variable_client.update(wait)
+
+  def _make_client(self, source: acme.VariableSource):
+    return variable_utils.VariableClient(
+      source,
+      {'policy': [*self._variables, self._learner_steps]},
+      update_period=self._update_period,
+    )
+
+  def _epsilon_greedy(self, q: np.ndarray) -> np.ndarray:
+    actions = np.argmax(q, axis=-1).astype(np.int32)
+    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs)):
+      if rng.random() < epsilon:
+        actions[i] = rng.integers(self._num_actions)
+    return actions
+
+  def _add(self, actions, rewards, timesteps, q):
+    learner_steps = self._learner_steps.numpy()
+    for i, timestep in enumerate(timesteps):
+      step = Step(
+        observation=np.asarray(timestep.observation, self._stacks.dtype),
+        action=actions[i],
+        reward=rewards[i],
+        discount=np.float32(1 if timestep.first() else timestep.discount),
+        mask=np.float32(1),
+      )
+      self._adders[i].add(
+        step,
+        tree.map_structure(lambda state: state[i], self._core_state),  # noqa: B023
+        q[i],
+        last=timestep.last(),
+        learner_steps=learner_steps,
+      )
+
+
+class R2D2Actor(acme.Actor):
+  """`acme.core.Actor` over a `BatchedActor` of one environment."""
+
+  def __init__(self, actor: BatchedActor):
+    self._actor = actor
+    self._action = np.zeros(1, np.int32)
+    self._timestep: Optional[dm_env.TimeStep] = None
+
+  def observe_first(self, timestep: dm_env.TimeStep):
+    self._timestep = timestep
+
+  def select_action(self, observation) -> np.ndarray:
+    del observation  # that of the timestep observed last
+    return self._actor.select_actions(self._action, [self._timestep])[0]
+
+  def observe(self, action, next_timestep: dm_env.TimeStep):
+    self._action = np.array([action], np.int32)
+    self._timestep = next_timestep
+    if next_timestep.last():
+      self._actor.select_actions(self._action, [next_timestep])
+
+  def update(self, wait: bool = False):
+    self._actor.update(wait)
+
+
+class VectorEnvironmentLoop:
+  """Acme's environment loop, for E environments in step.
+
+  Counts `steps`, `frames` (raw frames of the emulator) and `episodes`; writes one
+  row for each episode.
+  """
+
+  def __init__(
+    self,
+    environments: Sequence[dm_env.Environment],
+    actor: BatchedActor,
+    counter: counting.Counter,
+    logger: loggers.Logger,
+    should_stop: Callable[[], bool] = lambda: False,
+  ):
+    self._environments = environments
+    self._actor = actor
+    self._counter = counter
+    self._logger = logger
+    self._should_stop = should_stop
+    self._frames_per_step = getattr(environments[0], 'frames_per_step', 1)
+    num_envs = len(environments)
+    self._returns = np.zeros(num_envs)
+    self._lengths = np.zeros(num_envs, int)
+    self._actions = np.zeros(num_envs, np.int32)
+    self._timesteps: List[dm_env.TimeStep] = []
+    self._num_steps = 0
+    self._started = time.time()
+
+  def run(self, num_steps: Optional[int] = None, num_episodes: Optional[int] = None):
+    """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`."""
+    if not self._timesteps:
+      self._timesteps = [environment.reset() for environment in self._environments]
+    steps = episodes = 0
+    while not self._should_stop():
+      if num_steps is not None and steps >= num_steps:
+        return
+      if num_episodes is not None and episodes >= num_episodes:
+        return
+      new_steps, new_episodes = self._step()
+      steps += new_steps
+      episodes += new_episodes
+
+  def _step(self):
+    """One network call; returns how many steps and episodes it completed."""
+    self._actions = self._actor.select_actions(self._actions, self._timesteps)
+    steps = episodes = 0
+    for i, environment in enumerate(self._environments):
+      if self._timesteps[i].last():
+        self._timesteps[i] = environment.reset()
+        continue
+      timestep = environment.step(self._actions[i])
+      self._timesteps[i] = timestep
+      self._returns[i] += timestep.reward
+      self._lengths[i] += 1
+      steps += 1
+      episodes += timestep.last()
+    self._num_steps += steps
+    self._counter.increment(
+      steps=steps, frames=steps * self._frames_per_step, episodes=episodes
+    )
+    if episodes:
+      self._write_episodes()
+    self._actor.update()
+    return steps, episodes
+
+  def _write_episodes(self):
+    counts = self._counter.get_counts()
+    steps_per_second = self._num_steps / (time.time() - self._started)
+    for i, timestep in enumerate(self._timesteps):
+      if timestep.last():
+        self._logger.write(
+          {
+            'episode_return': self._returns[i],
+            'episode_length': self._lengths[i],
+            'epsilon': self._actor.epsilons[i],
+            'steps_per_second': steps_per_second,
+            **counts,
+          }
+        )
+        self._returns[i] = 0
+        self._lengths[i] = 0

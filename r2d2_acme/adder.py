@@ -1,0 +1,252 @@
+"""`SequenceAdder`: from an episode's steps to prioritized windows in Reverb."""
+
+import collections
+from typing import Callable, Deque, NamedTuple
+
+from acme import specs
+import numpy as np
+import reverb
+import tensorflow as tf
+import tree
+
+from r2d2_acme import losses, replay
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.types import Sequence, Step
+
+# priority(q [T + 1, A], actions [T], rewards [T], discounts [T], mask [T]) -> float
+PriorityFn = Callable[..., float]
+
+# Windows that the server has not yet confirmed, beyond which `add` waits.
+_MAX_PENDING_WINDOWS = 4
+
+
+class Stopped(Exception):
+  """The program stops while the adder waits for the server."""
+
+
+class _Row(NamedTuple):
+  q: np.ndarray
+  step: Step
+
+
+class SequenceAdder:
+  """Writes one environment's episodes as windows, each with its priority.
+
+  Rows are numbered within an episode: row t holds o_t and the transition t - 1 that
+  led to it, so that an episode of N transitions has rows 0 ... N. Window k trains
+  the transitions [k S, k S + T) (S = sequence_period, T = trace_length), so it spans
+  the rows [k S - burn_in_length, k S + T], of which those before 0 and after N are
+  padding. A window is written as soon as its last row is there; at the episode's end
+  one more holds what is left. Thus each transition is trained by at least one
+  window, and by exactly one if S = T.
+  """
+
+  def __init__(
+    self,
+    client: reverb.Client,
+    config: R2D2Config,
+    environment_spec: specs.EnvironmentSpec,
+    priority_fn: PriorityFn,
+    should_stop: Callable[[], bool] = lambda: False,
+  ):
+    """`should_stop` ends a wait for the rate limiter with `Stopped`."""
+    self._config = config
+    self._priority_fn = priority_fn
+    self._should_stop = should_stop
+    frame = environment_spec.observations
+    self._stack = replay.num_stacked(config, frame)
+    # Padding in front, so that the first window's rows and stacks are there.
+    self._num_leading = config.burn_in_length + self._stack - 1
+    keep_alive = config.sequence_length + self._stack
+    self._writer = client.trajectory_writer(num_keep_alive_refs=keep_alive)
+    for path in _paths('steps', Step(*Step._fields)):
+      self._writer.configure(
+        path, num_keep_alive_refs=keep_alive, max_chunk_length=_chunk_length(config)
+      )
+    state_spec = replay.core_state_spec(config)
+    for path in _paths('core_state', state_spec):
+      self._writer.configure(
+        path, num_keep_alive_refs=keep_alive, max_chunk_length=1
+      )
+    self._initial_state = tree.map_structure(
+      lambda spec: np.zeros(spec.shape, spec.dtype), state_spec
+    )
+    self._padding = Step(
+      observation=np.zeros(frame.shape, frame.dtype),
+      action=np.int32(0),
+      reward=np.float32(0),
+      discount=np.float32(0),
+      mask=np.float32(0),
+    )
+    # The rows of the trace that is being filled.
+    self._rows: Deque[_Row] = collections.deque(maxlen=config.trace_length + 1)
+    self._row = 0
+    self._next_window = 0
+    self.num_windows = 0  # written since the adder was made
+
+  def add(
+    self,
+    step: Step,
+    core_state,
+    q: np.ndarray,
+    *,
+    last: bool,
+    learner_steps: int = 0,
+  ):
+    """Adds row t of the current episode; `last` ends the episode.
+
+    Args:
+      step: the row, with mask 1.
+      core_state: the actor's recurrent state before row t.
+      q: float32 [A], the actor's Q(o_t, .) from that state.
+      last: whether o_t is the episode's last observation.
+      learner_steps: age of the parameters that made `q`.
+
+    Raises:
+      Stopped: the program stopped while the table took no more.
+    """
+    if self._row == 0:
+      for _ in range(self._num_leading):
+        self._append(self._padding, self._initial_state, learner_steps)
+    needs_state = last or self._is_boundary(self._row)
+    self._append(step, core_state if needs_state else None, learner_steps)
+    self._rows.append(_Row(q, step))
+    if self._row == self._window_end(self._next_window):
+      self._write_window(num_transitions=self._config.trace_length)
+    if last:
+      self._write_rest(learner_steps)
+      self._wait_for_server(max_pending=0)
+      self._writer.end_episode()
+      self._rows.clear()
+      self._row = 0
+      self._next_window = 0
+    else:
+      self._row += 1
+
+  def flush(self):
+    """Blocks until the server has all windows."""
+    self._wait_for_server(max_pending=0)
+
+  def _is_boundary(self, row: int) -> bool:
+    """Whether some window starts, is first trained, or ends at `row`."""
+    period = self._config.sequence_period
+    return (
+      row % period == 0
+      or (row + self._config.burn_in_length) % period == 0
+      or (row - self._config.trace_length) % period == 0
+    )
+
+  def _window_end(self, window: int) -> int:
+    return window * self._config.sequence_period + self._config.trace_length
+
+  def _append(self, step: Step, core_state, learner_steps: int):
+    data = {'steps': step, 'learner_steps': np.int64(learner_steps)}
+    if core_state is not None:
+      data['core_state'] = core_state
+    self._writer.append(data)
+
+  def _write_rest(self, learner_steps: int):
+    """Writes the episode's tail, if a transition is still in no window."""
+    num_transitions = self._row  # N: row N is the last
+    window = self._next_window
+    covered = self._window_end(window - 1) if window else 0
+    if num_transitions <= covered:
+      return
+    num_tail = num_transitions - window * self._config.sequence_period
+    for _ in range(self._config.trace_length - num_tail):
+      self._append(self._padding, None, learner_steps)
+    self._write_window(num_transitions=num_tail)
+
+  def _write_window(self, num_transitions: int):
+    """Writes the window whose rows end with the newest one appended.
+
+    Args:
+      num_transitions: real ones in its trace; after them comes padding.
+    """
+    config = self._config
+    num_rows = config.sequence_length + 1
+    history = self._writer.history
+    # Rows counted back from the newest: the window's first, its first trained, and
+    # the one after its last trained transition.
+    boundaries = [
+      -num_rows,
+      -(config.trace_length + 1),
+      -(config.trace_length + 1) + num_transitions,
+    ]
+    steps = tree.map_structure(lambda column: column[-num_rows:], history['steps'])
+    sequence = Sequence(
+      steps=steps._replace(
+        observation=history['steps'].observation[-(num_rows + self._stack - 1) :]
+      ),
+      core_state=tree.map_structure(
+        lambda column: column[boundaries], history['core_state']
+      ),
+      learner_steps=history['learner_steps'][-1],
+    )
+    self._writer.create_item(replay.TABLE, self._priority(num_transitions), sequence)
+    self._next_window += 1
+    self.num_windows += 1
+    self._wait_for_server(_MAX_PENDING_WINDOWS)
+
+  def _priority(self, num_transitions: int) -> float:
+    """The learner's priority, from the actor's own Q-values."""
+    rows = list(self._rows)[-(num_transitions + 1) :]
+    padding = [rows[-1]] * (self._config.trace_length - num_transitions)
+    rows += padding
+    steps = [row.step for row in rows[1:]]  # transition t is in row t + 1
+    mask = np.arange(len(steps)) < num_transitions
+    return self._priority_fn(
+      np.stack([row.q for row in rows]),
+      np.array([step.action for step in steps], np.int32),
+      np.array([step.reward for step in steps], np.float32),
+      np.array([step.discount for step in steps], np.float32),
+      mask.astype(np.float32),
+    )
+
+  def _wait_for_server(self, max_pending: int):
+    """Waits until at most `max_pending` windows are unconfirmed.
+
+    `create_item` never waits, so without this the actor would run ahead of the rate
+    limiter, filling its own memory.
+    """
+    while True:
+      try:
+        self._writer.flush(max_pending, timeout_ms=500)
+        return
+      except reverb.errors.DeadlineExceededError:
+        if self._should_stop():
+          raise Stopped() from None
+
+
+def make_priority_fn(config: R2D2Config) -> PriorityFn:
+  """The learner's arithmetic on the actor's Q-values, which stand in for both
+  networks' (section 2.3 of the paper leaves open which the actor uses)."""
+
+  @tf.function
+  def priority(q, actions, rewards, discounts, mask):
+    q, actions, rewards, discounts, mask = (
+      tf.expand_dims(x, 1) for x in (q, actions, rewards, discounts, mask)
+    )  # B = 1
+    td_errors = losses.window_td_errors(
+      q,
+      q,
+      actions=actions,
+      rewards=rewards,
+      discounts=discounts,
+      mask=mask,
+      gamma=config.discount,
+      n_step=config.n_step,
+      epsilon=config.value_rescaling_epsilon,
+    )
+    return losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]
+
+  return lambda *args: float(priority(*args))
+
+
+def _paths(root: str, structure):
+  return [(root, *path) for path, _ in tree.flatten_with_path(structure)]
+
+
+def _chunk_length(config: R2D2Config) -> int:
+  """Rows compressed together: long enough to compress, short enough to share."""
+  return min(20, config.sequence_period)

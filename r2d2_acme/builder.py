@@ -1,0 +1,135 @@
+"""The only place that wires: from a config and a spec to the agent's parts."""
+
+from typing import Callable, Iterator, Optional, Sequence
+
+import acme
+from acme import specs
+from acme.utils import counting
+from acme.utils import loggers
+import numpy as np
+import reverb
+import tensorflow as tf
+
+from r2d2_acme import adder as adder_lib
+from r2d2_acme import networks, replay
+from r2d2_acme.actor import BatchedActor, epsilon_ladder
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.learner import R2D2Learner
+from r2d2_acme.types import Batch
+
+# What a seed is for; the first part of its path.
+_NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
+
+
+def derive_seed(seed: int, *path: int) -> int:
+  """A seed in [0, 2^31) for each path, all independent, from one."""
+  state = np.random.SeedSequence(seed, spawn_key=path).generate_state(1)
+  return int(state[0]) >> 1
+
+
+class R2D2Builder:
+  """Makes the parts of one agent, for one process or for many."""
+
+  def __init__(self, config: R2D2Config, environment_spec: specs.EnvironmentSpec):
+    self._config = config
+    self._spec = environment_spec
+
+  def make_network(self) -> networks.R2D2Network:
+    """A network with its variables, the same for the same `seed`."""
+    tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
+    return networks.make_network(self._config, self._spec)
+
+  def make_tables(
+    self, rate_limiter: Optional[reverb.rate_limiters.RateLimiter] = None
+  ) -> Sequence[reverb.Table]:
+    return replay.make_tables(self._config, self._spec, rate_limiter)
+
+  def make_dataset(self, server_address: str, prefetch: int = 2) -> tf.data.Dataset:
+    return replay.make_dataset(self._config, self._spec, server_address, prefetch)
+
+  def make_adder(
+    self,
+    client: reverb.Client,
+    priority_fn: Optional[adder_lib.PriorityFn] = None,
+    should_stop: Callable[[], bool] = lambda: False,
+  ) -> adder_lib.SequenceAdder:
+    """`priority_fn` may serve many adders; by default one is made."""
+    return adder_lib.SequenceAdder(
+      client,
+      self._config,
+      self._spec,
+      priority_fn or adder_lib.make_priority_fn(self._config),
+      should_stop,
+    )
+
+  def make_actor(
+    self,
+    index: int = 0,
+    *,
+    network: Optional[networks.R2D2Network] = None,
+    replay_client: Optional[reverb.Client] = None,
+    variable_source: Optional[acme.VariableSource] = None,
+    should_stop: Callable[[], bool] = lambda: False,
+  ) -> BatchedActor:
+    """The `index`-th of `num_actors`, for its `envs_per_actor` environments."""
+    num_envs = self._config.envs_per_actor
+    fleet = range(index * num_envs, (index + 1) * num_envs)
+    network = network or self.make_network()
+    adders = None
+    if replay_client is not None:
+      priority_fn = adder_lib.make_priority_fn(self._config)
+      adders = [
+        self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet
+      ]
+    actor = BatchedActor(
+      network,
+      self._config,
+      self._spec,
+      epsilons=epsilon_ladder(self._config)[fleet],
+      seeds=[derive_seed(self._config.seed, _POLICY, i) for i in fleet],
+      adders=adders,
+    )
+    if variable_source is not None:
+      actor.follow(variable_source)
+    return actor
+
+  def make_evaluator(
+    self, *, network: Optional[networks.R2D2Network] = None
+  ) -> BatchedActor:
+    """Nearly greedy, writes nothing; its `fetch` takes fresh parameters."""
+    return BatchedActor(
+      network or self.make_network(),
+      self._config,
+      self._spec,
+      epsilons=[self._config.evaluator_epsilon],
+      seeds=[derive_seed(self._config.seed, _EVALUATOR)],
+    )
+
+  def make_learner(
+    self,
+    iterator: Iterator[Batch],
+    *,
+    network: Optional[networks.R2D2Network] = None,
+    replay_client: Optional[reverb.Client] = None,
+    counter: Optional[counting.Counter] = None,
+    logger: Optional[loggers.Logger] = None,
+  ) -> R2D2Learner:
+    return R2D2Learner(
+      network or self.make_network(),
+      self.make_network(),
+      iterator,
+      self._config,
+      replay_client=replay_client,
+      counter=counter,
+      logger=logger,
+    )
+
+
+def environment_seed(config: R2D2Config, index: int) -> int:
+  """The seed of the `index`-th of the fleet's environments."""
+  return derive_seed(config.seed, _ENVIRONMENT, index)
+
+
+def evaluator_seed(config: R2D2Config) -> int:
+  """The seed of the evaluator's environment."""
+  return derive_seed(config.seed, _EVALUATOR, 0)

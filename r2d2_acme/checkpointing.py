@@ -1,0 +1,140 @@
+"""Acme's checkpointer on the learner, and a check of what it left behind.
+
+A checkpoint holds both networks, the optimizer and the program's counts, so that all
+resume from the same moment.
+"""
+
+import glob
+import os
+import pickle
+from typing import Dict, List, Mapping
+
+from acme import core
+from acme.tf import savers
+from acme.utils import counting
+import tensorflow as tf
+
+from r2d2_acme.learner import R2D2Learner
+
+_SUBDIRECTORY = 'learner'
+_COUNTS_KEY = 'counts/.ATTRIBUTES/py_state'
+_MAX_TO_KEEP = 3
+
+
+class CheckpointError(ValueError):
+  """A checkpoint cannot be resumed from; one line that names the cure."""
+
+
+class _Counts(core.Saveable):
+  """The program's counts, as last seen; who launches the program restores them."""
+
+  def __init__(self, learner: R2D2Learner, counts: Mapping[str, float]):
+    self._learner = learner
+    self.latest = counts
+
+  def save(self) -> Mapping[str, float]:
+    # The counts run up to a second behind the learner's own.
+    return {**self.latest, 'learner_steps': self._learner.num_steps}
+
+  def restore(self, state: Mapping[str, float]):
+    pass
+
+
+class Checkpointer:
+  """Saves the learner under `<workdir>/checkpoints/learner`; restores it at once."""
+
+  def __init__(
+    self,
+    workdir: str,
+    learner: R2D2Learner,
+    counter: counting.Counter,
+    counts: Mapping[str, float],
+    period: float,
+  ):
+    """`counts` are those that the program started with, `period` is in seconds."""
+    self._learner = learner
+    self._counter = counter
+    self._counts = _Counts(learner, counts)
+    self._checkpointer = savers.Checkpointer(
+      {**learner.state, 'counts': self._counts},
+      directory=workdir,
+      subdirectory=_SUBDIRECTORY,
+      time_delta_minutes=period / 60,
+      add_uid=False,
+      max_to_keep=_MAX_TO_KEEP,
+    )
+
+  def save(self, force: bool = False):
+    """Saves if `period` has passed since the last time, or if forced to.
+
+    Forced, it asks nobody for the counts: the counter may be gone already.
+    """
+    if not force:
+      self._counts.latest = self._counter.get_counts()
+    with self._learner.locked:
+      self._checkpointer.save(force)
+
+
+def directory(workdir: str) -> str:
+  return os.path.join(workdir, 'checkpoints', _SUBDIRECTORY)
+
+
+def find(workdir: str) -> List[str]:
+  """The checkpoints of a workdir, newest last: prefixes such as `.../ckpt-3`."""
+  prefixes = [
+    path[: -len('.index')]
+    for path in glob.glob(os.path.join(directory(workdir), 'ckpt-*.index'))
+  ]
+  return sorted(prefixes, key=lambda prefix: int(prefix.rsplit('-', 1)[1]))
+
+
+def verify(workdir: str) -> Dict[str, float]:
+  """Reads every byte of the checkpoint that a start in `workdir` resumes from.
+
+  Returns:
+    The counts it holds; empty if there is no checkpoint.
+
+  Raises:
+    CheckpointError: the newest checkpoint is corrupt.
+  """
+  prefixes = find(workdir)
+  if not prefixes:
+    return {}
+  newest = prefixes[-1]
+  try:
+    reader = tf.train.load_checkpoint(newest)
+    for name in reader.get_variable_to_shape_map():
+      reader.get_tensor(name)  # checks the sums
+    counts = pickle.loads(reader.get_tensor(_COUNTS_KEY))
+  except Exception as error:  # each kind of damage has its own type
+    cure = (
+      f'resume from the previous one with --checkpoint={prefixes[-2]}'
+      if len(prefixes) > 1
+      else 'there is no earlier one: start in another --workdir'
+    )
+    raise CheckpointError(
+      f'checkpoint {newest} is corrupt and was left as it is; {cure}'
+    ) from error
+  if tf.train.latest_checkpoint(directory(workdir)) != newest:
+    tf.train.update_checkpoint_state(directory(workdir), newest, prefixes)
+  return counts
+
+
+def go_back(workdir: str, prefix: str):
+  """Makes `prefix` the newest checkpoint; later ones move to `set_aside`.
+
+  Raises:
+    CheckpointError: there is no such checkpoint.
+  """
+  prefixes = find(workdir)
+  prefix = os.path.abspath(prefix)
+  if prefix not in prefixes:
+    known = ', '.join(prefixes) or 'none'
+    raise CheckpointError(f'no checkpoint {prefix}; there are: {known}')
+  kept = prefixes[: prefixes.index(prefix) + 1]
+  aside = os.path.join(directory(workdir), 'set_aside')
+  os.makedirs(aside, exist_ok=True)
+  for later in prefixes[len(kept) :]:
+    for path in glob.glob(f'{later}.*'):
+      os.replace(path, os.path.join(aside, os.path.basename(path)))
+  tf.train.update_checkpoint_state(directory(workdir), prefix, kept)

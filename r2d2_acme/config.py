@@ -1,0 +1,234 @@
+"""Every hyperparameter, once: `R2D2Config` and its presets.
+
+"Paper" is Kapturowski et al., "Recurrent Experience Replay in Distributed
+Reinforcement Learning" (2019), table 2 and section 2.3 unless said otherwise.
+"""
+
+import dataclasses
+from typing import Tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class R2D2Config:
+  """Hyperparameters of R2D2. The defaults are the paper's.
+
+  A *step* is one agent decision (4 raw Atari frames). A *window* is one replay
+  item: up to `burn_in_length` steps of context, then `trace_length` trained steps.
+
+  Raises:
+    ValueError: one line that names the fields that contradict each other.
+  """
+
+  # Windows.
+  burn_in_length: int = 40  # steps; paper: 40
+  trace_length: int = 80  # trained steps; paper: 80
+  sequence_period: int = 40  # steps between the starts of windows; paper: 40
+  frame_stack: int = 4  # frames per observation, images only; paper: 4
+
+  # Recurrent state at a window's start: 'stored' (paper) or 'zero'. Trajectory
+  # replay is 'zero' with a trace_length that covers the longest episode.
+  state_strategy: str = 'stored'
+
+  # Loss.
+  discount: float = 0.997  # gamma; paper: 0.997
+  n_step: int = 5  # steps; paper: 5
+  value_rescaling_epsilon: float = 1e-3  # of h; paper: 1e-3
+  importance_sampling_exponent: float = 0.6  # beta; paper: 0.6
+
+  # Optimisation.
+  batch_size: int = 64  # windows; paper: 64
+  learning_rate: float = 1e-4  # Adam; paper: 1e-4
+  adam_epsilon: float = 1e-3  # paper: 1e-3
+  max_gradient_norm: float = 40.0  # global norm; not in the paper, as in SEED RL
+  target_update_period: int = 2_500  # learner steps; paper: 2,500
+
+  # Replay.
+  max_replay_size: int = 100_000  # windows; paper: 1e5
+  min_replay_size: int = 5_000  # windows before learning starts; paper: 5e3
+  # Sampled windows per inserted window. The paper's rates give 0.77: 5 batches/s of
+  # 64, against 256 actors x 260 frames/s / 4 frames per step / 40 steps per window.
+  samples_per_insert: float = 0.77
+  # How far the ratio may stray, as a share of `min_replay_size`; as in Acme.
+  samples_per_insert_tolerance: float = 0.1
+  priority_exponent: float = 0.9  # paper: 0.9
+  priority_eta: float = 0.9  # eta max|td| + (1 - eta) mean|td|; paper: 0.9
+
+  # Acting.
+  num_actors: int = 256  # processes; paper: 256
+  envs_per_actor: int = 1  # environments that share one network call; paper: 1
+  epsilon_base: float = 0.4  # eps_i = base^(1 + alpha i / (N - 1)); Ape-X: 0.4
+  epsilon_alpha: float = 7.0  # Ape-X: 7
+  variable_update_period: int = 400  # actor steps between fetches; paper: 400
+  evaluator_epsilon: float = 0.001  # Ape-X: 0.001
+
+  # Network (Mnih et al. 2015's torso for images, an MLP for vectors).
+  conv_channels: Tuple[int, int, int] = (32, 64, 64)  # paper: 32, 64, 64
+  torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
+  core_size: int = 512  # LSTM units; paper: 512
+  head_size: int = 512  # hidden units of each duelling stream; paper: 512
+
+  # Environment.
+  full_action_space: bool = True  # all 18 Atari actions; paper: yes
+
+  # Evaluation, by the program's evaluator: one episode, a pause, and again.
+  evaluation_period: float = 0.0  # seconds of pause; on few cores it costs steps
+
+  # Run.
+  seed: int = 0  # all others derive from it
+  checkpoint_period: float = 120.0  # seconds between checkpoints
+
+  def __post_init__(self):
+    # Flags and JSON give lists.
+    object.__setattr__(self, 'conv_channels', tuple(self.conv_channels))
+    for name in _AT_LEAST_ONE:
+      _check(getattr(self, name) >= 1, f'{name} must be at least 1', self, name)
+    for name in _NOT_NEGATIVE:
+      _check(getattr(self, name) >= 0, f'{name} must not be negative', self, name)
+    for name in _POSITIVE:
+      _check(getattr(self, name) > 0, f'{name} must be positive', self, name)
+    for name in _SHARES:
+      _check(0 <= getattr(self, name) <= 1, f'{name} must be in [0, 1]', self, name)
+    _check(
+      self.state_strategy in STATE_STRATEGIES,
+      f'state_strategy must be one of {", ".join(STATE_STRATEGIES)}',
+      self,
+      'state_strategy',
+    )
+    _check(
+      len(self.conv_channels) == 3 and min(self.conv_channels) >= 1,
+      'conv_channels must be three positive widths',
+      self,
+      'conv_channels',
+    )
+    _check(
+      self.sequence_period <= self.trace_length,
+      'sequence_period must be at most trace_length, or steps between two windows '
+      'would never be trained',
+      self,
+      'sequence_period',
+      'trace_length',
+    )
+    _check(
+      self.n_step <= self.trace_length,
+      'n_step must be at most trace_length',
+      self,
+      'n_step',
+      'trace_length',
+    )
+    _check(
+      self.min_replay_size <= self.max_replay_size,
+      'min_replay_size (windows) must be at most max_replay_size (windows), or '
+      'learning never starts',
+      self,
+      'min_replay_size',
+      'max_replay_size',
+    )
+    # Between "no more inserts" and "no more samples" there must be room for one of
+    # each, or the rate limiter blocks both sides for ever.
+    _check(
+      self.error_buffer >= max(1.0, self.samples_per_insert),
+      'the rate limiter would block both sides for ever: raise min_replay_size or '
+      'samples_per_insert_tolerance until min_replay_size x samples_per_insert x '
+      'samples_per_insert_tolerance is at least max(1, samples_per_insert)',
+      self,
+      'min_replay_size',
+      'samples_per_insert',
+      'samples_per_insert_tolerance',
+    )
+
+  @property
+  def sequence_length(self) -> int:
+    """Transitions in a window: burn-in and trace."""
+    return self.burn_in_length + self.trace_length
+
+  @property
+  def num_environments(self) -> int:
+    """Training environments over the whole fleet."""
+    return self.num_actors * self.envs_per_actor
+
+  @property
+  def error_buffer(self) -> float:
+    """Samples by which sampling may run ahead of, or behind, inserting."""
+    return (
+      self.min_replay_size * self.samples_per_insert_tolerance * self.samples_per_insert
+    )
+
+
+STATE_STRATEGIES = ('stored', 'zero')
+
+_AT_LEAST_ONE = (
+  'trace_length',
+  'sequence_period',
+  'frame_stack',
+  'n_step',
+  'batch_size',
+  'target_update_period',
+  'max_replay_size',
+  'min_replay_size',
+  'num_actors',
+  'envs_per_actor',
+  'variable_update_period',
+  'torso_size',
+  'core_size',
+  'head_size',
+)
+_NOT_NEGATIVE = (
+  'burn_in_length',
+  'value_rescaling_epsilon',
+  'importance_sampling_exponent',
+  'priority_exponent',
+  'epsilon_alpha',
+  'evaluation_period',
+  'seed',
+)
+_POSITIVE = (
+  'learning_rate',
+  'adam_epsilon',
+  'max_gradient_norm',
+  'samples_per_insert',
+  'samples_per_insert_tolerance',
+  'checkpoint_period',
+)
+_SHARES = ('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon')
+
+
+def _check(condition: bool, message: str, config: R2D2Config, *names: str):
+  if not condition:
+    values = ', '.join(f'{name}={getattr(config, name)!r}' for name in names)
+    raise ValueError(f'bad configuration: {message} (got {values})')
+
+
+def paper() -> R2D2Config:
+  """The paper's hyperparameters."""
+  return R2D2Config()
+
+
+def laptop() -> R2D2Config:
+  """For 2 to 8 CPU cores: the paper's algorithm at a size they can feed."""
+  return R2D2Config(
+    # A learner step costs ~1/20 of the paper's: shorter windows, a quarter of the
+    # batch, a narrower network.
+    burn_in_length=20,
+    trace_length=40,
+    sequence_period=40,  # each step is trained by exactly one window
+    batch_size=16,
+    conv_channels=(16, 32, 32),
+    torso_size=256,
+    core_size=256,
+    head_size=256,
+    # Few steps arrive, so each is replayed more often, and the target must follow
+    # within minutes, not hours.
+    samples_per_insert=4.0,
+    max_replay_size=10_000,
+    min_replay_size=250,
+    samples_per_insert_tolerance=0.1,
+    target_update_period=500,
+    # One process with 16 environments: one network call for all of them.
+    num_actors=1,
+    envs_per_actor=16,
+    variable_update_period=100,
+    evaluation_period=30.0,
+  )
+
+
+PRESETS = {'laptop': laptop, 'paper': paper}

@@ -1,0 +1,149 @@
+"""Atari 2600 games as R2D2 sees them (Kapturowski et al., 2019).
+
+The emulator and all preprocessing are ale-py's and Gymnasium's own.
+"""
+
+import difflib
+
+import ale_py
+import dm_env
+import gymnasium
+import numpy as np
+from gymnasium import wrappers
+
+from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
+
+gymnasium.register_envs(ale_py)
+
+
+def make_atari(
+  game: str,
+  *,
+  seed: int | None = None,
+  full_action_space: bool = True,
+  max_num_noops: int = 30,
+  frame_skip: int = 4,
+  max_raw_frames: int = 108_000,
+  frame_size: int = 84,
+  repeat_action_probability: float = 0.0,
+) -> dm_env.Environment:
+  """Makes an Atari game that shows single grey frames.
+
+  Losing a life does not end the episode and rewards are not clipped. Game over has
+  discount 0; the limit `max_raw_frames` is a truncation and has discount 1.
+
+  Without sticky actions the emulator is deterministic: `seed` only draws the number
+  of no-ops, so two seeds can begin with the same episode.
+
+  Args:
+    game: `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`; `game_names()` lists all.
+    seed: seeds the first episode, see `GymnasiumAdapter`.
+    full_action_space: all 18 actions (9 in two games, of which one is Skiing) instead
+      of those that the game uses.
+    max_num_noops: each episode starts with 1 … max_num_noops no-ops, in raw frames;
+      0 for none.
+    frame_skip: raw frames for which an action is repeated; the observation is the
+      maximum of the last two.
+    max_raw_frames: raw frames after which an episode is cut off, in whole steps and
+      without the no-ops at its start.
+    frame_size: height and width of the observation, in pixels.
+    repeat_action_probability: chance, per raw frame, that the emulator repeats the
+      previous action ("sticky actions").
+
+  Returns:
+    An environment with observations <uint8>[frame_size, frame_size, 1] and
+    `frames_per_step` = frame_skip.
+
+  Raises:
+    ValueError: the game is unknown, or a number is out of range.
+  """
+  env = _make_preprocessed(
+    game,
+    full_action_space=full_action_space,
+    max_num_noops=max_num_noops,
+    frame_skip=frame_skip,
+    max_raw_frames=max_raw_frames,
+    frame_size=frame_size,
+    repeat_action_probability=repeat_action_probability,
+  )
+  return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip)
+
+
+def game_names() -> list[str]:
+  """Returns the names of all playable games in snake_case, sorted."""
+  return sorted(_ids())
+
+
+def _make_preprocessed(
+  game: str,
+  *,
+  full_action_space: bool,
+  max_num_noops: int,
+  frame_skip: int,
+  max_raw_frames: int,
+  frame_size: int,
+  repeat_action_probability: float,
+) -> gymnasium.Env:
+  """Makes the Gymnasium environment under `make_atari`."""
+  if not 0 < frame_skip <= max_raw_frames:
+    raise ValueError(
+      f'max_raw_frames={max_raw_frames} must hold at least one step of '
+      f'frame_skip={frame_skip} frames'
+    )
+  # Before the first emulator exists, or it prints a banner.
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  env = gymnasium.make(
+    _ids()[_find(game)],
+    # AtariPreprocessing reads the screen from the emulator itself: RAM is the
+    # cheapest thing to return, and ignore, at every raw frame.
+    obs_type='ram',
+    frameskip=1,
+    repeat_action_probability=repeat_action_probability,
+    full_action_space=full_action_space,
+    # The emulator would cut a step in the middle and leave the previous frame as
+    # the observation to bootstrap from; TimeLimit below ends whole steps.
+    max_num_frames_per_episode=0,
+    disable_env_checker=True,
+  )
+  # AtariPreprocessing takes the size of the screen from here.
+  env.observation_space = gymnasium.spaces.Box(
+    0, 255, env.get_wrapper_attr('ale').getScreenDims(), np.uint8
+  )
+  env = wrappers.AtariPreprocessing(
+    env,
+    noop_max=max_num_noops,
+    frame_skip=frame_skip,
+    screen_size=frame_size,
+    grayscale_newaxis=True,
+  )
+  return wrappers.TimeLimit(env, max_raw_frames // frame_skip)
+
+
+def _ids() -> dict[str, str]:
+  """Maps names of games in snake_case to Gymnasium ids."""
+  return {
+    spec.kwargs['game']: env_id
+    for env_id, spec in gymnasium.registry.items()
+    if spec.namespace == 'ALE' and spec.version == 5
+  }
+
+
+def _find(game: str) -> str:
+  """Returns the name in snake_case of a game that may be written in other ways.
+
+  Raises:
+    ValueError: there is no such game.
+  """
+  games = {_letters(name): name for name in _ids()}
+  letters = _letters(game.removeprefix('ALE/').removesuffix('-v5'))
+  if letters in games:
+    return games[letters]
+  nearest = [games[name] for name in difflib.get_close_matches(letters, games)]
+  hint = f'did you mean {", ".join(nearest)}? ' if nearest else ''
+  raise ValueError(
+    f'unknown Atari game {game!r}: {hint}{__name__}.game_names() has all'
+  )
+
+
+def _letters(name: str) -> str:
+  return name.lower().replace('_', '')

@@ -1,0 +1,265 @@
+"""From flags to a checked experiment: config, environment and workdir.
+
+Whatever a user can get wrong ends here, in one line and before any process starts.
+"""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from typing import Any, Callable, Dict, Mapping, NoReturn, Optional, Sequence
+
+from absl import app
+from absl import flags
+import acme
+from acme import specs
+import dm_env
+from ml_collections import config_dict
+from ml_collections import config_flags
+import psutil
+
+from r2d2_acme import builder, checkpointing, config as config_lib, environments, replay
+from r2d2_acme.config import R2D2Config
+
+# These change the machine's use, not the experiment: a resumed run may change them.
+_FREE_FIELDS = ('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period')
+_PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
+_GIB = 1 << 30
+
+_GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
+_ENV = flags.DEFINE_string('env', None, 'A Gymnasium id instead, such as CartPole-v1.')
+_PRESET = flags.DEFINE_enum(
+  'preset', 'laptop', sorted(config_lib.PRESETS), 'Where the config starts from.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Logs and checkpoints; used again, it resumes. [runs/<game>]'
+)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, "Resume from this one of the workdir's, setting later ones aside."
+)
+_NUM_ACTORS = flags.DEFINE_integer('num_actors', None, 'As --config.num_actors.')
+_ENVS_PER_ACTOR = flags.DEFINE_integer(
+  'envs_per_actor', None, 'As --config.envs_per_actor.'
+)
+_SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
+
+flags.DEFINE_integer('max_actor_steps', None, 'Stop after so many environment steps.')
+flags.DEFINE_integer('max_learner_steps', None, 'Stop after so many learner steps.')
+
+
+class BadInput(ValueError):
+  """What the user gave cannot work; one line that names the cure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """What `launch/` hands on to the agent.
+
+  Attributes:
+    config: the hyperparameters.
+    environment_factory: an environment from a seed.
+    environment_spec: of those environments.
+    workdir: absolute, exists, and holds this experiment's `config.json`.
+  """
+
+  config: R2D2Config
+  environment_factory: Callable[[int], dm_env.Environment]
+  environment_spec: specs.EnvironmentSpec
+  workdir: str
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+  """Parses the flags and runs a program's main; the process ends with its code.
+
+  Bad input is one line on stderr and exit code 2.
+  """
+
+  def parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+      # Not when this module is imported, since it reads the arguments at once.
+      config_flags.DEFINE_config_dict(
+        'config',
+        config_dict.ConfigDict(dataclasses.asdict(config_lib.laptop())),
+        'Any field of R2D2Config, as --config.<field>=; shown are those of laptop.',
+      )
+      return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+      _exit_with(error)
+
+  def checked(_) -> NoReturn:
+    try:
+      code = main()
+    except (BadInput, checkpointing.CheckpointError) as error:
+      _exit_with(error)
+    sys.exit(code)
+
+  app.run(checked, flags_parser=parse)
+
+
+def _exit_with(error: Exception) -> NoReturn:
+  print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+  sys.exit(2)
+
+
+def from_flags(**fixed: Any) -> Experiment:
+  """The experiment that the flags describe; `fixed` config fields overrule them.
+
+  In a workdir with a `config.json` the experiment described there goes on, and
+  flags that say otherwise are refused.
+
+  Raises:
+    BadInput: the flags cannot work, alone, together or on this machine.
+    CheckpointError: the checkpoint to resume from is corrupt.
+  """
+  if _GAME.value and _ENV.value:
+    raise BadInput('give --game or --env, not both')
+  workdir = os.path.abspath(_WORKDIR.value or os.path.join('runs', _default_name()))
+  stored = _read_stored(workdir)
+  environment = _environment_from_flags(stored, workdir)
+  config = _config_from_flags(stored, workdir, fixed)
+  make_environment = functools.partial(
+    _make_environment, full_action_space=config.full_action_space, **environment
+  )
+  try:
+    instance = make_environment(builder.environment_seed(config, 0))
+  except ValueError as error:
+    raise BadInput(str(error)) from error
+  environment_spec = acme.make_environment_spec(instance)
+  instance.close()
+  _check_memory(config, environment_spec)
+  _write_stored(workdir, config, environment)
+  if _CHECKPOINT.value:
+    checkpointing.go_back(workdir, _CHECKPOINT.value)
+  return Experiment(config, make_environment, environment_spec, workdir)
+
+
+def _make_environment(
+  seed: int,
+  *,
+  game: Optional[str] = None,
+  env: Optional[str] = None,
+  full_action_space: bool,
+) -> dm_env.Environment:
+  if env is not None:
+    return environments.make_gymnasium(env, seed=seed)
+  return environments.make_atari(game, seed=seed, full_action_space=full_action_space)
+
+
+def _default_name() -> str:
+  return (_ENV.value or _GAME.value or 'pong').replace('/', '_')
+
+
+def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> Dict[str, str]:
+  if _ENV.value:
+    given = {'env': _ENV.value}
+  elif _GAME.value:
+    given = {'game': _GAME.value}
+  else:
+    return stored.get('environment', {'game': 'pong'})
+  before = stored.get('environment', given)
+  if given != before:
+    (kind, name), (old_kind, old_name) = *given.items(), *before.items()
+    raise BadInput(
+      f'{workdir} is a run of --{old_kind}={old_name}, not --{kind}={name}: give '
+      'another --workdir, or leave the flag out to resume'
+    )
+  return given
+
+
+def _config_from_flags(
+  stored: Mapping[str, Any], workdir: str, fixed: Mapping[str, Any]
+) -> R2D2Config:
+  given = dict(config_flags.get_override_values(flags.FLAGS['config']))
+  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
+    if flag.value is not None:
+      given[flag.name] = flag.value
+  given.update(fixed)
+  base = stored.get('config')
+  try:
+    if base is None or flags.FLAGS['preset'].present:
+      config = dataclasses.replace(config_lib.PRESETS[_PRESET.value](), **given)
+    else:
+      config = dataclasses.replace(R2D2Config(**base), **given)
+    before = R2D2Config(**base) if base is not None else config
+  except (TypeError, ValueError) as error:
+    raise BadInput(str(error)) from error
+  for field in dataclasses.fields(R2D2Config):
+    old, new = getattr(before, field.name), getattr(config, field.name)
+    if old != new and field.name not in _FREE_FIELDS:
+      raise BadInput(
+        f'{workdir} was started with {field.name}={old}, not {new}: give another '
+        '--workdir, or leave the flag out to resume'
+      )
+  return config
+
+
+def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
+  replay_bytes = replay.estimate_bytes(config, environment_spec)
+  # Replay, counter, learner and evaluator besides the actors.
+  num_processes = config.num_actors + 4
+  processes_bytes = num_processes * _PROCESS_BYTES
+  available = psutil.virtual_memory().total
+  if replay_bytes + processes_bytes > available:
+    raise BadInput(
+      f'needs about {(replay_bytes + processes_bytes) / _GIB:.1f} GiB of memory '
+      f'({replay_bytes / _GIB:.1f} GiB for max_replay_size={config.max_replay_size} '
+      f'windows, {processes_bytes / _GIB:.1f} GiB for {num_processes} processes), '
+      f'but there are {available / _GIB:.1f} GiB: lower --config.max_replay_size or '
+      '--num_actors'
+    )
+
+
+def _read_stored(workdir: str) -> Mapping[str, Any]:
+  path = os.path.join(workdir, 'config.json')
+  if not os.path.exists(path):
+    return {}
+  try:
+    with open(path) as file:
+      stored = json.load(file)
+    R2D2Config(**stored['config'])
+    return {'config': stored['config'], 'environment': dict(stored['environment'])}
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise BadInput(
+      f'{path} is not a config of this version ({error!r}): give another --workdir'
+    ) from error
+
+
+def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, str]):
+  description = {
+    'environment': environment,
+    'config': dataclasses.asdict(config),
+    'seed': config.seed,
+    'command': sys.argv,
+    'revision': _revision(),
+    'versions': {
+      distribution.metadata['Name']: distribution.version
+      for distribution in importlib.metadata.distributions()
+    },
+  }
+  path = os.path.join(workdir, 'config.json')
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    with open(f'{path}.new', 'w') as file:
+      json.dump(description, file, indent=2)
+    os.replace(f'{path}.new', path)
+  except OSError as error:
+    raise BadInput(
+      f'cannot write in {workdir} ({error.strerror}): give another --workdir'
+    ) from error
+
+
+def _revision() -> str:
+  """The checkout's commit, with `+` if files differ; else 'unknown'."""
+  directory = os.path.dirname(os.path.abspath(__file__))
+  try:
+    return subprocess.run(
+      ['git', '-C', directory, 'describe', '--always', '--abbrev=40', '--dirty=+'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'

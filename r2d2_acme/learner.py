@@ -1,0 +1,216 @@
+"""`R2D2Learner`: burn-in, unroll, rescaled n-step double-Q loss, Adam, priorities."""
+
+import threading
+import time
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+import acme
+from acme.tf import savers
+from acme.utils import counting
+from acme.utils import loggers
+import numpy as np
+import reverb
+import sonnet as snt
+import tensorflow as tf
+import tree
+import trfl
+
+from r2d2_acme import losses, replay
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.networks import R2D2Network
+from r2d2_acme.types import Batch
+
+_LOG_PERIOD = 5.0  # seconds between rows
+_SERVER_INFO_TIMEOUT = 1  # seconds; a row goes without rather than waits longer
+
+
+class R2D2Learner(acme.Learner, savers.TFSaveable):
+  """Kapturowski et al. 2019, section 2.3, on `Batch`es from replay.
+
+  One thread calls `step`; `get_variables` and `locked` serve others, and never see
+  a half-done update.
+  """
+
+  def __init__(
+    self,
+    network: R2D2Network,
+    target_network: R2D2Network,
+    iterator: Iterator[Batch],
+    config: R2D2Config,
+    *,
+    replay_client: Optional[reverb.Client] = None,
+    counter: Optional[counting.Counter] = None,
+    logger: Optional[loggers.Logger] = None,
+  ):
+    """Both networks have their variables; the target's start as the online ones."""
+    self._network = network
+    self._target_network = target_network
+    self._iterator = iterator
+    self._config = config
+    self._counter = counter or counting.Counter()
+    self._logger = logger
+    self._replay_client = replay_client
+    self._priorities = (
+      replay.PriorityUpdater(replay_client) if replay_client is not None else None
+    )
+    self._optimizer = snt.optimizers.Adam(
+      learning_rate=config.learning_rate, epsilon=config.adam_epsilon
+    )
+    # An integer: a float32 would stop counting at 2^24.
+    self._num_steps = tf.Variable(0, dtype=tf.int64, name='num_steps', trainable=False)
+    # Created now, so that a checkpoint restores them before the first step.
+    self._optimizer._initialize(network.trainable_variables)
+    self._copy_to_target()
+    self._lock = threading.Lock()
+    self._last_row_time = 0.0
+    self._last_row_steps: Optional[int] = None
+
+  @property
+  def state(self) -> Mapping[str, savers.Checkpointable]:
+    return {
+      'network': self._network,
+      'target_network': self._target_network,
+      'optimizer': self._optimizer,
+      'num_steps': self._num_steps,
+    }
+
+  @property
+  def locked(self) -> threading.Lock:
+    """Held while the state is read or written as a whole."""
+    return self._lock
+
+  @property
+  def num_steps(self) -> int:
+    return int(self._num_steps.numpy())
+
+  def get_variables(self, names: List[str]) -> List[List[np.ndarray]]:
+    """The online network's variables and `num_steps`, whatever the names."""
+    with self._lock:
+      variables = tree.map_structure(lambda v: v.numpy(), self.variables)
+    return [variables for _ in names]
+
+  @property
+  def variables(self) -> List[tf.Variable]:
+    """What actors fetch: the network's variables, then their age."""
+    return [*self._network.variables, self._num_steps]
+
+  def step(self):
+    """Waits for a batch, learns from it, and sends the new priorities on."""
+    batch = next(self._iterator)  # without the lock: it may wait for ever
+    with self._lock:
+      priorities, metrics = self._update(batch)
+    if self._priorities is not None:
+      self._priorities.update(batch.keys.numpy(), priorities.numpy())
+    counts = self._counter.increment(steps=1)
+    if time.time() - self._last_row_time >= _LOG_PERIOD:
+      self._write_row(metrics, counts)
+
+  @tf.function
+  def _update(self, batch: Batch):
+    """One learner step; returns priorities [B] and a dict of scalars."""
+    config = self._config
+    burn_in = config.burn_in_length
+    context = tree.map_structure(lambda x: x[:burn_in], batch.observations)
+    trace = tree.map_structure(lambda x: x[burn_in:], batch.observations)
+    core_state = self._initial_state(batch)
+    # After a padded step the state is the initial one, so that an episode's first
+    # window starts from exactly that.
+    keep = batch.mask[:burn_in]  # [burn-in, B]
+    # Each network burns in with its own parameters.
+    online_state = core_state
+    target_state = core_state
+    if burn_in:
+      online_state = self._network.burn_in(context, core_state, keep)
+      target_state = self._target_network.burn_in(context, core_state, keep)
+    target_q, _ = self._target_network.unroll(trace, target_state)
+
+    mask = batch.mask[burn_in + 1 :]  # [T, B]: a transition is real if its end is
+    weights = losses.importance_weights(
+      tf.cast(batch.probabilities, tf.float32),
+      batch.table_size,
+      config.importance_sampling_exponent,
+    )
+    with tf.GradientTape() as tape:
+      q, _ = self._network.unroll(trace, online_state)  # [T + 1, B, A]
+      td_errors = losses.window_td_errors(
+        q,
+        target_q,
+        actions=batch.observations.action[burn_in + 1 :],
+        rewards=batch.observations.reward[burn_in + 1 :],
+        discounts=batch.discount[burn_in + 1 :],
+        mask=mask,
+        gamma=config.discount,
+        n_step=config.n_step,
+        epsilon=config.value_rescaling_epsilon,
+      )
+      loss = losses.r2d2_loss(td_errors, mask, weights)
+    variables = self._network.trainable_variables
+    gradients = tape.gradient(loss, variables)
+    gradients, gradient_norm = tf.clip_by_global_norm(
+      gradients, config.max_gradient_norm
+    )
+    self._optimizer.apply(gradients, variables)
+    self._num_steps.assign_add(1)
+    if_due = tf.equal(self._num_steps % config.target_update_period, 0)
+    tf.cond(if_due, self._copy_to_target, tf.no_op)
+
+    priorities = losses.sequence_priorities(td_errors, mask, config.priority_eta)
+    abs_td = tf.abs(td_errors) * mask
+    num_real = tf.reduce_sum(mask)
+    real_rows = batch.mask[burn_in:]  # [T + 1, B]
+    max_q = tf.reduce_max(q, axis=-1)
+    metrics = {
+      'loss': loss,
+      'gradient_norm': gradient_norm,
+      'mean_abs_td': tf.reduce_sum(abs_td) / num_real,
+      'max_abs_td': tf.reduce_max(abs_td),
+      'mean_priority': tf.reduce_mean(priorities),
+      # Of the greedy actions, in rescaled units.
+      'mean_q': tf.reduce_sum(max_q * real_rows) / tf.reduce_sum(real_rows),
+      'max_q': tf.reduce_max(tf.where(real_rows > 0, max_q, tf.float32.min)),
+      # Learner steps since the parameters that acted.
+      'parameter_age': tf.reduce_mean(
+        tf.cast(self._num_steps - batch.learner_steps, tf.float32)
+      ),
+      'replay_size': batch.table_size[-1],
+    }
+    return priorities, metrics
+
+  def _initial_state(self, batch: Batch):
+    if self._config.state_strategy == 'zero':
+      return tree.map_structure(lambda x: tf.zeros_like(x[:, 0]), batch.core_state)
+    return tree.map_structure(lambda x: x[:, 0], batch.core_state)
+
+  def _copy_to_target(self):
+    return trfl.update_target_variables(
+      self._target_network.variables, self._network.variables
+    )
+
+  def _write_row(self, metrics: Mapping[str, tf.Tensor], counts: Mapping[str, Any]):
+    now = time.time()
+    steps = self.num_steps
+    steps_per_second = 0.0
+    if self._last_row_steps is not None:
+      steps_per_second = (steps - self._last_row_steps) / (now - self._last_row_time)
+    self._last_row_time, self._last_row_steps = now, steps
+    if self._logger is not None:
+      self._logger.write(
+        {
+          **{name: value.numpy() for name, value in metrics.items()},
+          **self._replay_ratio(),
+          'steps_per_second': steps_per_second,
+          **counts,
+        }
+      )
+
+  def _replay_ratio(self) -> Dict[str, float]:
+    """Sampled over inserted windows, as the server counts them."""
+    if self._replay_client is None:
+      return {}
+    try:
+      table = self._replay_client.server_info(_SERVER_INFO_TIMEOUT)[replay.TABLE]
+    except (reverb.errors.ReverbError, RuntimeError):
+      return {'sampled_to_inserted': float('nan')}
+    limiter = table.rate_limiter_info
+    inserted = max(limiter.insert_stats.completed, 1)
+    return {'sampled_to_inserted': limiter.sample_stats.completed / inserted}

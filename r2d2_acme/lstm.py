@@ -1,0 +1,172 @@
+"""An LSTM core with one set of weights and two paths: a step, and a fast unroll.
+
+The step is `snt.LSTM`. The unroll computes the same, but where autodiff of a loop
+over steps multiplies by the input weights, and adds up weight gradients as large as
+the weights, at every step, it does each as one matrix product over [T x B]. Only
+`h_{t-1} W_h` and its transpose stay in the loops, forward and backward.
+"""
+
+import sonnet as snt
+import tensorflow as tf
+
+
+class LSTM(snt.LSTM):
+  """`snt.LSTM` (its weights, initialisers and step) with `unroll`.
+
+  The state is `snt.LSTMState(hidden=[B, H], cell=[B, H])`, initially zero.
+  """
+
+  def __init__(
+    self, hidden_size: int, *, dtype: tf.DType = tf.float32, name: str | None = None
+  ):
+    # Of snt.LSTM's options `unroll` knows the size and the dtype.
+    super().__init__(hidden_size, dtype=dtype, name=name)
+
+  def unroll(
+    self,
+    inputs: tf.Tensor,
+    state: snt.LSTMState,
+    keep: tf.Tensor | None = None,
+  ) -> tuple[tf.Tensor, snt.LSTMState]:
+    """Runs the core over a sequence; equals T calls of the core.
+
+    First-order gradients only, and none with respect to `keep`.
+
+    Args:
+      inputs: float [T, B, D].
+      state: before the first step.
+      keep: float [T, B] or None (all ones); the state is multiplied by keep[t]
+        after step t, so that 0 restores the initial state: padding in front of an
+        episode's first step leaves no trace.
+
+    Returns:
+      The outputs [T, B, H], not multiplied by `keep`, and the state after the last
+      step, multiplied by keep[T - 1].
+    """
+    self._initialize(snt.merge_leading_dims(inputs, 2))
+    gates = tf.tensordot(inputs, self.input_to_hidden, 1) + self.b  # [T, B, 4H]
+    if keep is None:
+      keep = tf.ones(tf.shape(inputs)[:2], inputs.dtype)
+    # The weights go in as a tensor: a custom gradient cannot see variables.
+    w_h = tf.convert_to_tensor(self.hidden_to_hidden)
+    outputs, hidden, cell = _recurrence(
+      gates, state.hidden, state.cell, w_h, keep[..., tf.newaxis]
+    )
+    outputs.set_shape(inputs.shape[:2].concatenate(outputs.shape[2:]))
+    hidden.set_shape(outputs.shape[1:])
+    cell.set_shape(outputs.shape[1:])
+    return outputs, snt.LSTMState(hidden=hidden, cell=cell)
+
+
+@tf.custom_gradient
+def _recurrence(
+  gates: tf.Tensor,
+  initial_hidden: tf.Tensor,
+  initial_cell: tf.Tensor,
+  w_h: tf.Tensor,
+  keep: tf.Tensor,
+):
+  """The part of an LSTM that must go step by step.
+
+  With k_t = keep[t], and i, f, g, o the input, forget, update and output gates:
+
+    i, f, g, o = split(gates_t + h_{t-1} W_h), through sigmoid, sigmoid, tanh, sigmoid
+    c'_t = f c_{t-1} + i g,   c_t = k_t c'_t
+    h'_t = o tanh(c'_t),      h_t = k_t h'_t
+
+  Args:
+    gates: [T, B, 4H], the inputs' share of the pre-activations, with the bias.
+    initial_hidden: [B, H], h_{-1}.
+    initial_cell: [B, H], c_{-1}.
+    w_h: [H, 4H].
+    keep: [T, B, 1].
+
+  Returns:
+    h'_t [T, B, H], h_{T-1} [B, H], c_{T-1} [B, H]; and, for autodiff, the function
+    from their gradients to those of the arguments.
+  """
+  num_steps = tf.shape(gates)[0]
+  hidden_size = w_h.shape[0]
+
+  def forward_step(t, hidden, cell, *rows):
+    i, f, g, o = tf.split(gates[t] + tf.matmul(hidden, w_h), 4, axis=-1)  # [B, H]
+    i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
+    cell = f * cell + i * g
+    hidden = o * tf.tanh(cell)
+    saved = (hidden, cell, i, f, g, o)
+    rows = [array.write(t, x) for array, x in zip(rows, saved, strict=True)]
+    return t + 1, hidden * keep[t], cell * keep[t], *rows
+
+  row_shape = [gates.shape[1], hidden_size]
+  arrays = [
+    tf.TensorArray(gates.dtype, num_steps, element_shape=row_shape) for _ in range(6)
+  ]
+  # Static shapes may know B in one place and not in another: leave it open.
+  state_shape = tf.TensorShape([None, hidden_size])
+  _, final_hidden, final_cell, *arrays = tf.while_loop(
+    lambda t, *_: t < num_steps,
+    forward_step,
+    (0, initial_hidden, initial_cell, *arrays),
+    shape_invariants=(
+      tf.TensorShape([]),
+      state_shape,
+      state_shape,
+      *[tf.TensorShape(None)] * 6,
+    ),
+  )
+  hidden, cell, i, f, g, o = [array.stack() for array in arrays]  # [T, B, H]
+
+  def gradient(d_outputs, d_final_hidden, d_final_cell):
+    """Backpropagation through time; `d_x` is the loss's gradient with respect to x."""
+    previous_hidden = _shift(hidden * keep, initial_hidden)  # [T, B, H]
+    previous_cell = _shift(cell * keep, initial_cell)  # [T, B, H]
+    tanh_cell = tf.tanh(cell)
+    # What needs no recurrence: dh'/dc', and the derivatives of c' (of h' for the output
+    # gate) with respect to the four pre-activations.
+    d_hidden_d_cell = o * (1 - tanh_cell**2)  # [T, B, H]
+    slopes = tf.stack(
+      [
+        g * i * (1 - i),
+        previous_cell * f * (1 - f),
+        i * (1 - g**2),
+        tanh_cell * o * (1 - o),
+      ],
+      axis=2,
+    )  # [T, B, 4, H]
+    w_h_transposed = tf.transpose(w_h)  # [4H, H]
+
+    def backward_step(t, d_hidden, d_cell, rows):
+      # In: with respect to h_t and c_t. Out: h_{t-1} and c_{t-1}.
+      d_hidden = d_hidden * keep[t] + d_outputs[t]
+      d_cell = d_cell * keep[t] + d_hidden * d_hidden_d_cell[t]
+      d_gates = tf.stack([d_cell, d_cell, d_cell, d_hidden], axis=1) * slopes[t]
+      d_gates = tf.reshape(d_gates, [-1, 4 * hidden_size])  # [B, 4H]
+      rows = rows.write(t, d_gates)
+      return t - 1, tf.matmul(d_gates, w_h_transposed), d_cell * f[t], rows
+
+    array = tf.TensorArray(gates.dtype, num_steps, element_shape=gates.shape[1:])
+    _, d_initial_hidden, d_initial_cell, array = tf.while_loop(
+      lambda t, *_: t >= 0,
+      backward_step,
+      (num_steps - 1, d_final_hidden, d_final_cell, array),
+      shape_invariants=(
+        tf.TensorShape([]),
+        state_shape,
+        state_shape,
+        tf.TensorShape(None),
+      ),
+    )
+    d_gates = array.stack()  # [T, B, 4H]
+    d_w_h = tf.matmul(
+      tf.reshape(previous_hidden, [-1, hidden_size]),  # [T x B, H]
+      tf.reshape(d_gates, [-1, 4 * hidden_size]),
+      transpose_a=True,
+    )
+    return d_gates, d_initial_hidden, d_initial_cell, d_w_h, None
+
+  return (hidden, final_hidden, final_cell), gradient
+
+
+def _shift(x: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+  """Moves rows [T, B, H] one step later, behind `first` [B, H]."""
+  return tf.concat([first[tf.newaxis], x[:-1]], axis=0)

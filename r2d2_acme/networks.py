@@ -1,0 +1,219 @@
+"""The recurrent Q-network: torso, LSTM, duelling head.
+
+Kapturowski et al. 2019, section 2.3: the convolutions of Mnih et al. 2015, an LSTM
+that also sees the previous action and reward, and the duelling head of Wang et al.
+2016.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+import tree
+from acme import specs
+from acme.tf import utils as tf_utils
+
+from r2d2_acme import lstm, types
+from r2d2_acme.config import R2D2Config
+
+_MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
+
+
+class AtariTorso(snt.Module):
+  """Three convolutions (Mnih et al. 2015) and a linear layer, ReLU after each."""
+
+  def __init__(self, channels: Sequence[int], size: int, name: str | None = None):
+    """Args: the three convolutions' widths; the number of features."""
+    super().__init__(name=name)
+    first, second, third = channels
+    self._network = snt.Sequential(
+      [
+        snt.Conv2D(first, 8, stride=4, padding='VALID', name='conv_1'),
+        tf.nn.relu,
+        snt.Conv2D(second, 4, stride=2, padding='VALID', name='conv_2'),
+        tf.nn.relu,
+        snt.Conv2D(third, 3, stride=1, padding='VALID', name='conv_3'),
+        tf.nn.relu,
+        snt.Flatten(),
+        snt.Linear(size),
+        tf.nn.relu,
+      ]
+    )
+
+  def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    """uint8 (divided by 255) or float (as it is) [N, H, W, C] to float32 [N, size].
+
+    Raises:
+      ValueError: images are too small, or of another dtype.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < _MIN_IMAGE_SIZE:
+      raise ValueError(
+        f'images of {height}x{width} pixels are too small for the convolutions: resize '
+        f"the environment's to at least {_MIN_IMAGE_SIZE}x{_MIN_IMAGE_SIZE}"
+      )
+    if not (images.dtype == tf.uint8 or images.dtype.is_floating):
+      raise ValueError(f'images must be uint8 or float, not {images.dtype.name}')
+    scale = 255.0 if images.dtype == tf.uint8 else 1.0
+    return self._network(tf.cast(images, tf.float32) / scale)
+
+
+class MLPTorso(snt.Module):
+  """A linear layer and a ReLU, for vectors; the depth is in the LSTM and the head."""
+
+  def __init__(self, size: int, name: str | None = None):
+    super().__init__(name=name)
+    self._linear = snt.Linear(size)
+
+  def __call__(self, vectors: tf.Tensor) -> tf.Tensor:
+    """Numbers [N, D] to float32 [N, size]."""
+    return tf.nn.relu(self._linear(tf.cast(vectors, tf.float32)))
+
+
+class DuellingHead(snt.Module):
+  """Q(s, a) = V(s) + A(s, a) - mean_a A(s, a) (Wang et al. 2016, equation 9).
+
+  V and A have one hidden layer each.
+  """
+
+  def __init__(self, num_actions: int, hidden_size: int, name: str | None = None):
+    super().__init__(name=name)
+    self._value = snt.nets.MLP([hidden_size, 1], name='value')
+    self._advantage = snt.nets.MLP([hidden_size, num_actions], name='advantage')
+
+  def __call__(self, features: tf.Tensor) -> tf.Tensor:
+    """float32 [N, D] to Q-values [N, A]."""
+    advantage = self._advantage(features)  # [N, A]
+    mean = tf.reduce_mean(advantage, axis=-1, keepdims=True)  # [N, 1]
+    return self._value(features) + advantage - mean
+
+
+class R2D2Network(snt.RNNCore):
+  """Q-values from observations, previous actions, previous rewards and a state.
+
+  `__call__` acts, `unroll` and `burn_in` learn: the same function of the same weights.
+  """
+
+  def __init__(
+    self,
+    num_actions: int,
+    torso: snt.Module,
+    core_size: int,
+    head_size: int,
+    name: str = 'r2d2_network',
+  ):
+    """Constructs the network.
+
+    Args:
+      num_actions: A.
+      torso: from observations [N, ...] to float32 [N, D].
+      core_size: LSTM units.
+      head_size: hidden units of each stream of the duelling head.
+      name: of the module.
+    """
+    super().__init__(name=name)
+    self._num_actions = num_actions
+    self._torso = torso
+    self._core = lstm.LSTM(core_size)
+    self._head = DuellingHead(num_actions, head_size)
+
+  def __call__(
+    self, observation: types.Observation, core_state: snt.LSTMState
+  ) -> tuple[tf.Tensor, snt.LSTMState]:
+    """One step: leading axis [B] to Q-values, float32 [B, A], and the next state."""
+    output, next_state = self._core(self.features(observation), core_state)
+    return self._head(output), next_state
+
+  def unroll(
+    self,
+    observations: types.Observation,
+    core_state: snt.LSTMState,
+    keep: tf.Tensor | None = None,
+  ) -> tuple[tf.Tensor, snt.LSTMState]:
+    """A sequence: equals T calls, with torso and head applied once to [T x B].
+
+    Args:
+      observations: leading axes [T, B].
+      core_state: before the first step.
+      keep: float32 [T, B] or None; 0 restores the initial state after that step (see
+        `lstm.LSTM.unroll`).
+
+    Returns:
+      Q-values, float32 [T, B, A], and the state after the last step.
+    """
+    features = _batch_apply(self.features, observations)  # [T, B, D + A + 1]
+    outputs, final_state = self._core.unroll(features, core_state, keep)
+    return _batch_apply(self._head, outputs), final_state
+
+  def burn_in(
+    self,
+    observations: types.Observation,
+    core_state: snt.LSTMState,
+    keep: tf.Tensor | None = None,
+  ) -> snt.LSTMState:
+    """The state that `unroll` ends in, without the Q-values."""
+    features = _batch_apply(self.features, observations)  # [T, B, D + A + 1]
+    return self._core.unroll(features, core_state, keep)[1]
+
+  def features(self, observation: types.Observation) -> tf.Tensor:
+    """The LSTM's input, float32 [N, D + A + 1]: torso, previous action and reward.
+
+    The paper does not say how the reward enters. As in Acme it goes through tanh:
+    unclipped Atari rewards reach thousands and would saturate the gates.
+    """
+    action = tf.one_hot(observation.action, self._num_actions)  # [N, A]
+    reward = tf.tanh(observation.reward)[:, tf.newaxis]  # [N, 1]
+    return tf.concat([self._torso(observation.observation), action, reward], axis=-1)
+
+  def initial_state(self, batch_size: int) -> snt.LSTMState:
+    """Zeros, [B, H] each."""
+    return self._core.initial_state(batch_size)
+
+
+def make_network(
+  config: R2D2Config, environment_spec: specs.EnvironmentSpec
+) -> R2D2Network:
+  """Builds the network that fits an environment, variables included.
+
+  Initialisation is reproducible given `tf.random.set_seed`.
+
+  Args:
+    config: sizes, and the number of frames in an image's stack.
+    environment_spec: discrete actions; a single frame [H, W, C] or a vector [D].
+
+  Raises:
+    ValueError: no network here fits the environment.
+  """
+  observations, actions = environment_spec.observations, environment_spec.actions
+  if not isinstance(actions, specs.DiscreteArray):
+    raise ValueError(f'actions must be discrete (acme.specs.DiscreteArray): {actions}')
+  if len(observations.shape) == 3:
+    torso = AtariTorso(config.conv_channels, config.torso_size)
+    stack = config.frame_stack
+  elif len(observations.shape) == 1:
+    torso = MLPTorso(config.torso_size)
+    stack = 1
+  else:
+    raise ValueError(
+      'observations must be images [H, W, C] or vectors [D], not of shape '
+      f'{list(observations.shape)}: add a channel axis, or flatten'
+    )
+  network = R2D2Network(actions.num_values, torso, config.core_size, config.head_size)
+  *shape, channels = observations.shape
+  inputs = types.Observation(
+    observation=specs.Array([*shape, channels * stack], observations.dtype),
+    action=specs.Array([], np.int32),
+    reward=specs.Array([], np.float32),
+  )
+  tf_utils.create_variables(network, [inputs])
+  return network
+
+
+def _batch_apply(function: Callable[..., tf.Tensor], inputs):
+  """Applies to [T x B, ...] a function of [N, ...]: [T, B, ...] in and out.
+
+  `snt.BatchApply` does the same, but is a module: AutoGraph spends seconds on it.
+  """
+  merged = tree.map_structure(lambda x: snt.merge_leading_dims(x, 2), inputs)
+  return snt.split_leading_dim(function(merged), tree.flatten(inputs)[0], 2)

@@ -1,0 +1,268 @@
+"""The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
+
+import os
+import threading
+from typing import Callable, List, Mapping, Optional
+
+import acme
+from acme import specs
+from acme.utils import counting
+import dm_env
+import launchpad as lp
+from launchpad import context as lp_context
+import numpy as np
+import reverb
+
+from r2d2_acme import builder as builder_lib
+from r2d2_acme import checkpointing, loggers, runtime
+from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme.adder import Stopped
+from r2d2_acme.config import R2D2Config
+
+EnvironmentFactory = Callable[[int], dm_env.Environment]  # from a seed
+
+_POLL_PERIOD = 1.0  # seconds
+_JOIN_TIMEOUT = 2.0  # seconds, of the ten that Launchpad gives a node to stop
+
+
+def make_program(
+  config: R2D2Config,
+  environment_factory: EnvironmentFactory,
+  *,
+  workdir: Optional[str] = None,
+  name: str = 'r2d2',
+  evaluator: bool = True,
+  max_actor_steps: Optional[int] = None,
+  max_learner_steps: Optional[int] = None,
+  environment_spec: Optional[specs.EnvironmentSpec] = None,
+) -> lp.Program:
+  """Wires the nodes `replay`, `counter`, `learner`, `actor` x N and `evaluator`.
+
+  Args:
+    config: the hyperparameters; `num_actors` is N.
+    environment_factory: makes an environment from a seed; must pickle (`local_mp`).
+      Images are single frames: the agent stacks them.
+    workdir: for logs and checkpoints; a program started in it again resumes. Without
+      one nothing is kept.
+    evaluator: whether to run one.
+    max_actor_steps, max_learner_steps: the program stops at the first one reached.
+    environment_spec: by default that of an environment made for the purpose.
+
+  Raises:
+    CheckpointError: the workdir's newest checkpoint is corrupt.
+  """
+  if environment_spec is None:
+    environment = environment_factory(builder_lib.environment_seed(config, 0))
+    environment_spec = acme.make_environment_spec(environment)
+    environment.close()
+  builder = builder_lib.R2D2Builder(config, environment_spec)
+  counts = checkpointing.verify(workdir) if workdir is not None else {}
+
+  program = lp.Program(name)
+  with program.group('replay'):
+    replay = program.add_node(lp.ReverbNode(builder.make_tables))
+  with program.group('counter'):
+    limits = {'actor_steps': max_actor_steps, 'learner_steps': max_learner_steps}
+    counter = program.add_node(lp.CourierNode(_CounterNode, counts, limits))
+  with program.group('learner'):
+    learner = program.add_node(
+      lp.CourierNode(_LearnerNode, builder, config, replay, counter, counts, workdir)
+    )
+  with program.group('actor'):
+    for index in range(config.num_actors):
+      program.add_node(
+        lp.PyClassNode(
+          _ActorNode,
+          builder,
+          config,
+          index,
+          environment_factory,
+          replay,
+          learner,
+          counter,
+          workdir,
+        )
+      )
+  if evaluator:
+    with program.group('evaluator'):
+      program.add_node(
+        lp.PyClassNode(
+          _EvaluatorNode, builder, config, environment_factory, learner, counter, workdir
+        )
+      )
+  return program
+
+
+def _run_until_stopped(
+  work: Callable[[], None],
+  *,
+  on_poll: Callable[[], None] = lambda: None,
+  on_stop: Callable[[], None] = lambda: None,
+):
+  """Runs `work` in a thread until it, or the program, is done; then `on_stop`.
+
+  A thread that waits in C++ for a server that is gone cannot be interrupted. This
+  one need not be: the node's main thread answers the program's stop, and saves.
+
+  Raises:
+    Whatever `work` raises while the program runs.
+  """
+  failures: List[BaseException] = []
+
+  def target():
+    try:
+      work()
+    except Stopped:
+      pass
+    except BaseException as error:  # handed to the main thread
+      failures.append(error)
+
+  thread = threading.Thread(target=target, daemon=True)
+  thread.start()
+  stop = lp.stop_event()
+  while thread.is_alive() and not stop.wait(_POLL_PERIOD):
+    on_poll()
+  if failures and not stop.is_set():
+    raise failures[0]
+  on_stop()
+  thread.join(_JOIN_TIMEOUT)
+  launch_type = lp_context.get_context().launch_type
+  if thread.is_alive() and launch_type is lp.LaunchType.LOCAL_MULTI_PROCESSING:
+    runtime.exit_now(0)
+
+
+class _CounterNode(loggers.WallTimeCounter):
+  """The program's counter, which also stops it at a limit."""
+
+  def __init__(
+    self, counts: Mapping[str, float], limits: Mapping[str, Optional[int]]
+  ):
+    super().__init__(counts)
+    self._limits = {key: limit for key, limit in limits.items() if limit is not None}
+
+  def run(self):
+    while not lp.wait_for_stop(_POLL_PERIOD):
+      counts = self.get_counts()
+      for key, limit in self._limits.items():
+        if counts.get(key, 0) >= limit:
+          lp.stop()
+          lp.wait_for_stop()
+          return
+
+
+class _LearnerNode(acme.VariableSource):
+  """Learns, serves parameters, saves."""
+
+  def __init__(
+    self,
+    builder: builder_lib.R2D2Builder,
+    config: R2D2Config,
+    replay_client: reverb.Client,
+    counter: counting.Counter,
+    counts: Mapping[str, float],
+    workdir: Optional[str],
+  ):
+    runtime.limit_threads(os.cpu_count() or 1)
+    self._logger = loggers.make_logger(workdir, 'learner')
+    counter = counting.Counter(counter, prefix='learner')
+    self._learner = builder.make_learner(
+      iter(builder.make_dataset(replay_client.server_address)),
+      replay_client=replay_client,
+      counter=counter,
+      logger=self._logger,
+    )
+    self._checkpointer = None
+    if workdir is not None:
+      self._checkpointer = checkpointing.Checkpointer(
+        workdir, self._learner, counter, counts, config.checkpoint_period
+      )
+
+  def get_variables(self, names: List[str]) -> List[List[np.ndarray]]:
+    return self._learner.get_variables(names)
+
+  def run(self):
+    def save(force: bool = False):
+      if self._checkpointer is not None:
+        self._checkpointer.save(force)
+
+    def save_and_close():
+      save(force=True)
+      self._logger.close()
+
+    _run_until_stopped(self._learner.run, on_poll=save, on_stop=save_and_close)
+
+
+class _ActorNode:
+  """Acts in `envs_per_actor` environments and fills the replay."""
+
+  def __init__(
+    self,
+    builder: builder_lib.R2D2Builder,
+    config: R2D2Config,
+    index: int,
+    environment_factory: EnvironmentFactory,
+    replay_client: reverb.Client,
+    learner: acme.VariableSource,
+    counter: counting.Counter,
+    workdir: Optional[str],
+  ):
+    runtime.limit_threads(1)
+    self._stop = lp.stop_event()
+    self._logger = loggers.make_logger(workdir, 'actor', index)
+
+    def make_loop() -> VectorEnvironmentLoop:
+      fleet = range(index * config.envs_per_actor, (index + 1) * config.envs_per_actor)
+      return VectorEnvironmentLoop(
+        [environment_factory(builder_lib.environment_seed(config, i)) for i in fleet],
+        builder.make_actor(
+          index,
+          replay_client=replay_client,
+          variable_source=learner,
+          should_stop=self._stop.is_set,
+        ),
+        counting.Counter(counter, prefix='actor'),
+        self._logger,
+        should_stop=self._stop.is_set,
+      )
+
+    self._make_loop = make_loop
+
+  def run(self):
+    _run_until_stopped(lambda: self._make_loop().run(), on_stop=self._logger.close)
+
+
+class _EvaluatorNode:
+  """Plays episode after episode, each with parameters fresh from the learner."""
+
+  def __init__(
+    self,
+    builder: builder_lib.R2D2Builder,
+    config: R2D2Config,
+    environment_factory: EnvironmentFactory,
+    learner: acme.VariableSource,
+    counter: counting.Counter,
+    workdir: Optional[str],
+  ):
+    runtime.limit_threads(1)
+    self._stop = lp.stop_event()
+    self._logger = loggers.make_logger(workdir, 'evaluator')
+    self._period = config.evaluation_period
+
+    def evaluate():
+      actor = builder.make_evaluator()
+      loop = VectorEnvironmentLoop(
+        [environment_factory(builder_lib.evaluator_seed(config))],
+        actor,
+        counting.Counter(counter, prefix='evaluator'),
+        self._logger,
+        should_stop=self._stop.is_set,
+      )
+      while not self._stop.is_set():
+        actor.fetch(learner)
+        loop.run(num_episodes=1)
+        self._stop.wait(self._period)
+
+    self._evaluate = evaluate
+
+  def run(self):
+    _run_until_stopped(self._evaluate, on_stop=self._logger.close)

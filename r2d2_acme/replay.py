@@ -1,0 +1,196 @@
+"""The Reverb side of replay: table, signature, dataset, priority write-back."""
+
+import queue
+import threading
+from typing import Dict, Optional, Sequence as SequenceOf
+
+from acme import specs
+import numpy as np
+import reverb
+import sonnet as snt
+import tensorflow as tf
+import tree
+
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.types import Batch, Observation, Sequence, Step
+
+TABLE = 'windows'
+
+# Bytes of a stored frame over its raw bytes: the compression that busy Atari games
+# reach, rounded up. Other observations are counted raw.
+_IMAGE_COMPRESSION = 0.35
+
+
+def is_image(observation_spec: specs.Array) -> bool:
+  """Whether observations go through the convolutional torso and are stacked."""
+  return len(observation_spec.shape) == 3
+
+
+def num_stacked(config: R2D2Config, observation_spec: specs.Array) -> int:
+  """Frames that one network input is made of: `frame_stack` for images, else 1."""
+  return config.frame_stack if is_image(observation_spec) else 1
+
+
+def core_state_spec(config: R2D2Config) -> snt.LSTMState:
+  """Specs of one environment's recurrent state, without a batch axis."""
+  spec = specs.Array((config.core_size,), np.float32)
+  return snt.LSTMState(hidden=spec, cell=spec)
+
+
+def sequence_signature(config: R2D2Config, environment_spec) -> Sequence:
+  """`tf.TensorSpec`s of one replay item."""
+  rows = config.sequence_length + 1
+  frame = environment_spec.observations
+  frames = rows + num_stacked(config, frame) - 1
+
+  def column(length, shape, dtype, name):
+    return tf.TensorSpec((length, *shape), tf.as_dtype(dtype), name)
+
+  return Sequence(
+    steps=Step(
+      observation=column(frames, frame.shape, frame.dtype, 'observation'),
+      action=column(rows, (), np.int32, 'action'),
+      reward=column(rows, (), np.float32, 'reward'),
+      discount=column(rows, (), np.float32, 'discount'),
+      mask=column(rows, (), np.float32, 'mask'),
+    ),
+    core_state=tree.map_structure(
+      lambda spec: column(3, spec.shape, spec.dtype, 'core_state'),
+      core_state_spec(config),
+    ),
+    learner_steps=tf.TensorSpec((), tf.int64, 'learner_steps'),
+  )
+
+
+def make_tables(
+  config: R2D2Config,
+  environment_spec: specs.EnvironmentSpec,
+  rate_limiter: Optional[reverb.rate_limiters.RateLimiter] = None,
+) -> SequenceOf[reverb.Table]:
+  """The prioritized table of windows.
+
+  Its limiter, by default, holds sampled windows / inserted windows at
+  `samples_per_insert` from `min_replay_size` windows on.
+  """
+  if rate_limiter is None:
+    rate_limiter = reverb.rate_limiters.SampleToInsertRatio(
+      samples_per_insert=config.samples_per_insert,
+      min_size_to_sample=config.min_replay_size,
+      error_buffer=config.error_buffer,
+    )
+  table = reverb.Table(
+    name=TABLE,
+    sampler=reverb.selectors.Prioritized(config.priority_exponent),
+    remover=reverb.selectors.Fifo(),
+    max_size=config.max_replay_size,
+    rate_limiter=rate_limiter,
+    signature=sequence_signature(config, environment_spec),
+  )
+  return [table]
+
+
+def make_dataset(
+  config: R2D2Config,
+  environment_spec: specs.EnvironmentSpec,
+  server_address: str,
+  prefetch: int = 2,
+) -> tf.data.Dataset:
+  """Endless prioritized `Batch`es, with `prefetch` of them made ahead."""
+  signature = sequence_signature(config, environment_spec)
+  stack = num_stacked(config, environment_spec.observations)
+  dataset = reverb.TrajectoryDataset(
+    server_address=server_address,
+    table=TABLE,
+    dtypes=tree.map_structure(lambda spec: spec.dtype, signature),
+    shapes=tree.map_structure(lambda spec: spec.shape, signature),
+    max_in_flight_samples_per_worker=config.batch_size,
+  )
+  dataset = dataset.batch(config.batch_size, drop_remainder=True)
+  dataset = dataset.map(
+    lambda sample: _to_batch(sample, stack), num_parallel_calls=1, deterministic=True
+  )
+  return dataset.prefetch(prefetch)
+
+
+def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
+  steps: Step = tree.map_structure(_time_major, sample.data.steps)
+  return Batch(
+    observations=Observation(
+      observation=stack_frames(steps.observation, stack),
+      action=steps.action,
+      reward=steps.reward,
+    ),
+    discount=steps.discount,
+    mask=steps.mask,
+    core_state=sample.data.core_state,
+    learner_steps=sample.data.learner_steps,
+    keys=sample.info.key,
+    probabilities=sample.info.probability,
+    table_size=sample.info.table_size,
+  )
+
+
+def _time_major(x: tf.Tensor) -> tf.Tensor:
+  return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+
+
+def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
+  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
+  if stack == 1:
+    return frames
+  rows = frames.shape[0] - stack + 1
+  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
+
+
+class PriorityUpdater:
+  """Writes priorities back from a thread of its own: `update` never blocks.
+
+  Updates that wait together travel together; of two for one item the later counts.
+  """
+
+  def __init__(self, client: reverb.Client):
+    self._client = client
+    self._queue: queue.Queue = queue.Queue()
+    self._thread = threading.Thread(target=self._run, daemon=True, name='priorities')
+    self._thread.start()
+
+  def update(self, keys: np.ndarray, priorities: np.ndarray):
+    """Schedules priorities [B] for the items called keys [B]."""
+    self._queue.put((keys, priorities))
+
+  def wait(self):
+    """Blocks until all that was scheduled is written."""
+    self._queue.join()
+
+  def _run(self):
+    while True:
+      waiting = [self._queue.get()]
+      while not self._queue.empty():
+        waiting.append(self._queue.get())
+      updates: Dict[int, float] = {}
+      for keys, priorities in waiting:
+        updates.update(zip(keys.tolist(), priorities.tolist()))
+      try:
+        self._client.mutate_priorities(TABLE, updates=updates)
+      except RuntimeError:
+        pass  # the server is away: stale priorities are all that is lost
+      for _ in waiting:
+        self._queue.task_done()
+
+
+def estimate_bytes(config: R2D2Config, environment_spec) -> int:
+  """Bytes that a full table needs, from the raw sizes and typical compression.
+
+  Neighbouring windows share their frames, so that a window adds `sequence_period`
+  of them and about two recurrent states.
+  """
+  frame = environment_spec.observations
+  frame_bytes = int(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
+  if is_image(frame):
+    frame_bytes *= _IMAGE_COMPRESSION
+  scalar_bytes = 16
+  state_bytes = 2 * 4 * config.core_size
+  per_window = (
+    config.sequence_period * (frame_bytes + scalar_bytes) + 2 * state_bytes + 500
+  )
+  return int(config.max_replay_size * per_window)

@@ -1,0 +1,79 @@
+"""The small named tuples that travel between the parts."""
+
+from typing import NamedTuple
+
+from acme import types
+
+
+class Observation(NamedTuple):
+  """What the network sees at step t. Leading axes: none, [B] or [T, B].
+
+  Attributes:
+    observation: o_t, uint8 [..., H, W, C x frame_stack] or float32 [..., D].
+    action: int32 [...], a_{t-1}; 0 at an episode's first step.
+    reward: float32 [...], r_{t-1}, unclipped; 0 at an episode's first step.
+  """
+
+  observation: types.NestedArray
+  action: types.NestedArray
+  reward: types.NestedArray
+
+
+class Step(NamedTuple):
+  """One row of replay: an observation and the transition that led to it.
+
+  Attributes:
+    observation: o_t, a single frame: uint8 [H, W, C] or float32 [D].
+    action: int32 [], a_{t-1}.
+    reward: float32 [], r_{t-1}.
+    discount: float32 [], the environment's discount of that transition: 0 after a
+      termination, else 1.
+    mask: float32 [], 1 on a real observation, 0 on padding.
+  """
+
+  observation: types.NestedArray
+  action: types.NestedArray
+  reward: types.NestedArray
+  discount: types.NestedArray
+  mask: types.NestedArray
+
+
+class Sequence(NamedTuple):
+  """One replay item: L = burn-in + trace transitions between L + 1 rows.
+
+  Attributes:
+    steps: a `Step` of arrays [L + 1, ...]; its frames have `frame_stack - 1` more
+      leading rows, from which the dataset rebuilds the stacks.
+    core_state: the actor's recurrent state [3, ...] before the first row, the first
+      trained row and the last trained row. The first is the stored state, the other
+      two are what Delta-Q compares with.
+    learner_steps: int64 [], the age of the parameters that acted, in learner steps.
+  """
+
+  steps: Step
+  core_state: types.NestedArray
+  learner_steps: types.NestedArray
+
+
+class Batch(NamedTuple):
+  """B sequences, time-major, stacks rebuilt. R = burn-in + trace + 1 rows.
+
+  Attributes:
+    observations: `Observation` of [R, B, ...], row t the input of step t.
+    discount: float32 [R, B], the environment's discount of the transition into t.
+    mask: float32 [R, B], 1 on real rows.
+    core_state: [B, 3, ...], as in `Sequence`.
+    learner_steps: int64 [B], as in `Sequence`.
+    keys: uint64 [B], the items' names in the table.
+    probabilities: float64 [B], with which they were drawn.
+    table_size: int64 [B], windows in the table when they were drawn.
+  """
+
+  observations: Observation
+  discount: types.NestedArray
+  mask: types.NestedArray
+  core_state: types.NestedArray
+  learner_steps: types.NestedArray
+  keys: types.NestedArray
+  probabilities: types.NestedArray
+  table_size: types.NestedArray

@@ -1,0 +1,83 @@
+"""Installs r2d2_acme: exact pins, because this stack works in one combination only.
+
+DeepMind's wheels are compiled against each other and against CPython 3.10; a free
+resolve takes numpy 2 and protobuf 6 and dies at import. `requirements.txt` pins the
+transitive packages as well, and is what `make install` installs.
+"""
+
+import platform
+import sys
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+  'dm-acme==0.4.0',  # the last release on PyPI; asks for dm-launchpad 0.5.0
+  'dm-launchpad==0.5.0',  # its courier is compiled against TensorFlow 2.8
+  'dm-reverb==0.7.3',  # the release for TensorFlow 2.8; 0.8 is for 2.9
+  'tensorflow==2.8.4',  # 2.9 and later: undefined symbol at `import launchpad`
+  'tensorflow-probability==0.16.0',  # for TensorFlow 2.8; acme.tf.savers imports it
+  'keras==2.8.0',  # versions with TensorFlow
+  'tensorboard==2.8.0',  # versions with TensorFlow
+  'protobuf==3.19.6',  # TensorFlow 2.8's generated code breaks on 3.20 and later
+  'numpy==1.24.4',  # compiled in everywhere here; numpy 2 breaks TensorFlow 2.8
+  'dm-sonnet==2.0.2',  # networks
+  'trfl==1.2.0',  # acme's TensorFlow agents and losses import it
+  'dm-env==1.6',  # the environment interface acme speaks
+  'dm-tree==0.1.10',  # nested structures
+  'gymnasium==1.4.0',  # environments; with ale-py 0.12 one matching pair
+  'ale-py==0.12.1',  # Atari; carries the ROMs
+  'opencv-python-headless==4.10.0.84',  # frame resizing; 4.11 and later want numpy 2
+  'ml-collections==1.1.0',  # --config.x=y flags
+  'absl-py==2.5.1',  # flags, logging
+  'psutil==7.2.2',  # memory and process checks
+  'rich==15.0.0',  # tables on the terminal
+  'setuptools==80.8.0',  # tensorboard needs its pkg_resources, gone from 82
+]
+
+# jax stays out of the runtime: reverb imports it where it is installed, which makes
+# every worker process slower to start and larger.
+ACME_EXTRAS = [
+  'jax==0.4.13',  # acme.adders.reverb and acme.datasets import it
+  'jaxlib==0.4.13',  # versions with jax
+  'scipy==1.12.0',  # 1.13 breaks jax 0.4.13 at import
+  'gym==0.26.2',  # acme.wrappers and acme.tf.networks import it
+]
+
+TEST = ACME_EXTRAS + [
+  'rlax==0.1.7',  # reference values for the losses
+  'bsuite==0.3.6',  # reference environments
+  'pytest==9.2.0',
+  'pytest-timeout==2.4.0',  # a blocked Reverb call must not hang the run
+  'ruff==0.17.6',  # format and lint
+  'mypy==2.4.1',  # types
+]
+
+BENCH = ACME_EXTRAS + [
+  'matplotlib==3.10.9',  # figures
+]
+
+
+def require_supported_platform():
+  """Stops with one line where no wheels exist, before pip fails obscurely."""
+  found = '%s %s' % (platform.system(), platform.machine())
+  if found != 'Linux x86_64':
+    sys.exit('r2d2_acme needs Linux x86-64 (e.g. a container), this is %s.' % found)
+  if sys.version_info[:2] != (3, 10):
+    sys.exit(
+      'r2d2_acme needs CPython 3.10, this is %s; cure: `make install` finds one, '
+      'or says how to get it.' % platform.python_version()
+    )
+
+
+require_supported_platform()
+setup(
+  name='r2d2-acme',
+  version='0.1.0',
+  description='Distributed R2D2 on Acme, Reverb, Launchpad and Sonnet',
+  license='Apache-2.0',
+  python_requires='>=3.10,<3.11',
+  packages=find_packages(include=['r2d2_acme', 'r2d2_acme.*']),
+  package_data={'r2d2_acme': ['py.typed']},
+  install_requires=RUNTIME,
+  extras_require={'test': TEST, 'bench': BENCH},
+)
