@@ -1,6 +1,7 @@
 """`SequenceAdder`: from an episode's steps to prioritized windows in Reverb."""
 
 import collections
+import operator
 from typing import Callable, Deque, NamedTuple
 
 from acme import specs
@@ -178,8 +179,11 @@ class SequenceAdder:
       steps=steps._replace(
         observation=history['steps'].observation[-(num_rows + self._stack - 1) :]
       ),
-      core_state=tree.map_structure(
-        lambda column: column[boundaries], history['core_state']
+      # One by one: Reverb cannot read a list that names a row twice, as this one
+      # does without burn-in.
+      core_state=tuple(
+        tree.map_structure(operator.itemgetter(row), history['core_state'])
+        for row in boundaries
       ),
       learner_steps=history['learner_steps'][-1],
     )

@@ -74,6 +74,11 @@ class R2D2(acme.Actor, acme.VariableSource):
   def epsilons(self) -> Sequence[float]:
     return self._batched_actor.epsilons
 
+  @property
+  def num_windows(self) -> int:
+    """Windows written by this process."""
+    return self._batched_actor.num_windows
+
   def select_actions(
     self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
   ) -> np.ndarray:
@@ -92,7 +97,7 @@ class R2D2(acme.Actor, acme.VariableSource):
   def update(self, wait: bool = False):
     """Takes the learner steps that the windows written so far are due."""
     config = self._config
-    num_new = self._batched_actor.num_windows - config.min_replay_size
+    num_new = self.num_windows - config.min_replay_size
     num_due = int(num_new * config.samples_per_insert / config.batch_size)
     if num_new >= 0 and self._num_learned < num_due:
       self._batched_actor.flush()  # or the learner might wait for the first window

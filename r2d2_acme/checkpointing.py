@@ -7,12 +7,14 @@ resume from the same moment.
 import glob
 import os
 import pickle
+import tempfile
 from typing import Dict, List, Mapping
 
 from acme import core
 from acme.tf import savers
 from acme.utils import counting
 import tensorflow as tf
+from tensorflow.python.training import checkpoint_management
 
 from r2d2_acme.learner import R2D2Learner
 
@@ -83,7 +85,7 @@ def find(workdir: str) -> List[str]:
   """The checkpoints of a workdir, newest last: prefixes such as `.../ckpt-3`."""
   prefixes = [
     path[: -len('.index')]
-    for path in glob.glob(os.path.join(directory(workdir), 'ckpt-*.index'))
+    for path in glob.glob(os.path.join(glob.escape(directory(workdir)), 'ckpt-*.index'))
   ]
   return sorted(prefixes, key=lambda prefix: int(prefix.rsplit('-', 1)[1]))
 
@@ -115,13 +117,12 @@ def verify(workdir: str) -> Dict[str, float]:
     raise CheckpointError(
       f'checkpoint {newest} is corrupt and was left as it is; {cure}'
     ) from error
-  if tf.train.latest_checkpoint(directory(workdir)) != newest:
-    tf.train.update_checkpoint_state(directory(workdir), newest, prefixes)
+  _set_newest(workdir, prefixes)
   return counts
 
 
 def go_back(workdir: str, prefix: str):
-  """Makes `prefix` the newest checkpoint; later ones move to `set_aside`.
+  """Makes `prefix` the newest checkpoint; later ones move to a `set_aside_*`.
 
   Raises:
     CheckpointError: there is no such checkpoint.
@@ -132,9 +133,24 @@ def go_back(workdir: str, prefix: str):
     known = ', '.join(prefixes) or 'none'
     raise CheckpointError(f'no checkpoint {prefix}; there are: {known}')
   kept = prefixes[: prefixes.index(prefix) + 1]
-  aside = os.path.join(directory(workdir), 'set_aside')
-  os.makedirs(aside, exist_ok=True)
+  # A new folder each time: numbers are given again.
+  aside = tempfile.mkdtemp(prefix='set_aside_', dir=directory(workdir))
   for later in prefixes[len(kept) :]:
-    for path in glob.glob(f'{later}.*'):
+    for path in glob.glob(f'{glob.escape(later)}.*'):
       os.replace(path, os.path.join(aside, os.path.basename(path)))
-  tf.train.update_checkpoint_state(directory(workdir), prefix, kept)
+  _set_newest(workdir, kept)
+
+
+def _set_newest(workdir: str, prefixes: List[str]):
+  """Makes TensorFlow resume from the last of these, and keep them as it would.
+
+  Its own note of them is lost, or behind, if the machine died at the wrong moment.
+  """
+  checkpoint_management.update_checkpoint_state_internal(
+    directory(workdir),
+    prefixes[-1],
+    prefixes,
+    save_relative_paths=True,
+    all_model_checkpoint_timestamps=[os.path.getmtime(f'{p}.index') for p in prefixes],
+    last_preserved_timestamp=0.0,
+  )

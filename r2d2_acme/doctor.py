@@ -339,11 +339,12 @@ def _cure(error, *distributions):
 
 def _pip_install(*arguments):
   """The command that installs into this very environment."""
-  from importlib import util
+  from importlib import metadata
 
-  if util.find_spec('pip'):
+  try:
+    metadata.distribution('pip')
     command = f'{_python()} -m pip install'
-  else:
+  except metadata.PackageNotFoundError:  # an environment made by uv
     command = f'uv pip install --python {_python()}'
   return ' '.join([command, *arguments])
 

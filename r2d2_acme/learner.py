@@ -122,6 +122,8 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     if burn_in:
       online_state = self._network.burn_in(context, core_state, keep)
       target_state = self._target_network.burn_in(context, core_state, keep)
+    # Burn-in is not trained through (the spec, "Burn-in").
+    online_state = tree.map_structure(tf.stop_gradient, online_state)
     target_q, _ = self._target_network.unroll(trace, target_state)
 
     mask = batch.mask[burn_in + 1 :]  # [T, B]: a transition is real if its end is

@@ -52,7 +52,7 @@ def signed_parabolic(x: tf.Tensor, epsilon: float = 1e-3) -> tf.Tensor:
     h^-1(x) = sign(x) (((s - 1) / (2 epsilon))^2 - 1),
     s = sqrt(1 + 4 epsilon (|x| + 1 + epsilon))
 
-  This form cancels twice near 0 (in float32 a relative error up to 7e-2) and divides by epsilon.
+  This form cancels twice near 0, where float32 loses up to 7e-2; it divides by epsilon.
   With y = (s - 1) / (2 epsilon) - 1 the value is sign(x) y (y + 2), and y = |x| c where
 
     c = (2 - 4 epsilon / (s + 1 + 2 epsilon)) / (s + 1)
@@ -272,9 +272,7 @@ def window_td_errors(
   q, target_q, rewards, discounts = extend_past_end(
     q, target_q, rewards, gamma * discounts, mask
   )
-  return double_q_td_errors(
-    q, target_q, actions, rewards, discounts, n_step, epsilon
-  )
+  return double_q_td_errors(q, target_q, actions, rewards, discounts, n_step, epsilon)
 
 
 def sequence_priorities(td_errors: tf.Tensor, mask: tf.Tensor, eta: float) -> tf.Tensor:

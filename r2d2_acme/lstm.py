@@ -52,9 +52,7 @@ class LSTM(snt.LSTM):
     outputs, hidden, cell = _recurrence(
       gates, state.hidden, state.cell, w_h, keep[..., tf.newaxis]
     )
-    outputs.set_shape(inputs.shape[:2].concatenate(outputs.shape[2:]))
-    hidden.set_shape(outputs.shape[1:])
-    cell.set_shape(outputs.shape[1:])
+    outputs.set_shape([inputs.shape[0], *outputs.shape[1:]])
     return outputs, snt.LSTMState(hidden=hidden, cell=cell)
 
 
@@ -101,18 +99,10 @@ def _recurrence(
   arrays = [
     tf.TensorArray(gates.dtype, num_steps, element_shape=row_shape) for _ in range(6)
   ]
-  # Static shapes may know B in one place and not in another: leave it open.
-  state_shape = tf.TensorShape([None, hidden_size])
   _, final_hidden, final_cell, *arrays = tf.while_loop(
     lambda t, *_: t < num_steps,
     forward_step,
     (0, initial_hidden, initial_cell, *arrays),
-    shape_invariants=(
-      tf.TensorShape([]),
-      state_shape,
-      state_shape,
-      *[tf.TensorShape(None)] * 6,
-    ),
   )
   hidden, cell, i, f, g, o = [array.stack() for array in arrays]  # [T, B, H]
 
@@ -149,12 +139,6 @@ def _recurrence(
       lambda t, *_: t >= 0,
       backward_step,
       (num_steps - 1, d_final_hidden, d_final_cell, array),
-      shape_invariants=(
-        tf.TensorShape([]),
-        state_shape,
-        state_shape,
-        tf.TensorShape(None),
-      ),
     )
     d_gates = array.stack()  # [T, B, 4H]
     d_w_h = tf.matmul(

@@ -54,10 +54,13 @@ def sequence_signature(config: R2D2Config, environment_spec) -> Sequence:
       discount=column(rows, (), np.float32, 'discount'),
       mask=column(rows, (), np.float32, 'mask'),
     ),
-    core_state=tree.map_structure(
-      lambda spec: column(3, spec.shape, spec.dtype, 'core_state'),
-      core_state_spec(config),
-    ),
+    core_state=(
+      tree.map_structure(
+        lambda spec: tf.TensorSpec(spec.shape, spec.dtype, 'core_state'),
+        core_state_spec(config),
+      ),
+    )
+    * 3,
     learner_steps=tf.TensorSpec((), tf.int64, 'learner_steps'),
   )
 
@@ -122,7 +125,9 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
     ),
     discount=steps.discount,
     mask=steps.mask,
-    core_state=sample.data.core_state,
+    core_state=tree.map_structure(
+      lambda *states: tf.stack(states, axis=1), *sample.data.core_state
+    ),
     learner_steps=sample.data.learner_steps,
     keys=sample.info.key,
     probabilities=sample.info.probability,

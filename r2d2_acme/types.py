@@ -44,9 +44,9 @@ class Sequence(NamedTuple):
   Attributes:
     steps: a `Step` of arrays [L + 1, ...]; its frames have `frame_stack - 1` more
       leading rows, from which the dataset rebuilds the stacks.
-    core_state: the actor's recurrent state [3, ...] before the first row, the first
-      trained row and the last trained row. The first is the stored state, the other
-      two are what Delta-Q compares with.
+    core_state: the actor's recurrent state before the first row, the first trained
+      row and the last trained row, a tuple of three. The first is the stored state,
+      the other two are what Delta-Q compares with.
     learner_steps: int64 [], the age of the parameters that acted, in learner steps.
   """
 
@@ -62,7 +62,7 @@ class Batch(NamedTuple):
     observations: `Observation` of [R, B, ...], row t the input of step t.
     discount: float32 [R, B], the environment's discount of the transition into t.
     mask: float32 [R, B], 1 on real rows.
-    core_state: [B, 3, ...], as in `Sequence`.
+    core_state: [B, 3, ...], those three of `Sequence`.
     learner_steps: int64 [B], as in `Sequence`.
     keys: uint64 [B], the items' names in the table.
     probabilities: float64 [B], with which they were drawn.

@@ -63,13 +63,8 @@ def make_padding_garbage(batch, mask, seed=1):
 
 
 def masked_td_errors(batch, mask, n_step):
-  """What learner and actor do: extend past the end, then take the errors."""
-  q, target_q, rewards, discounts = losses.extend_past_end(
-    batch['q'], batch['target_q'], batch['rewards'], batch['discounts'], mask
-  )
-  return losses.double_q_td_errors(
-    q, target_q, batch['actions'], rewards, discounts, n_step
-  )
+  """What learner and actor do; the batch's discounts contain gamma already."""
+  return losses.window_td_errors(**batch, mask=mask, gamma=1.0, n_step=n_step)
 
 
 class RescalingTest(parameterized.TestCase):
@@ -252,7 +247,7 @@ class NStepReturnsTest(parameterized.TestCase):
       for bad in (np.ones([4]), np.ones([4, 2, 1]), np.ones([5, 2]), np.ones([4, 1])):
         args = [good, good, good]
         args[position] = bad
-        # Which of two disagreeing arguments is named, only the first rank decides.
+        # Sizes are compared with those of the rewards.
         pattern = name if position or bad.ndim != 2 else 'discounts'
         with self.assertRaisesRegex(ValueError, pattern):
           losses.n_step_bootstrapped_returns(*args, n_step=2)
@@ -440,7 +435,9 @@ class TdErrorsTest(parameterized.TestCase):
     batch = make_batch()
     for name, array in batch.items():
       for bad in (array[..., 0], array[..., None], array[:-1], array[:, :-1]):
-        with self.assertRaises(ValueError, msg=f'{name} {bad.shape}'):
+        # Sizes are compared with those of the actions.
+        pattern = 'q must' if name == 'actions' and bad.ndim == 2 else f'^{name} must'
+        with self.assertRaisesRegex(ValueError, pattern):
           losses.double_q_td_errors(**{**batch, name: bad}, n_step=2)
     with self.assertRaisesRegex(ValueError, 'target_q'):
       losses.double_q_td_errors(
@@ -608,8 +605,57 @@ class ExtendPastEndTest(parameterized.TestCase):
     )
     for name, array in arrays.items():
       for bad in (array[..., 0], array[..., None], array[:-1], array[:, :-1]):
-        with self.assertRaises(ValueError, msg=f'{name} {bad.shape}'):
+        # Sizes are compared with those of the mask.
+        pattern = 'q must' if name == 'mask' and bad.ndim == 2 else f'^{name} must'
+        with self.assertRaisesRegex(ValueError, pattern):
           losses.extend_past_end(**{**arrays, name: bad})
+
+
+class WindowTdErrorsTest(parameterized.TestCase):
+  def test_hand_written_values(self):
+    # Two real transitions, then one of padding; h^-1(9.099) = 99.
+    td_errors = losses.window_td_errors(
+      q=np.array([[[0.5, 7.0]], [[2.0, -4.0]], [[-3.0, -2.0]], [[1e9, 0.0]]]),
+      target_q=np.array([[[50.0, 50]], [[50.0, 50.0]], [[50.0, 9.099]], [[1e9, 0.0]]]),
+      actions=np.array([[0], [1], [0]], np.int32),
+      rewards=np.array([[3.0], [2.0], [1e9]]),
+      discounts=np.array([[1.0], [1.0], [0.0]]),
+      mask=np.array([[1.0], [1.0], [0.0]]),
+      gamma=0.9,
+      n_step=3,
+    )
+    # The padding costs no further gamma.
+    returns = [3 + 0.9 * 2 + 0.9**2 * 99, 2 + 0.9 * 99]
+    expected = [
+      math.sqrt(returns[0] + 1) - 1 + 1e-3 * returns[0] - 0.5,
+      math.sqrt(returns[1] + 1) - 1 + 1e-3 * returns[1] - -4.0,
+    ]
+    np.testing.assert_allclose(td_errors[:2, 0], expected, rtol=1e-12)
+
+  @parameterized.product(n_step=N_STEPS, gamma=[0.5, 0.997])
+  def test_matches_oracle(self, n_step, gamma):
+    batch, mask = make_batch(seed=n_step), make_mask([7, 4, 1, 0, 6], 7)
+    batch['discounts'] = np.ceil(batch['discounts'])  # 0 or 1
+    td_errors = losses.window_td_errors(
+      **make_padding_garbage(batch, mask),
+      mask=mask,
+      gamma=gamma,
+      n_step=n_step,
+      epsilon=0.01,
+    )
+    batch['discounts'] *= gamma
+    np.testing.assert_allclose(
+      np.where(mask, td_errors, 0),
+      oracles.double_q_td_errors(**batch, n_step=n_step, epsilon=0.01, mask=mask),
+      rtol=1e-10,
+    )
+
+  def test_keeps_float32(self):
+    batch = make_batch(dtype=np.float32)
+    td_errors = losses.window_td_errors(
+      **batch, mask=np.ones([7, 5], np.float32), gamma=0.997, n_step=5
+    )
+    self.assertEqual(td_errors.dtype, tf.float32)
 
 
 class PrioritiesTest(parameterized.TestCase):
@@ -783,6 +829,21 @@ class LossTest(parameterized.TestCase):
     )
     self.assertEqual(loss.shape, [])
     np.testing.assert_allclose(loss, (0.5 * (1 + 9) / 2 + 1.0 * 4 / 2) / 2, rtol=1e-14)
+
+  # PITFALLS 3.
+  def test_no_number_on_padding_is_no_harm(self):
+    td_errors = tf.constant([[1.0, np.nan], [3.0, np.inf], [np.nan, -np.inf]])
+    mask = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    with tf.GradientTape() as tape:
+      tape.watch(td_errors)
+      loss = losses.r2d2_loss(td_errors, mask, np.float32([0.5, 0.0]))
+    self.assertEqual(loss, 0.5 * (1 + 9) / 2 / 2)
+    np.testing.assert_array_equal(
+      tape.gradient(loss, td_errors), [[0.5 * 1 / 2, 0], [0.5 * 3 / 2, 0], [0, 0]]
+    )
+    np.testing.assert_allclose(
+      losses.sequence_priorities(td_errors, mask, 0.5), [0.5 * 3 + 0.5 * 2, 0]
+    )
 
   # float32: a sum of 35 roundings of 6e-8.
   @parameterized.parameters((np.float32, 1e-5), (np.float64, 1e-10))

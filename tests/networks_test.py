@@ -70,12 +70,18 @@ class AtariTorsoTest(parameterized.TestCase):
       variable.assign(tf.ones_like(variable) * float(name.endswith('/w:0')))
     # All ones: each layer multiplies by the number of its inputs.
     np.testing.assert_allclose(torso(image), [[64 * 16 * 9 * 1]])
-    for layer in ('conv_1', 'conv_2', 'conv_3', 'linear'):
+    layers = ['conv_1', 'conv_2', 'conv_3', 'linear']
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
       with self.subTest(layer):
-        bias = weights[f'atari_torso/{layer}/b:0']
-        bias.assign([-1e6])  # far below 0, so that only later biases are left
+        # Far below 0; without the ReLU the next layer would turn it far above.
+        weights[f'atari_torso/{layer}/b:0'].assign([-1e6])
+        if following:
+          w = weights[f'atari_torso/{following}/w:0']
+          w.assign(-w)
         np.testing.assert_array_equal(torso(image), [[0]])
-        bias.assign([0])
+        weights[f'atari_torso/{layer}/b:0'].assign([0])
+        if following:
+          w.assign(-w)
 
   def test_small_images_name_the_cure(self):
     torso = networks.AtariTorso((2, 3, 4), 8)

@@ -1,0 +1,223 @@
+"""The config: what the paper says, what is refused, and that every field counts."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from r2d2_acme import config as config_lib
+from r2d2_acme.config import R2D2Config
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_FIELDS = {field.name for field in dataclasses.fields(R2D2Config)}
+
+# Kapturowski et al. 2019, table 2 and section 2.3; Horgan et al. 2018 for epsilon.
+_PAPER = {
+  'burn_in_length': 40,
+  'trace_length': 80,
+  'sequence_period': 40,
+  'frame_stack': 4,
+  'state_strategy': 'stored',
+  'discount': 0.997,
+  'n_step': 5,
+  'value_rescaling_epsilon': 0.001,
+  'importance_sampling_exponent': 0.6,
+  'batch_size': 64,
+  'learning_rate': 0.0001,
+  'adam_epsilon': 0.001,
+  'target_update_period': 2500,
+  'max_replay_size': 100_000,
+  'min_replay_size': 5_000,
+  'priority_exponent': 0.9,
+  'priority_eta': 0.9,
+  'num_actors': 256,
+  'envs_per_actor': 1,
+  'epsilon_base': 0.4,
+  'epsilon_alpha': 7.0,
+  'variable_update_period': 400,
+  'evaluator_epsilon': 0.001,
+  'conv_channels': (32, 64, 64),
+  'torso_size': 512,
+  'core_size': 512,
+  'head_size': 512,
+  'full_action_space': True,
+}
+
+# The nearest value that is refused.
+_JUST_REFUSED = {
+  **dict.fromkeys(
+    [
+      'trace_length',
+      'sequence_period',
+      'frame_stack',
+      'n_step',
+      'batch_size',
+      'target_update_period',
+      'max_replay_size',
+      'min_replay_size',
+      'num_actors',
+      'envs_per_actor',
+      'variable_update_period',
+      'torso_size',
+      'core_size',
+      'head_size',
+      'learning_rate',
+      'adam_epsilon',
+      'max_gradient_norm',
+      'samples_per_insert',
+      'samples_per_insert_tolerance',
+      'checkpoint_period',
+    ],
+    0,
+  ),
+  **dict.fromkeys(
+    [
+      'burn_in_length',
+      'value_rescaling_epsilon',
+      'importance_sampling_exponent',
+      'priority_exponent',
+      'epsilon_alpha',
+      'evaluation_period',
+      'seed',
+    ],
+    -1,
+  ),
+  **dict.fromkeys(
+    ['discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'], 1.001
+  ),
+  'state_strategy': 'Stored',
+  'conv_channels': (32, 64, 0),
+}
+
+
+def _refusal(**overrides) -> str:
+  with pytest.raises(ValueError) as error:
+    R2D2Config(**overrides)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+def test_paper_has_the_papers_numbers():
+  paper = dataclasses.asdict(config_lib.paper())
+  assert {name: paper[name] for name in _PAPER} == _PAPER
+
+
+def test_paper_replays_as_often_as_the_papers_rates_say():
+  inserted_per_second = 256 * 260 / 4 / 40
+  ratio = 5 * 64 / inserted_per_second
+  assert config_lib.paper().samples_per_insert == pytest.approx(ratio, abs=0.005)
+
+
+def test_defaults_are_the_papers():
+  assert R2D2Config() == config_lib.paper()
+
+
+def test_laptop_differs_from_the_paper_in_sizes_only():
+  sizes = {
+    *('burn_in_length', 'trace_length', 'batch_size'),
+    *('conv_channels', 'torso_size', 'core_size', 'head_size'),
+    *('samples_per_insert', 'max_replay_size', 'min_replay_size'),
+    *('target_update_period', 'num_actors', 'envs_per_actor'),
+    *('variable_update_period', 'evaluation_period'),
+  }
+  laptop = dataclasses.asdict(config_lib.laptop())
+  paper = dataclasses.asdict(config_lib.paper())
+  assert {name for name in _FIELDS if laptop[name] != paper[name]} == sizes
+
+
+@pytest.mark.parametrize('preset', sorted(config_lib.PRESETS))
+def test_preset_survives_json(preset):
+  config = config_lib.PRESETS[preset]()
+  assert R2D2Config(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(('name', 'value'), _JUST_REFUSED.items())
+def test_refusal_names_the_field_and_its_value(name, value):
+  assert f'{name}={value!r}' in _refusal(**{name: value})
+
+
+def test_every_field_has_a_bound():
+  is_free = {'full_action_space'}  # a bool
+  assert _JUST_REFUSED.keys() == _FIELDS - is_free
+
+
+def test_nan_is_refused():
+  assert 'learning_rate=nan' in _refusal(learning_rate=float('nan'))
+
+
+@pytest.mark.parametrize('end', [0, 1])
+def test_shares_include_their_ends(end):
+  names = ['discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon']
+  R2D2Config(**dict.fromkeys(names, end))
+
+
+def test_smallest_windows_are_fine():
+  R2D2Config(burn_in_length=0, trace_length=1, sequence_period=1, n_step=1)
+
+
+@pytest.mark.parametrize(
+  ('name', 'limit', 'others'),
+  [
+    ('sequence_period', 80, {'trace_length': 80}),
+    ('n_step', 40, {'trace_length': 40}),
+    ('min_replay_size', 5000, {'max_replay_size': 5000}),
+  ],
+)
+def test_refusal_above_a_limit_names_both_fields(name, limit, others):
+  R2D2Config(**{name: limit}, **others)
+  message = _refusal(**{name: limit + 1}, **others)
+  for field, value in {name: limit + 1, **others}.items():
+    assert f'{field}={value}' in message
+
+
+@pytest.mark.parametrize(
+  ('samples_per_insert', 'tolerance', 'min_replay_size'),
+  [
+    (4.0, 0.1, 10),  # 10 * 0.1 * 4 = 4: room for one insert, that is 4 samples
+    (0.5, 0.2, 10),  # 10 * 0.2 * 0.5 = 1: room for one sample
+  ],
+)
+def test_refusal_of_a_limiter_without_room_names_its_fields(
+  samples_per_insert, tolerance, min_replay_size
+):
+  fields = {
+    'samples_per_insert': samples_per_insert,
+    'samples_per_insert_tolerance': tolerance,
+  }
+  R2D2Config(min_replay_size=min_replay_size, **fields)
+  fields['min_replay_size'] = min_replay_size - 1
+  message = _refusal(**fields)
+  for field, value in fields.items():
+    assert f'{field}={value}' in message
+
+
+def test_config_cannot_be_changed_afterwards():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    R2D2Config().batch_size = 1
+  hash(R2D2Config())  # that is, no field is a list
+
+
+def _attributes(path: pathlib.Path) -> set[str]:
+  """Names read as `x.name` in a file."""
+  return _attributes_of(ast.parse(path.read_text()))
+
+
+def _attributes_of(tree: ast.AST) -> set[str]:
+  return {
+    node.attr
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+  }
+
+
+def test_every_field_is_read_somewhere():
+  definition = _ROOT / 'r2d2_acme' / 'config.py'
+  paths = {*_ROOT.glob('r2d2_acme/**/*.py'), *_ROOT.glob('launch/*.py')}
+  read = set.union(*map(_attributes, paths - {definition}))
+  # A property that is read reads fields.
+  for node in ast.walk(ast.parse(definition.read_text())):
+    if isinstance(node, ast.FunctionDef) and node.name in read:
+      read |= _attributes_of(node)
+  assert _FIELDS <= read

@@ -1,0 +1,23 @@
+"""Fixtures of several test modules."""
+
+import gc
+
+import pytest
+
+from tests import helpers
+
+
+@pytest.fixture
+def serve():
+  """`serve(tables)` starts a Reverb server for the test, and returns its client."""
+  servers = []
+
+  def start(tables):
+    server, client = helpers.start_server(tables)
+    servers.append(server)
+    return client
+
+  yield start
+  gc.collect()  # see `helpers.start_server`
+  for server in servers:
+    server.stop()

@@ -1,0 +1,277 @@
+"""One learner step against float64 arithmetic and against the traps of others."""
+
+import dataclasses
+import itertools
+
+import acme
+import numpy as np
+import pytest
+import sonnet as snt
+import tensorflow as tf
+from acme import specs
+
+from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.types import Batch, Observation
+from tests import oracles
+
+_NUM_ACTIONS = 3
+_SIZE = 5
+_CONFIG = R2D2Config(
+  burn_in_length=3,
+  trace_length=6,
+  sequence_period=3,
+  n_step=2,
+  batch_size=4,
+  core_size=8,
+  torso_size=7,
+  head_size=6,
+  target_update_period=3,
+  learning_rate=1e-2,
+  num_actors=1,
+)
+_SPEC = specs.EnvironmentSpec(
+  observations=specs.Array((_SIZE,), np.float32),
+  actions=specs.DiscreteArray(_NUM_ACTIONS),
+  rewards=specs.Array((), np.float32),
+  discounts=specs.BoundedArray((), np.float32, 0.0, 1.0),
+)
+
+
+def _make_batch(config=_CONFIG, seed=0) -> Batch:
+  """Items: whole; first window; terminated tail; truncated tail."""
+  rng = np.random.default_rng(seed)
+  rows, burn_in, size = config.sequence_length + 1, config.burn_in_length, 4
+  mask = np.ones((rows, size), np.float32)
+  mask[:burn_in, 1] = 0
+  mask[burn_in + 4 :, 2] = 0
+  mask[burn_in + 3 :, 3] = 0
+  discount = np.ones((rows, size), np.float32)
+  discount[burn_in + 3, 2] = 0
+  state = [
+    rng.normal(size=(size, 3, config.core_size)).astype(np.float32) for _ in range(2)
+  ]
+  return Batch(
+    observations=Observation(
+      rng.normal(size=(rows, size, _SIZE)).astype(np.float32),
+      rng.integers(_NUM_ACTIONS, size=(rows, size)).astype(np.int32),
+      rng.normal(size=(rows, size)).astype(np.float32) * 3,
+    ),
+    discount=discount,
+    mask=mask,
+    core_state=snt.LSTMState(*state),
+    learner_steps=np.zeros(size, np.int64),
+    keys=np.arange(size, dtype=np.uint64),
+    probabilities=np.array([0.1, 0.02, 0.3, 0.05]),
+    table_size=np.full(size, 50, np.int64),
+  )
+
+
+def _make_learner(batches, config=_CONFIG):
+  builder = R2D2Builder(config, _SPEC)
+  batches = (tf.nest.map_structure(tf.constant, batch) for batch in batches)
+  return builder.make_learner(batches)
+
+
+def _shake(variables, seed=1):
+  rng = np.random.default_rng(seed)
+  for variable in variables:
+    variable.assign(variable + 0.3 * rng.normal(size=variable.shape))
+
+
+def _q_values(network, batch, config):
+  """Q of the trace's rows, one `__call__` at a time from the stored state."""
+  state = snt.LSTMState(*(x[:, 0] for x in batch.core_state))
+  if config.state_strategy == 'zero':
+    state = network.initial_state(4)
+  q_values = []
+  for t in range(config.sequence_length + 1):
+    observation = tf.nest.map_structure(lambda x, t=t: x[t], batch.observations)
+    q, state = network(observation, state)
+    if t < config.burn_in_length:  # padding before an episode leaves no trace
+      state = tf.nest.map_structure(
+        lambda x, t=t: x * batch.mask[t][:, np.newaxis], state
+      )
+    else:
+      q_values.append(q.numpy())
+  return np.stack(q_values).astype(np.float64)  # [T + 1, B, A]
+
+
+def _expected(learner, batch, config=_CONFIG):
+  """TD errors of each item's real transitions, loss and priorities, in float64."""
+  q = _q_values(learner.state['network'], batch, config)
+  target_q = _q_values(learner.state['target_network'], batch, config)
+  burn_in = config.burn_in_length
+  weights = (batch.table_size * batch.probabilities) ** -0.6
+  weights /= weights.max()
+  loss, priorities = 0.0, []
+  for b in range(4):
+    n = int(batch.mask[burn_in + 1 :, b].sum())  # real transitions
+    rows = slice(burn_in + 1, burn_in + 1 + n)
+    td_errors = oracles.double_q_td_errors(
+      q[: n + 1, b : b + 1],
+      target_q[: n + 1, b : b + 1],
+      batch.observations.action[rows, b : b + 1],
+      batch.observations.reward[rows, b : b + 1].astype(np.float64),
+      config.discount * batch.discount[rows, b : b + 1].astype(np.float64),
+      config.n_step,
+      config.value_rescaling_epsilon,
+    )[:, 0]
+    loss += weights[b] * 0.5 * np.sum(np.square(td_errors)) / 4
+    absolute = np.abs(td_errors)
+    priorities.append(0.9 * absolute.max() + 0.1 * absolute.mean())
+  return loss, np.array(priorities)
+
+
+def _update(learner, batch):
+  priorities, metrics = learner._update(tf.nest.map_structure(tf.constant, batch))
+  return priorities.numpy(), {k: v.numpy() for k, v in metrics.items()}
+
+
+@pytest.mark.parametrize('strategy', ['stored', 'zero'])
+@pytest.mark.parametrize('burn_in', [0, 3])
+def test_loss_and_priorities_match_float64_arithmetic(strategy, burn_in):
+  config = dataclasses.replace(
+    _CONFIG, state_strategy=strategy, burn_in_length=burn_in
+  )
+  batch = _make_batch(config)
+  learner = _make_learner([], config)
+  # Were the target burned in with the online parameters, this would not match.
+  _shake(learner.state['target_network'].variables)
+  loss, priorities = _expected(learner, batch, config)
+  actual_priorities, metrics = _update(learner, batch)
+  np.testing.assert_allclose(actual_priorities, priorities, rtol=1e-4)
+  np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+
+
+def test_stored_state_is_used():
+  batch = _make_batch()
+  other = batch._replace(
+    core_state=tf.nest.map_structure(lambda x: x + 1, batch.core_state)
+  )
+  losses = [_update(_make_learner([]), x)[1]['loss'] for x in (batch, other)]
+  assert losses[0] != losses[1]
+
+
+def test_first_window_starts_from_exactly_the_initial_state():
+  batch = _make_batch()
+  # Garbage before the episode's first step: in the state and in what was padded.
+  core_state = tf.nest.map_structure(np.copy, batch.core_state)
+  observations = tf.nest.map_structure(np.copy, batch.observations)
+  for state in core_state:
+    state[1] = 7.0
+  observations.observation[:3, 1] = 9.0
+  observations.reward[:3, 1] = 5.0
+  garbage = batch._replace(core_state=core_state, observations=observations)
+  clean, _ = _update(_make_learner([]), batch)
+  dirty, _ = _update(_make_learner([]), garbage)
+  np.testing.assert_array_equal(clean, dirty)
+
+
+def test_padding_changes_neither_loss_nor_priorities_nor_parameters():
+  batch = _make_batch()
+  padded = batch.mask == 0
+  padded[:3] = False  # in front: see the first window's test
+  observations = tf.nest.map_structure(np.copy, batch.observations)
+  observations.observation[padded] = 100.0
+  observations.reward[padded] = 1e4
+  discount = np.where(padded, 0.3, batch.discount).astype(np.float32)
+  garbage = batch._replace(observations=observations, discount=discount)
+  results = []
+  for x in (batch, garbage):
+    learner = _make_learner([])
+    priorities, metrics = _update(learner, x)
+    results.append((priorities, metrics['loss'], metrics['mean_abs_td'], learner))
+  np.testing.assert_array_equal(results[0][0], results[1][0])
+  np.testing.assert_array_equal(results[0][1], results[1][1])
+  np.testing.assert_array_equal(results[0][2], results[1][2])
+  for a, b in zip(results[0][3].variables, results[1][3].variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_no_gradient_flows_into_burn_in():
+  learner = _make_learner([])
+  batch = tf.nest.map_structure(tf.constant, _make_batch())
+  with tf.GradientTape() as tape:
+    tape.watch([batch.observations.observation, batch.core_state])
+    loss = learner._update.python_function(batch)[1]['loss']
+  into_frames, into_state = tape.gradient(
+    loss,
+    [batch.observations.observation, batch.core_state],
+    unconnected_gradients=tf.UnconnectedGradients.ZERO,
+  )
+  assert np.all(into_frames[:3].numpy() == 0)
+  assert np.any(into_frames[3:].numpy() != 0)
+  for gradient in tf.nest.flatten(into_state):
+    assert np.all(gradient.numpy() == 0)
+
+
+def test_target_follows_every_target_update_period_and_only_then():
+  learner = _make_learner([_make_batch(seed=i) for i in range(7)])
+  network = learner.state['network'].variables
+  target = learner.state['target_network'].variables
+
+  def equal():
+    return all(np.array_equal(a, b) for a, b in zip(network, target, strict=True))
+
+  assert equal()
+  seen = []
+  for _ in range(7):
+    learner.step()
+    seen.append(equal())
+  assert seen == [False, False, True, False, False, True, False]
+
+
+def test_step_counter_counts_beyond_float32():
+  learner = _make_learner([_make_batch()] * 2)
+  steps = learner.state['num_steps']
+  assert steps.dtype == tf.int64
+  steps.assign(2**24)  # where a float32 stands still
+  learner.step()
+  learner.step()
+  assert learner.num_steps == 2**24 + 2
+
+
+def test_training_fits_a_fixed_batch():
+  config = dataclasses.replace(_CONFIG, target_update_period=1000)
+  learner = _make_learner(itertools.repeat(_make_batch()), config)
+  first = _update(learner, _make_batch())[1]['loss']
+  for _ in range(200):
+    learner.step()
+  last = _update(learner, _make_batch())[1]['loss']
+  assert last < 0.2 * first
+
+
+def test_gradient_norm_is_clipped_but_reported_whole():
+  batch = _make_batch()
+  small = dataclasses.replace(_CONFIG, max_gradient_norm=1e-6)
+  learners = [_make_learner([], _CONFIG), _make_learner([], small)]
+  norms = [_update(learner, batch)[1]['gradient_norm'] for learner in learners]
+  assert norms[0] == pytest.approx(norms[1]) and norms[0] > 1e-3
+  # Adam's first step is scale free, but for its epsilon of 1e-3.
+  moments = [max(np.abs(m).max() for m in x._optimizer.m) for x in learners]
+  assert moments[1] < 1e-6 < moments[0]
+
+
+def test_importance_weights_weigh_rare_items_more():
+  batch = _make_batch()
+  uniform = batch._replace(probabilities=np.full(4, 0.02))
+  assert _update(_make_learner([]), uniform)[1]['loss'] > (
+    _update(_make_learner([]), batch)[1]['loss']
+  )
+
+
+def test_parameters_that_actors_fetch_are_the_online_ones_and_their_age():
+  learner = _make_learner([_make_batch()] * 2)
+  learner.step()
+  learner.step()
+  (values,) = learner.get_variables(['policy'])
+  *network, age = values
+  assert age == 2
+  expected = learner.state['network'].variables
+  for value, variable in zip(network, expected, strict=True):
+    np.testing.assert_array_equal(value, variable)
+
+
+def test_is_an_acme_learner():
+  assert isinstance(_make_learner([]), acme.Learner)
