@@ -74,7 +74,7 @@ class BatchedActor:
       replay.core_state_spec(config),
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def policy(observation: Observation, core_state: snt.LSTMState):
       return network(observation, core_state)
 

@@ -226,7 +226,7 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
   """The learner's arithmetic on the actor's Q-values, which stand in for both
   networks' (section 2.3 of the paper leaves open which the actor uses)."""
 
-  @tf.function
+  @tf.function(autograph=False)
   def priority(q, actions, rewards, discounts, mask):
     q, actions, rewards, discounts, mask = (
       tf.expand_dims(x, 1) for x in (q, actions, rewards, discounts, mask)

@@ -105,7 +105,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     if time.time() - self._last_row_time >= _LOG_PERIOD:
       self._write_row(metrics, counts)
 
-  @tf.function
+  @tf.function(autograph=False)
   def _update(self, batch: Batch):
     """One learner step; returns priorities [B] and a dict of scalars."""
     config = self._config

@@ -47,7 +47,7 @@ class LSTM(snt.LSTM):
     gates = tf.tensordot(inputs, self.input_to_hidden, 1) + self.b  # [T, B, 4H]
     if keep is None:
       keep = tf.ones(tf.shape(inputs)[:2], inputs.dtype)
-    # The weights go in as a tensor: a custom gradient cannot see variables.
+    # Read here: the gradient of a variable belongs outside of a custom gradient.
     w_h = tf.convert_to_tensor(self.hidden_to_hidden)
     outputs, hidden, cell = _recurrence(
       gates, state.hidden, state.cell, w_h, keep[..., tf.newaxis]

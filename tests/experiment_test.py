@@ -1,0 +1,339 @@
+"""What users give, good and bad, as the programs in `launch/` take it."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from r2d2_acme import config as config_lib
+from r2d2_acme.config import R2D2Config
+
+_LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
+_DISTRIBUTED = _LAUNCH / 'atari_distributed.py'
+
+# Runs scripts, each in a fork of a process that has the imports behind it.
+_SERVER = """
+import json, os, runpy, sys, traceback
+from r2d2_acme import agent, experiment, launching, program
+
+for line in sys.stdin:
+  request = json.loads(line)
+  pid = os.fork()
+  if pid:
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    continue
+  code = 1
+  try:
+    os.chdir(request['folder'])
+    for number in (1, 2):
+      os.dup2(os.open(str(number), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    sys.argv = request['argv']
+    runpy.run_path(sys.argv[0], run_name='__main__')
+  except SystemExit as error:
+    code = error.code
+  except BaseException:
+    traceback.print_exc()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+"""
+
+# A program that says what it was asked for.
+_DESCRIBE = """
+import dataclasses, json
+from r2d2_acme import experiment
+
+def main():
+  run = experiment.from_flags()
+  environment = run.environment_factory(7)
+  assert environment.observation_spec() == run.environment_spec.observations
+  keywords = {**run.environment_factory.keywords}
+  keywords.pop('full_action_space')
+  print(json.dumps([dataclasses.asdict(run.config), keywords, run.workdir]))
+  return 0
+
+experiment.run(main)
+"""
+
+
+class _Ended(NamedTuple):
+  code: int
+  out: str
+  err: str
+
+
+class _Described(NamedTuple):
+  config: R2D2Config
+  environment: dict[str, str]
+  workdir: str
+
+
+@pytest.fixture(scope='module')
+def server():
+  with subprocess.Popen(
+    [sys.executable, '-c', _SERVER],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as process:
+    yield process
+    process.stdin.close()
+
+
+@pytest.fixture
+def start(server, tmp_path):
+  """`start(*arguments)` runs a program of `launch/` in `tmp_path`."""
+
+  def start(*arguments: str, script: pathlib.Path = _DISTRIBUTED) -> _Ended:
+    argv = [str(script), *arguments]
+    request = json.dumps({'folder': str(tmp_path), 'argv': argv})
+    server.stdin.write(request + '\n')
+    server.stdin.flush()
+    code = int(server.stdout.readline())
+    return _Ended(code, *((tmp_path / str(i)).read_text() for i in (1, 2)))
+
+  return start
+
+
+@pytest.fixture
+def refuse(start):
+  """`refuse(*arguments)` is the one line that a start ends with."""
+
+  def refuse(*arguments: str) -> str:
+    ended = start(*arguments)
+    assert ended.err.startswith('error: '), ended
+    assert ended.err.count('\n') == 1
+    assert ended.out == ''
+    assert ended.code == 2
+    return ended.err.rstrip('\n')
+
+  return refuse
+
+
+@pytest.fixture
+def describe(start, tmp_path):
+  """`describe(*arguments)` is the experiment that these flags describe."""
+  script = tmp_path / 'describe.py'
+  script.write_text(_DESCRIBE)
+
+  def describe(*arguments: str) -> _Described:
+    ended = start(*arguments, script=script)
+    assert (ended.code, ended.err) == (0, '')
+    config, environment, workdir = json.loads(ended.out)
+    return _Described(R2D2Config(**config), environment, workdir)
+
+  return describe
+
+
+_STORED = ('--env=CartPole-v1', '--config.batch_size=8', '--seed=3', '--num_actors=2')
+
+
+@pytest.fixture
+def workdir(describe) -> pathlib.Path:
+  """That of a run of `_STORED`."""
+  return pathlib.Path(describe(*_STORED, '--workdir=run').workdir)
+
+
+def _other(name: str):
+  """A valid value of a field, not that of laptop."""
+  value = getattr(config_lib.laptop(), name)
+  special = {
+    'state_strategy': 'zero',
+    'full_action_space': False,
+    'conv_channels': (4, 5, 6),
+    'trace_length': 50,
+    'discount': 0.5,
+  }
+  if name in special:
+    return special[name]
+  return value - 1 if name == 'sequence_period' else value + 1 if value < 1 else value * 2
+
+
+def _flag(name: str) -> str:
+  return f'--config.{name}={_other(name)}'
+
+
+_SHARES = ('priority_eta', 'epsilon_base', 'evaluator_epsilon')
+_OTHERS = {
+  field.name: 0.25 if field.name in _SHARES else _other(field.name)
+  for field in dataclasses.fields(R2D2Config)
+}
+_FREE = {'num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'}
+
+
+# Good input.
+
+
+def test_every_field_has_a_flag(describe):
+  flags = [f'--config.{name}={value}' for name, value in _OTHERS.items()]
+  described = describe('--env=CartPole-v1', *flags)
+  assert described.config == R2D2Config(**_OTHERS)
+  laptop = dataclasses.asdict(config_lib.laptop())
+  assert all(value != laptop[name] for name, value in _OTHERS.items())
+
+
+def test_without_flags_it_is_pong_on_a_laptop(describe, tmp_path):
+  described = describe()
+  assert described.config == config_lib.laptop()
+  assert described.environment == {'game': 'pong'}
+  assert described.workdir == str(tmp_path / 'runs' / 'pong')
+
+
+def test_short_flags_mean_the_fields(describe):
+  described = describe('--num_actors=3', '--envs_per_actor=4', '--seed=5')
+  assert described.config == dataclasses.replace(
+    config_lib.laptop(), num_actors=3, envs_per_actor=4, seed=5
+  )
+
+
+def test_flags_overrule_the_preset(describe):
+  flags = ('--preset=paper', '--num_actors=2', '--config.max_replay_size=5000')
+  assert describe(*flags).config == dataclasses.replace(
+    config_lib.paper(), num_actors=2, max_replay_size=5000
+  )
+
+
+def test_workdir_tells_how_to_do_it_again(workdir):
+  stored = json.loads((workdir / 'config.json').read_text())
+  assert stored['environment'] == {'env': 'CartPole-v1'}
+  assert stored['config']['batch_size'] == 8
+  assert stored['seed'] == 3
+  assert stored['command'][1:] == [*_STORED, '--workdir=run']
+  assert stored['versions']['tensorflow'] == '2.8.4'
+  assert stored['revision']
+
+
+# Resuming.
+
+
+def test_second_start_needs_no_flags(describe, workdir):
+  described = describe('--workdir=run')
+  assert described.config == dataclasses.replace(
+    config_lib.laptop(), batch_size=8, seed=3, num_actors=2
+  )
+  assert described.environment == {'env': 'CartPole-v1'}
+  assert described.workdir == str(workdir)
+  assert describe(*_STORED, '--workdir=run') == described
+
+
+@pytest.mark.parametrize('name', sorted(_FREE))
+def test_second_start_may_use_the_machine_differently(describe, workdir, name):
+  flag = f'--config.{name}={_OTHERS[name]}'
+  expected = dataclasses.replace(
+    describe('--workdir=run').config, **{name: _OTHERS[name]}
+  )
+  assert describe('--workdir=run', flag).config == expected
+  assert describe('--workdir=run').config == expected
+
+
+@pytest.mark.parametrize('name', sorted(_OTHERS.keys() - _FREE))
+def test_second_start_cannot_change_the_experiment(refuse, workdir, name):
+  before = (workdir / 'config.json').read_bytes()
+  value = 4 if name == 'seed' else _OTHERS[name]
+  line = refuse('--workdir=run', f'--config.{name}={value}')
+  assert f'{name}=' in line
+  assert f'not {value}' in line
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_second_start_cannot_change_the_preset(refuse, workdir):
+  assert 'burn_in_length=20, not 40' in refuse('--workdir=run', '--preset=paper')
+
+
+@pytest.mark.parametrize('flag', ['--game=pong', '--env=Acrobot-v1'])
+def test_second_start_cannot_change_the_environment(refuse, workdir, flag):
+  line = refuse('--workdir=run', flag)
+  assert f'{workdir} is a run of --env=CartPole-v1, not {flag}' in line
+
+
+@pytest.mark.parametrize(
+  'content', ['', '{}', '{"environment": {}, "config": {"of_yore": 1}}']
+)
+def test_config_of_another_version_is_refused(refuse, workdir, content):
+  (workdir / 'config.json').write_text(content)
+  assert f'{workdir}/config.json is not a config of this version' in refuse(
+    '--workdir=run'
+  )
+
+
+def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+  folder = workdir / 'checkpoints' / 'learner'
+  folder.mkdir(parents=True)
+  for name in ('ckpt-8.index', 'ckpt-9.index'):
+    (folder / name).write_bytes(b'\0')
+  line = refuse('--workdir=run')
+  assert f'{folder}/ckpt-9 is corrupt' in line
+  assert f'--checkpoint={folder}/ckpt-8' in line
+  # Where the cure leads, if that one is no better.
+  line = refuse('--workdir=run', f'--checkpoint={folder}/ckpt-8')
+  assert f'{folder}/ckpt-8 is corrupt' in line
+  assert 'another --workdir' in line
+  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
+
+
+def test_unknown_checkpoint_is_refused(refuse, workdir):
+  line = refuse('--workdir=run', '--checkpoint=ckpt-3')
+  assert line.endswith('there are: none')
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--game=pnog'], ["'pnog'", 'did you mean', 'pong']),
+    (['--env=CartPol-v1'], ["'CartPol-v1'", 'CartPole']),
+    (['--env=no_such_module:Env-v0'], ['no_such_module']),
+    (['--env=Pendulum-v1'], ['Pendulum-v1', 'continuous actions']),
+    (['--game=pong', '--env=CartPole-v1'], ['--game', '--env', 'not both']),
+    (['pong'], ["'pong'"]),
+    (['--gmae=pong'], ["'gmae'", 'game']),
+    (['--preset=papre'], ['papre', 'paper']),
+    (['--config.bacth_size=8'], ['bacth_size', 'batch_size']),
+    (['--config.batch_size=many'], ['batch_size', 'many']),
+    (['--config.sequence_period=41'], ['sequence_period=41', 'trace_length=40']),
+    (['--config.n_step=41'], ['n_step=41', 'trace_length=40']),
+    (
+      ['--config.min_replay_size=9'],
+      ['min_replay_size=9', 'samples_per_insert=4.0', 'samples_per_insert_tolerance'],
+    ),
+    (
+      ['--config.min_replay_size=10001'],
+      ['min_replay_size=10001', 'max_replay_size=10000'],
+    ),
+    (
+      ['--config.max_replay_size=1000000000'],
+      ['GiB of memory', 'max_replay_size=1000000000 windows', 'processes', 'lower'],
+    ),
+    (['--num_actors=100000'], ['GiB for 100004 processes', '--num_actors']),
+  ],
+  ids=lambda value: ' '.join(value) if value[0].startswith('--') else None,
+)
+def test_bad_input_is_one_line_that_names_it(refuse, tmp_path, flags, expected):
+  line = refuse(*flags)
+  assert all(words in line for words in expected), line
+  assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('workdir', ['a_file/run', '/proc/run'])
+def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
+  (tmp_path / 'a_file').touch()
+  line = refuse(f'--workdir={workdir}')
+  assert f'cannot write in {tmp_path / workdir}' in line
+
+
+@pytest.mark.parametrize('script', sorted(_LAUNCH.glob('*.py')), ids=lambda p: p.stem)
+def test_a_program_of_its_own_refuses_the_same_way(script, tmp_path):
+  ended = subprocess.run(
+    [sys.executable, script, '--game=pnog'], cwd=tmp_path, capture_output=True, text=True
+  )
+  assert ended.returncode == 2
+  assert ended.stderr.startswith("error: unknown Atari game 'pnog': did you mean pong")
+  assert ended.stderr.count('\n') == 1
+  assert ended.stdout == ''
