@@ -1,6 +1,6 @@
 """Trains R2D2 with a Launchpad program: Atari, or any Gymnasium environment.
 
-  python launch/atari_distributed.py --lp_launch_type=local_mp --game=pong
+python launch/atari_distributed.py --lp_launch_type=local_mp --game=pong
 """
 
 import os

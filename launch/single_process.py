@@ -1,6 +1,6 @@
 """Trains R2D2 in one process: for small environments, and for debugging.
 
-  python launch/single_process.py --env=CartPole-v1
+python launch/single_process.py --env=CartPole-v1
 """
 
 import os

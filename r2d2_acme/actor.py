@@ -5,18 +5,17 @@
 """
 
 import time
-from typing import Callable, List, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import acme
-from acme import specs
-from acme.tf import variable_utils
-from acme.utils import counting
-from acme.utils import loggers
 import dm_env
 import numpy as np
 import sonnet as snt
 import tensorflow as tf
 import tree
+from acme import specs
+from acme.tf import variable_utils
+from acme.utils import counting, loggers
 
 from r2d2_acme import replay
 from r2d2_acme.adder import SequenceAdder
@@ -49,7 +48,7 @@ class BatchedActor:
     environment_spec: specs.EnvironmentSpec,
     epsilons: Sequence[float],
     seeds: Sequence[int],
-    adders: Optional[Sequence[SequenceAdder]] = None,
+    adders: Sequence[SequenceAdder] | None = None,
   ):
     """Epsilons, seeds and adders are one for each environment."""
     frame = environment_spec.observations
@@ -57,7 +56,7 @@ class BatchedActor:
     self._epsilons = epsilons
     self._rngs = [np.random.default_rng(seed) for seed in seeds]
     self._adders = adders
-    self._variable_client: Optional[variable_utils.VariableClient] = None
+    self._variable_client: variable_utils.VariableClient | None = None
     self._variables = network.variables
     # The age of those parameters, which is fetched together with them.
     self._learner_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -157,7 +156,7 @@ class BatchedActor:
 
   def _epsilon_greedy(self, q: np.ndarray) -> np.ndarray:
     actions = np.argmax(q, axis=-1).astype(np.int32)
-    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs)):
+    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
       if rng.random() < epsilon:
         actions[i] = rng.integers(self._num_actions)
     return actions
@@ -187,7 +186,7 @@ class R2D2Actor(acme.Actor):
   def __init__(self, actor: BatchedActor):
     self._actor = actor
     self._action = np.zeros(1, np.int32)
-    self._timestep: Optional[dm_env.TimeStep] = None
+    self._timestep: dm_env.TimeStep | None = None
 
   def observe_first(self, timestep: dm_env.TimeStep):
     self._timestep = timestep
@@ -231,11 +230,11 @@ class VectorEnvironmentLoop:
     self._returns = np.zeros(num_envs)
     self._lengths = np.zeros(num_envs, int)
     self._actions = np.zeros(num_envs, np.int32)
-    self._timesteps: List[dm_env.TimeStep] = []
+    self._timesteps: list[dm_env.TimeStep] = []
     self._num_steps = 0
     self._started = time.time()
 
-  def run(self, num_steps: Optional[int] = None, num_episodes: Optional[int] = None):
+  def run(self, num_steps: int | None = None, num_episodes: int | None = None):
     """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`."""
     if not self._timesteps:
       self._timesteps = [environment.reset() for environment in self._environments]

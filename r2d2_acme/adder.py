@@ -2,13 +2,14 @@
 
 import collections
 import operator
-from typing import Callable, Deque, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from acme import specs
 import numpy as np
 import reverb
 import tensorflow as tf
 import tree
+from acme import specs
 
 from r2d2_acme import losses, replay
 from r2d2_acme.config import R2D2Config
@@ -66,9 +67,7 @@ class SequenceAdder:
       )
     state_spec = replay.core_state_spec(config)
     for path in _paths('core_state', state_spec):
-      self._writer.configure(
-        path, num_keep_alive_refs=keep_alive, max_chunk_length=1
-      )
+      self._writer.configure(path, num_keep_alive_refs=keep_alive, max_chunk_length=1)
     self._initial_state = tree.map_structure(
       lambda spec: np.zeros(spec.shape, spec.dtype), state_spec
     )
@@ -80,7 +79,9 @@ class SequenceAdder:
       mask=np.float32(0),
     )
     # The rows of the trace that is being filled.
-    self._rows: Deque[_Row] = collections.deque(maxlen=config.trace_length + 1)
+    self._rows: collections.deque[_Row] = collections.deque(
+      maxlen=config.trace_length + 1
+    )
     self._row = 0
     self._next_window = 0
     self.num_windows = 0  # written since the adder was made

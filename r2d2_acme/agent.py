@@ -1,14 +1,13 @@
 """`R2D2`: the same parts in one process, as an Acme agent."""
 
-from typing import List, Optional, Sequence
+from collections.abc import Sequence
 
 import acme
-from acme import specs
-from acme.utils import counting
-from acme.utils import loggers
 import dm_env
 import numpy as np
 import reverb
+from acme import specs
+from acme.utils import counting, loggers
 
 from r2d2_acme import checkpointing
 from r2d2_acme.actor import R2D2Actor
@@ -29,9 +28,9 @@ class R2D2(acme.Actor, acme.VariableSource):
     environment_spec: specs.EnvironmentSpec,
     config: R2D2Config,
     *,
-    workdir: Optional[str] = None,
-    counter: Optional[counting.Counter] = None,
-    logger: Optional[loggers.Logger] = None,
+    workdir: str | None = None,
+    counter: counting.Counter | None = None,
+    logger: loggers.Logger | None = None,
   ):
     """With a workdir it resumes from, and saves to, its checkpoints.
 
@@ -113,5 +112,5 @@ class R2D2(acme.Actor, acme.VariableSource):
     if self._checkpointer is not None:
       self._checkpointer.save(force=True)
 
-  def get_variables(self, names: List[str]) -> List[List[np.ndarray]]:
+  def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self.learner.get_variables(names)

@@ -1,14 +1,13 @@
 """The only place that wires: from a config and a spec to the agent's parts."""
 
-from typing import Callable, Iterator, Optional, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import acme
-from acme import specs
-from acme.utils import counting
-from acme.utils import loggers
 import numpy as np
 import reverb
 import tensorflow as tf
+from acme import specs
+from acme.utils import counting, loggers
 
 from r2d2_acme import adder as adder_lib
 from r2d2_acme import networks, replay
@@ -40,7 +39,7 @@ class R2D2Builder:
     return networks.make_network(self._config, self._spec)
 
   def make_tables(
-    self, rate_limiter: Optional[reverb.rate_limiters.RateLimiter] = None
+    self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
   ) -> Sequence[reverb.Table]:
     return replay.make_tables(self._config, self._spec, rate_limiter)
 
@@ -50,7 +49,7 @@ class R2D2Builder:
   def make_adder(
     self,
     client: reverb.Client,
-    priority_fn: Optional[adder_lib.PriorityFn] = None,
+    priority_fn: adder_lib.PriorityFn | None = None,
     should_stop: Callable[[], bool] = lambda: False,
   ) -> adder_lib.SequenceAdder:
     """`priority_fn` may serve many adders; by default one is made."""
@@ -66,9 +65,9 @@ class R2D2Builder:
     self,
     index: int = 0,
     *,
-    network: Optional[networks.R2D2Network] = None,
-    replay_client: Optional[reverb.Client] = None,
-    variable_source: Optional[acme.VariableSource] = None,
+    network: networks.R2D2Network | None = None,
+    replay_client: reverb.Client | None = None,
+    variable_source: acme.VariableSource | None = None,
     should_stop: Callable[[], bool] = lambda: False,
   ) -> BatchedActor:
     """The `index`-th of `num_actors`, for its `envs_per_actor` environments."""
@@ -78,14 +77,12 @@ class R2D2Builder:
     adders = None
     if replay_client is not None:
       priority_fn = adder_lib.make_priority_fn(self._config)
-      adders = [
-        self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet
-      ]
+      adders = [self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet]
     actor = BatchedActor(
       network,
       self._config,
       self._spec,
-      epsilons=epsilon_ladder(self._config)[fleet],
+      epsilons=epsilon_ladder(self._config)[fleet].tolist(),
       seeds=[derive_seed(self._config.seed, _POLICY, i) for i in fleet],
       adders=adders,
     )
@@ -94,7 +91,7 @@ class R2D2Builder:
     return actor
 
   def make_evaluator(
-    self, *, network: Optional[networks.R2D2Network] = None
+    self, *, network: networks.R2D2Network | None = None
   ) -> BatchedActor:
     """Nearly greedy, writes nothing; its `fetch` takes fresh parameters."""
     return BatchedActor(
@@ -109,10 +106,10 @@ class R2D2Builder:
     self,
     iterator: Iterator[Batch],
     *,
-    network: Optional[networks.R2D2Network] = None,
-    replay_client: Optional[reverb.Client] = None,
-    counter: Optional[counting.Counter] = None,
-    logger: Optional[loggers.Logger] = None,
+    network: networks.R2D2Network | None = None,
+    replay_client: reverb.Client | None = None,
+    counter: counting.Counter | None = None,
+    logger: loggers.Logger | None = None,
   ) -> R2D2Learner:
     return R2D2Learner(
       network or self.make_network(),

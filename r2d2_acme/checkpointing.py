@@ -8,12 +8,12 @@ import glob
 import os
 import pickle
 import tempfile
-from typing import Dict, List, Mapping
+from collections.abc import Mapping
 
+import tensorflow as tf
 from acme import core
 from acme.tf import savers
 from acme.utils import counting
-import tensorflow as tf
 from tensorflow.python.training import checkpoint_management
 
 from r2d2_acme.learner import R2D2Learner
@@ -81,7 +81,7 @@ def directory(workdir: str) -> str:
   return os.path.join(workdir, 'checkpoints', _SUBDIRECTORY)
 
 
-def find(workdir: str) -> List[str]:
+def find(workdir: str) -> list[str]:
   """The checkpoints of a workdir, newest last: prefixes such as `.../ckpt-3`."""
   prefixes = [
     path[: -len('.index')]
@@ -90,7 +90,7 @@ def find(workdir: str) -> List[str]:
   return sorted(prefixes, key=lambda prefix: int(prefix.rsplit('-', 1)[1]))
 
 
-def verify(workdir: str) -> Dict[str, float]:
+def verify(workdir: str) -> dict[str, float]:
   """Reads every byte of the checkpoint that a start in `workdir` resumes from.
 
   Returns:
@@ -141,7 +141,7 @@ def go_back(workdir: str, prefix: str):
   _set_newest(workdir, kept)
 
 
-def _set_newest(workdir: str, prefixes: List[str]):
+def _set_newest(workdir: str, prefixes: list[str]):
   """Makes TensorFlow resume from the last of these, and keep them as it would.
 
   Its own note of them is lost, or behind, if the machine died at the wrong moment.

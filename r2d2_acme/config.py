@@ -5,7 +5,6 @@ Reinforcement Learning" (2019), table 2 and section 2.3 unless said otherwise.
 """
 
 import dataclasses
-from typing import Tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class R2D2Config:
   evaluator_epsilon: float = 0.001  # Ape-X: 0.001
 
   # Network (Mnih et al. 2015's torso for images, an MLP for vectors).
-  conv_channels: Tuple[int, int, int] = (32, 64, 64)  # paper: 32, 64, 64
+  conv_channels: tuple[int, int, int] = (32, 64, 64)  # paper: 32, 64, 64
   torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
   core_size: int = 512  # LSTM units; paper: 512
   head_size: int = 512  # hidden units of each duelling stream; paper: 512

@@ -10,22 +10,27 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, Callable, Dict, Mapping, NoReturn, Optional, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
-from absl import app
-from absl import flags
 import acme
-from acme import specs
 import dm_env
-from ml_collections import config_dict
-from ml_collections import config_flags
 import psutil
+from absl import app, flags
+from acme import specs
+from ml_collections import config_dict, config_flags
 
-from r2d2_acme import builder, checkpointing, config as config_lib, environments, replay
+from r2d2_acme import builder, checkpointing, environments, networks, replay
+from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 
 # These change the machine's use, not the experiment: a resumed run may change them.
-_FREE_FIELDS = ('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period')
+_FREE_FIELDS = (
+  'num_actors',
+  'envs_per_actor',
+  'checkpoint_period',
+  'evaluation_period',
+)
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
 
@@ -89,8 +94,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
       _exit_with(error)
 
-  def checked(_) -> NoReturn:
+  def checked(argv: Sequence[str]) -> NoReturn:
     try:
+      if argv[1:]:
+        raise BadInput(f'{argv[1]!r} is not a flag: see --help')
       code = main()
     except (BadInput, checkpointing.CheckpointError) as error:
       _exit_with(error)
@@ -114,59 +121,53 @@ def from_flags(**fixed: Any) -> Experiment:
     BadInput: the flags cannot work, alone, together or on this machine.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  if _GAME.value and _ENV.value:
-    raise BadInput('give --game or --env, not both')
   workdir = os.path.abspath(_WORKDIR.value or os.path.join('runs', _default_name()))
   stored = _read_stored(workdir)
-  environment = _environment_from_flags(stored, workdir)
+  flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
   make_environment = functools.partial(
-    _make_environment, full_action_space=config.full_action_space, **environment
+    _make_environment, flag=flag, name=name, full_action_space=config.full_action_space
   )
   try:
     instance = make_environment(builder.environment_seed(config, 0))
+    environment_spec = acme.make_environment_spec(instance)
+    instance.close()
+    networks.make_network(config, environment_spec)  # does one fit?
   except ValueError as error:
     raise BadInput(str(error)) from error
-  environment_spec = acme.make_environment_spec(instance)
-  instance.close()
   _check_memory(config, environment_spec)
-  _write_stored(workdir, config, environment)
+  _write_stored(workdir, config, {flag: name})
   if _CHECKPOINT.value:
     checkpointing.go_back(workdir, _CHECKPOINT.value)
   return Experiment(config, make_environment, environment_spec, workdir)
 
 
 def _make_environment(
-  seed: int,
-  *,
-  game: Optional[str] = None,
-  env: Optional[str] = None,
-  full_action_space: bool,
+  seed: int, *, flag: str, name: str, full_action_space: bool
 ) -> dm_env.Environment:
-  if env is not None:
-    return environments.make_gymnasium(env, seed=seed)
-  return environments.make_atari(game, seed=seed, full_action_space=full_action_space)
+  if flag == 'game' or name.startswith('ALE/'):
+    return environments.make_atari(name, seed=seed, full_action_space=full_action_space)
+  return environments.make_gymnasium(name, seed=seed)
 
 
 def _default_name() -> str:
   return (_ENV.value or _GAME.value or 'pong').replace('/', '_')
 
 
-def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> Dict[str, str]:
-  if _ENV.value:
-    given = {'env': _ENV.value}
-  elif _GAME.value:
-    given = {'game': _GAME.value}
-  else:
-    return stored.get('environment', {'game': 'pong'})
-  before = stored.get('environment', given)
-  if given != before:
-    (kind, name), (old_kind, old_name) = *given.items(), *before.items()
+def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[str, str]:
+  """The flag that names the environment, and the name."""
+  given = [(f.name, f.value) for f in (_GAME, _ENV) if f.value]
+  if len(given) > 1:
+    raise BadInput('give --game or --env, not both')
+  before = list(stored.get('environment', {}).items())
+  environment = (given or before or [('game', 'pong')])[0]
+  if before and environment != before[0]:
     raise BadInput(
-      f'{workdir} is a run of --{old_kind}={old_name}, not --{kind}={name}: give '
-      'another --workdir, or leave the flag out to resume'
+      f'{workdir} is a run of --{before[0][0]}={before[0][1]}, not '
+      f'--{environment[0]}={environment[1]}: give another --workdir, or leave the '
+      'flag out to resume'
     )
-  return given
+  return environment
 
 
 def _config_from_flags(

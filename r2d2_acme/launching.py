@@ -10,7 +10,9 @@ import os
 import re
 import sys
 import threading
-from typing import Mapping, NoReturn, Optional, TextIO
+import traceback
+from collections.abc import Mapping
+from typing import NoReturn, TextIO
 
 import launchpad as lp
 from launchpad.launch.run_locally import launch_local_output_to_files
@@ -39,7 +41,7 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
   """
   if launch_type == 'local_mp':
     return _launch_processes(program, output_dir)
-  return _launch_threads(program, launch_type)
+  _launch_threads(program, launch_type)
 
 
 def _launch_threads(program: lp.Program, launch_type: str) -> NoReturn:
@@ -49,7 +51,7 @@ def _launch_threads(program: lp.Program, launch_type: str) -> NoReturn:
   try:
     lp.launch(program, launch_type=launch_type).wait()
   except BaseException as error:  # any node's
-    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    traceback.print_exception(error)
     code = 1
   runtime.exit_now(code)
 
@@ -73,8 +75,7 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
     )
     # The manager forgets who has ended. Each has a title of its own, its file's name.
     processes = {
-      title: process
-      for title, (process,) in manager._active_workers.items()
+      title: process for title, (process,) in manager._active_workers.items()
     }
     paths = {name: os.path.join(output_dir, name) for name in processes}
     with _following(paths, terminal):
@@ -87,7 +88,7 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
   return 1
 
 
-def _wait(manager) -> Optional[int]:
+def _wait(manager) -> int | None:
   """Waits for the program's end; returns the exit code of who failed first, if any."""
   try:
     manager.wait()

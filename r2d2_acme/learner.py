@@ -2,18 +2,18 @@
 
 import threading
 import time
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import acme
-from acme.tf import savers
-from acme.utils import counting
-from acme.utils import loggers
 import numpy as np
 import reverb
 import sonnet as snt
 import tensorflow as tf
 import tree
 import trfl
+from acme.tf import savers
+from acme.utils import counting, loggers
 
 from r2d2_acme import losses, replay
 from r2d2_acme.config import R2D2Config
@@ -38,9 +38,9 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     iterator: Iterator[Batch],
     config: R2D2Config,
     *,
-    replay_client: Optional[reverb.Client] = None,
-    counter: Optional[counting.Counter] = None,
-    logger: Optional[loggers.Logger] = None,
+    replay_client: reverb.Client | None = None,
+    counter: counting.Counter | None = None,
+    logger: loggers.Logger | None = None,
   ):
     """Both networks have their variables; the target's start as the online ones."""
     self._network = network
@@ -63,7 +63,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self._copy_to_target()
     self._lock = threading.Lock()
     self._last_row_time = 0.0
-    self._last_row_steps: Optional[int] = None
+    self._last_row_steps: int | None = None
 
   @property
   def state(self) -> Mapping[str, savers.Checkpointable]:
@@ -83,14 +83,14 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
   def num_steps(self) -> int:
     return int(self._num_steps.numpy())
 
-  def get_variables(self, names: List[str]) -> List[List[np.ndarray]]:
+  def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     """The online network's variables and `num_steps`, whatever the names."""
     with self._lock:
       variables = tree.map_structure(lambda v: v.numpy(), self.variables)
     return [variables for _ in names]
 
   @property
-  def variables(self) -> List[tf.Variable]:
+  def variables(self) -> list[tf.Variable]:
     """What actors fetch: the network's variables, then their age."""
     return [*self._network.variables, self._num_steps]
 
@@ -205,7 +205,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
         }
       )
 
-  def _replay_ratio(self) -> Dict[str, float]:
+  def _replay_ratio(self) -> dict[str, float]:
     """Sampled over inserted windows, as the server counts them."""
     if self._replay_client is None:
       return {}

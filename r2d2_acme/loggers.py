@@ -2,10 +2,10 @@
 
 import os
 import time
-from typing import Any, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from acme.utils import counting
-from acme.utils import loggers
+from acme.utils import counting, loggers
 from acme.utils.loggers import tf_summary
 
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time')
@@ -38,7 +38,7 @@ COLUMNS = {
 }
 
 
-def make_logger(workdir: Optional[str], role: str, index: int = 0) -> loggers.Logger:
+def make_logger(workdir: str | None, role: str, index: int = 0) -> loggers.Logger:
   """The logger of the `index`-th node of a role ('learner', 'actor', 'evaluator').
 
   Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
@@ -51,9 +51,7 @@ def make_logger(workdir: Optional[str], role: str, index: int = 0) -> loggers.Lo
   )
   to = [terminal]
   if workdir is not None:
-    to.append(
-      loggers.CSVLogger(workdir, label=label, add_uid=False, flush_every=1)
-    )
+    to.append(loggers.CSVLogger(workdir, label=label, add_uid=False, flush_every=1))
     steps_key = 'learner_steps' if role == 'learner' else 'actor_steps'
     to.append(
       tf_summary.TFSummaryLogger(
@@ -80,7 +78,7 @@ class _FixedColumns(loggers.Logger):
 class WallTimeCounter(counting.Counter):
   """The root counter. It also counts `wall_time`: seconds over all sittings."""
 
-  def __init__(self, counts: Optional[Mapping[str, float]] = None):
+  def __init__(self, counts: Mapping[str, float] | None = None):
     """`counts` are those of a checkpoint, to go on from."""
     super().__init__()
     counts = dict(counts or {})

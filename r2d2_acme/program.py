@@ -2,16 +2,16 @@
 
 import os
 import threading
-from typing import Callable, List, Mapping, Optional
+from collections.abc import Callable, Mapping
 
 import acme
-from acme import specs
-from acme.utils import counting
 import dm_env
 import launchpad as lp
-from launchpad import context as lp_context
 import numpy as np
 import reverb
+from acme import specs
+from acme.utils import counting
+from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import checkpointing, loggers, runtime
@@ -29,12 +29,12 @@ def make_program(
   config: R2D2Config,
   environment_factory: EnvironmentFactory,
   *,
-  workdir: Optional[str] = None,
+  workdir: str | None = None,
   name: str = 'r2d2',
   evaluator: bool = True,
-  max_actor_steps: Optional[int] = None,
-  max_learner_steps: Optional[int] = None,
-  environment_spec: Optional[specs.EnvironmentSpec] = None,
+  max_actor_steps: int | None = None,
+  max_learner_steps: int | None = None,
+  environment_spec: specs.EnvironmentSpec | None = None,
 ) -> lp.Program:
   """Wires the nodes `replay`, `counter`, `learner`, `actor` x N and `evaluator`.
 
@@ -87,7 +87,13 @@ def make_program(
     with program.group('evaluator'):
       program.add_node(
         lp.PyClassNode(
-          _EvaluatorNode, builder, config, environment_factory, learner, counter, workdir
+          _EvaluatorNode,
+          builder,
+          config,
+          environment_factory,
+          learner,
+          counter,
+          workdir,
         )
       )
   return program
@@ -107,7 +113,7 @@ def _run_until_stopped(
   Raises:
     Whatever `work` raises while the program runs.
   """
-  failures: List[BaseException] = []
+  failures: list[BaseException] = []
 
   def target():
     try:
@@ -134,9 +140,7 @@ def _run_until_stopped(
 class _CounterNode(loggers.WallTimeCounter):
   """The program's counter, which also stops it at a limit."""
 
-  def __init__(
-    self, counts: Mapping[str, float], limits: Mapping[str, Optional[int]]
-  ):
+  def __init__(self, counts: Mapping[str, float], limits: Mapping[str, int | None]):
     super().__init__(counts)
     self._limits = {key: limit for key, limit in limits.items() if limit is not None}
 
@@ -160,7 +164,7 @@ class _LearnerNode(acme.VariableSource):
     replay_client: reverb.Client,
     counter: counting.Counter,
     counts: Mapping[str, float],
-    workdir: Optional[str],
+    workdir: str | None,
   ):
     runtime.limit_threads(os.cpu_count() or 1)
     self._logger = loggers.make_logger(workdir, 'learner')
@@ -177,7 +181,7 @@ class _LearnerNode(acme.VariableSource):
         workdir, self._learner, counter, counts, config.checkpoint_period
       )
 
-  def get_variables(self, names: List[str]) -> List[List[np.ndarray]]:
+  def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self._learner.get_variables(names)
 
   def run(self):
@@ -204,7 +208,7 @@ class _ActorNode:
     replay_client: reverb.Client,
     learner: acme.VariableSource,
     counter: counting.Counter,
-    workdir: Optional[str],
+    workdir: str | None,
   ):
     runtime.limit_threads(1)
     self._stop = lp.stop_event()
@@ -241,7 +245,7 @@ class _EvaluatorNode:
     environment_factory: EnvironmentFactory,
     learner: acme.VariableSource,
     counter: counting.Counter,
-    workdir: Optional[str],
+    workdir: str | None,
   ):
     runtime.limit_threads(1)
     self._stop = lp.stop_event()

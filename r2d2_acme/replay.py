@@ -2,14 +2,14 @@
 
 import queue
 import threading
-from typing import Dict, Optional, Sequence as SequenceOf
+from collections.abc import Sequence as SequenceOf
 
-from acme import specs
 import numpy as np
 import reverb
 import sonnet as snt
 import tensorflow as tf
 import tree
+from acme import specs
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.types import Batch, Observation, Sequence, Step
@@ -68,7 +68,7 @@ def sequence_signature(config: R2D2Config, environment_spec) -> Sequence:
 def make_tables(
   config: R2D2Config,
   environment_spec: specs.EnvironmentSpec,
-  rate_limiter: Optional[reverb.rate_limiters.RateLimiter] = None,
+  rate_limiter: reverb.rate_limiters.RateLimiter | None = None,
 ) -> SequenceOf[reverb.Table]:
   """The prioritized table of windows.
 
@@ -172,9 +172,13 @@ class PriorityUpdater:
       waiting = [self._queue.get()]
       while not self._queue.empty():
         waiting.append(self._queue.get())
-      updates: Dict[int, float] = {}
+      updates: dict[int, float] = {}
       for keys, priorities in waiting:
-        updates.update(zip(keys.tolist(), priorities.tolist()))
+        # Reverb refuses a NaN, and after an infinity draws nothing else.
+        finite = np.isfinite(priorities)
+        updates.update(
+          zip(keys[finite].tolist(), priorities[finite].tolist(), strict=True)
+        )
       try:
         self._client.mutate_priorities(TABLE, updates=updates)
       except RuntimeError:
@@ -190,7 +194,7 @@ def estimate_bytes(config: R2D2Config, environment_spec) -> int:
   of them and about two recurrent states.
   """
   frame = environment_spec.observations
-  frame_bytes = int(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
+  frame_bytes = float(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
   if is_image(frame):
     frame_bytes *= _IMAGE_COMPRESSION
   scalar_bytes = 16

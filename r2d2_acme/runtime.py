@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NoReturn
 
 _ENVIRONMENT = {
   'TF_ENABLE_ONEDNN_OPTS': '1',  # off in TF 2.8; halves a learner step on a CPU
@@ -19,17 +20,18 @@ def set_environment_variables():
 
 
 def limit_threads(num_threads: int):
-  """Sizes this process's TensorFlow pools. Call before its first operation."""
+  """Sizes and starts this process's TensorFlow pools; only the first call counts."""
   import tensorflow as tf  # after the environment variables
 
   try:
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
     tf.config.threading.set_inter_op_parallelism_threads(num_threads)
   except RuntimeError:
-    pass  # already running: all nodes share one process (local_mt, tests)
+    return  # already running: all nodes share one process (local_mt, tests)
+  tf.config.list_logical_devices()  # starts them
 
 
-def exit_now(code: int):
+def exit_now(code: int) -> NoReturn:
   """Ends this process although threads of it still wait inside C++.
 
   Python's own way out would tear the libraries down under them, and abort.

@@ -131,9 +131,7 @@ def _update(learner, batch):
 @pytest.mark.parametrize('strategy', ['stored', 'zero'])
 @pytest.mark.parametrize('burn_in', [0, 3])
 def test_loss_and_priorities_match_float64_arithmetic(strategy, burn_in):
-  config = dataclasses.replace(
-    _CONFIG, state_strategy=strategy, burn_in_length=burn_in
-  )
+  config = dataclasses.replace(_CONFIG, state_strategy=strategy, burn_in_length=burn_in)
   batch = _make_batch(config)
   learner = _make_learner([], config)
   # Were the target burned in with the online parameters, this would not match.
@@ -256,8 +254,9 @@ def test_gradient_norm_is_clipped_but_reported_whole():
 def test_importance_weights_weigh_rare_items_more():
   batch = _make_batch()
   uniform = batch._replace(probabilities=np.full(4, 0.02))
-  assert _update(_make_learner([]), uniform)[1]['loss'] > (
-    _update(_make_learner([]), batch)[1]['loss']
+  assert (
+    _update(_make_learner([]), uniform)[1]['loss']
+    > (_update(_make_learner([]), batch)[1]['loss'])
   )
 
 
