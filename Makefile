@@ -12,7 +12,7 @@ NO_PYTHON = r2d2_acme needs CPython 3.10 and none of these is one: \
   $(or $(PYTHON),python3.10 python3 python pyenv uv); \
   cure: uv python install 3.10 (pip install uv gets uv), or make PYTHON=/path/to/python3.10
 NO_LINUX = r2d2_acme needs Linux on x86-64 with glibc; \
-  cure: docker run --platform linux/amd64 -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 make
+  cure: docker run --platform linux/amd64 -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 bash
 LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` writes this.
 
 .PHONY: help install test train check format doctor lock clean FORCE

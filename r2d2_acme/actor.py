@@ -61,21 +61,19 @@ class BatchedActor:
     # The age of those parameters, which is fetched together with them.
     self._learner_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._update_period = config.variable_update_period
-    self._num_channels = frame.shape[-1]
     stack = replay.num_stacked(config, frame)
     num_envs = len(epsilons)
-    # Frames are stacked along their last axis, oldest first.
-    self._stacks = np.zeros(
-      (num_envs, *frame.shape[:-1], stack * self._num_channels), frame.dtype
-    )
+    # The newest frames, oldest first.
+    self._frames = np.zeros((stack, num_envs, *frame.shape), frame.dtype)
     self._core_state = tree.map_structure(
       lambda spec: np.zeros((num_envs, *spec.shape), spec.dtype),
       replay.core_state_spec(config),
     )
 
     @tf.function(autograph=False)
-    def policy(observation: Observation, core_state: snt.LSTMState):
-      return network(observation, core_state)
+    def policy(frames, actions, rewards, core_state: snt.LSTMState):
+      stacks = replay.stack_frames(frames, stack)[0]  # [E, ...]
+      return network(Observation(stacks, actions, rewards), core_state)
 
     self._policy = policy
 
@@ -110,22 +108,18 @@ class BatchedActor:
     """
     actions = np.array(actions, np.int32)
     rewards = np.zeros(len(timesteps), np.float32)
+    self._frames[:-1] = self._frames[1:]
     for i, timestep in enumerate(timesteps):
+      self._frames[-1, i] = timestep.observation
       if timestep.first():
         actions[i] = 0
-        self._stacks[i] = 0
+        self._frames[:-1, i] = 0
         for state in tree.flatten(self._core_state):
           state[i] = 0
       else:
         rewards[i] = timestep.reward
-      self._stacks[i, ..., : -self._num_channels] = self._stacks[
-        i, ..., self._num_channels :
-      ]
-      self._stacks[i, ..., -self._num_channels :] = timestep.observation
 
-    q, next_state = self._policy(
-      Observation(self._stacks, actions, rewards), self._core_state
-    )
+    q, next_state = self._policy(self._frames, actions, rewards, self._core_state)
     q = q.numpy()  # [E, A]
     if self._adders is not None:
       self._add(actions, rewards, timesteps, q)
@@ -165,7 +159,7 @@ class BatchedActor:
     learner_steps = self._learner_steps.numpy()
     for i, timestep in enumerate(timesteps):
       step = Step(
-        observation=np.asarray(timestep.observation, self._stacks.dtype),
+        observation=np.asarray(timestep.observation, self._frames.dtype),
         action=actions[i],
         reward=rewards[i],
         discount=np.float32(1 if timestep.first() else timestep.discount),

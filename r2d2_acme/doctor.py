@@ -97,7 +97,7 @@ def check_platform(system='', machine='', libc=()):
     'Linux x86-64, glibc >= 2.28',
     ok,
     f'{detail} {name} {version}',
-    'docker run -it -v "$PWD":/r2d2 -w /r2d2 python:3.10 make install',
+    'docker run --platform linux/amd64 -it -v "$PWD":/r2d2 -w /r2d2 python:3.10 bash',
   )
 
 
@@ -330,6 +330,8 @@ def _cure(error, *distributions):
   """What helps against an error from using these distributions."""
   if _LIBPYTHON in error:
     return check_libpython().cure
+  if 'no answer' in error and not check_proxy().ok:
+    return check_proxy().cure
   if 'SIGILL' in error:
     return "a CPU with AVX, which TensorFlow's wheels need: grep -c avx /proc/cpuinfo"
   pins = _pins()

@@ -24,7 +24,9 @@ _POLL_PERIOD = 0.2  # seconds
 _NUM_LAST_LINES = 20  # of a failed node's output
 
 # Notices of the libraries underneath: they stay in the files.
-_NOISE = re.compile(r'I\d{4} |\[reverb/cc/|\x1b\[\d+m|Waiting for workers')
+_NOISE = re.compile(
+  r'I\d{4} |\[reverb/cc/|(\x1b\[\d+m)?(Waiting for workers|User-requested|Press CTRL)'
+)
 
 
 def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
@@ -73,6 +75,8 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
       terminal='output_to_files',
       local_resources=resources,
     )
+    # It would kill this process too, with those that do not stop in time.
+    manager._kill_main_thread = False
     # The manager forgets who has ended. Each has a title of its own, its file's name.
     processes = {
       title: process for title, (process,) in manager._active_workers.items()

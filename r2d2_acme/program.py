@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 
 import acme
@@ -100,22 +101,19 @@ def make_program(
 
 
 def _run_until_stopped(
-  work: Callable[[], None],
-  *,
-  on_poll: Callable[[], None] = lambda: None,
-  on_stop: Callable[[], None] = lambda: None,
+  *works: Callable[[], None], on_stop: Callable[[], None] = lambda: None
 ):
-  """Runs `work` in a thread until it, or the program, is done; then `on_stop`.
+  """Runs each in a thread until one, or the program, is done; then `on_stop`.
 
-  A thread that waits in C++ for a server that is gone cannot be interrupted. This
-  one need not be: the node's main thread answers the program's stop, and saves.
+  A thread that waits in C++ for a server that is gone cannot be interrupted. These
+  need not be: the node's main thread answers the program's stop, and saves.
 
   Raises:
-    Whatever `work` raises while the program runs.
+    Whatever a thread raises while the program runs.
   """
   failures: list[BaseException] = []
 
-  def target():
+  def target(work: Callable[[], None]):
     try:
       work()
     except Stopped:
@@ -123,17 +121,23 @@ def _run_until_stopped(
     except BaseException as error:  # handed to the main thread
       failures.append(error)
 
-  thread = threading.Thread(target=target, daemon=True)
-  thread.start()
+  threads = [
+    threading.Thread(target=target, args=(work,), daemon=True) for work in works
+  ]
+  for thread in threads:
+    thread.start()
   stop = lp.stop_event()
-  while thread.is_alive() and not stop.wait(_POLL_PERIOD):
-    on_poll()
+  while all(thread.is_alive() for thread in threads) and not stop.wait(_POLL_PERIOD):
+    pass
   if failures and not stop.is_set():
     raise failures[0]
   on_stop()
-  thread.join(_JOIN_TIMEOUT)
+  deadline = time.time() + _JOIN_TIMEOUT
+  for thread in threads:
+    thread.join(max(0.0, deadline - time.time()))
   launch_type = lp_context.get_context().launch_type
-  if thread.is_alive() and launch_type is lp.LaunchType.LOCAL_MULTI_PROCESSING:
+  is_process = launch_type is lp.LaunchType.LOCAL_MULTI_PROCESSING
+  if is_process and any(thread.is_alive() for thread in threads):
     runtime.exit_now(0)
 
 
@@ -185,15 +189,21 @@ class _LearnerNode(acme.VariableSource):
     return self._learner.get_variables(names)
 
   def run(self):
-    def save(force: bool = False):
-      if self._checkpointer is not None:
-        self._checkpointer.save(force)
+    stop = lp.stop_event()
+
+    def save_regularly():
+      while not stop.wait(_POLL_PERIOD):
+        self._save()
 
     def save_and_close():
-      save(force=True)
+      self._save(force=True)
       self._logger.close()
 
-    _run_until_stopped(self._learner.run, on_poll=save, on_stop=save_and_close)
+    _run_until_stopped(self._learner.run, save_regularly, on_stop=save_and_close)
+
+  def _save(self, force: bool = False):
+    if self._checkpointer is not None:
+      self._checkpointer.save(force)
 
 
 class _ActorNode:

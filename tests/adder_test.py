@@ -82,7 +82,9 @@ def test_each_transition_is_trained(run):
     for row in range(run.config.burn_in_length + 1, run.config.sequence_length + 1):
       if window.mask[row]:  # a transition is named by the row it leads to
         counts[helpers.key_of(window.observations.observation[row])] += 1
-  assert len(counts) == sum(episode.length for script in run.episodes for episode in script)
+  assert len(counts) == sum(
+    episode.length for script in run.episodes for episode in script
+  )
   assert min(counts.values()) >= 1
   if run.config.sequence_period == run.config.trace_length:
     assert max(counts.values()) == 1
@@ -439,23 +441,16 @@ def test_add_waits_for_the_limiter_and_stops_when_told(
   thread = threading.Thread(target=act, daemon=True)
   thread.start()
   try:
-    wait_until(lambda: table.info.current_size == max_inserts)
+    helpers.wait_until(lambda: table.info.current_size == max_inserts)
     time.sleep(0.7)  # longer than the adder waits before it asks `should_stop`
     assert thread.is_alive()
     assert table.info.current_size == max_inserts
     assert adder.num_windows <= max_inserts + num_ahead
     # It goes on with the learner.
     list(client.sample(replay.TABLE, 3, emit_timesteps=False))
-    wait_until(lambda: table.info.current_size == max_inserts + 3)
+    helpers.wait_until(lambda: table.info.current_size == max_inserts + 3)
     assert adder.num_windows <= max_inserts + 3 + num_ahead
   finally:
     stop.set()
   thread.join(5)
   assert stopped
-
-
-def wait_until(condition, timeout: float = 10.0):  # seconds
-  deadline = time.time() + timeout
-  while not condition():
-    assert time.time() < deadline, 'never happened'
-    time.sleep(0.01)

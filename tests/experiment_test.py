@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -11,21 +11,31 @@ from typing import NamedTuple
 import pytest
 
 from r2d2_acme import config as config_lib
+from r2d2_acme import runtime
 from r2d2_acme.config import R2D2Config
 
 _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 _DISTRIBUTED = _LAUNCH / 'atari_distributed.py'
+# A user's, who has not imported what these tests have.
+_ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
 
 # Runs scripts, each in a fork of a process that has the imports behind it.
 _SERVER = """
-import json, os, runpy, sys, traceback
+import json, os, runpy, signal, sys, time, traceback
 from r2d2_acme import agent, experiment, launching, program
 
 for line in sys.stdin:
   request = json.loads(line)
   pid = os.fork()
   if pid:
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    deadline = time.time() + 60
+    ended, status = 0, 0
+    while not ended:
+      time.sleep(0.01)
+      ended, status = os.waitpid(pid, os.WNOHANG)
+      if time.time() > deadline:
+        os.kill(pid, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(status), flush=True)
     continue
   code = 1
   try:
@@ -51,10 +61,12 @@ from r2d2_acme import experiment
 def main():
   run = experiment.from_flags()
   environment = run.environment_factory(7)
-  assert environment.observation_spec() == run.environment_spec.observations
+  spec = environment.observation_spec()
+  assert spec == run.environment_spec.observations
   keywords = {**run.environment_factory.keywords}
   keywords.pop('full_action_space')
-  print(json.dumps([dataclasses.asdict(run.config), keywords, run.workdir]))
+  config = dataclasses.asdict(run.config)
+  print(json.dumps([config, keywords, spec.shape, run.workdir]))
   return 0
 
 experiment.run(main)
@@ -70,6 +82,7 @@ class _Ended(NamedTuple):
 class _Described(NamedTuple):
   config: R2D2Config
   environment: dict[str, str]
+  shape: list[int]  # of an observation
   workdir: str
 
 
@@ -79,6 +92,7 @@ def server():
     [sys.executable, '-c', _SERVER],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
+    env=_ENVIRON,
     text=True,
   ) as process:
     yield process
@@ -124,8 +138,8 @@ def describe(start, tmp_path):
   def describe(*arguments: str) -> _Described:
     ended = start(*arguments, script=script)
     assert (ended.code, ended.err) == (0, '')
-    config, environment, workdir = json.loads(ended.out)
-    return _Described(R2D2Config(**config), environment, workdir)
+    config, *others = json.loads(ended.out)
+    return _Described(R2D2Config(**config), *others)
 
   return describe
 
@@ -182,6 +196,11 @@ def test_without_flags_it_is_pong_on_a_laptop(describe, tmp_path):
   assert described.config == config_lib.laptop()
   assert described.environment == {'game': 'pong'}
   assert described.workdir == str(tmp_path / 'runs' / 'pong')
+
+
+@pytest.mark.parametrize('flag', ['--game=MsPacman', '--env=ALE/MsPacman-v5'])
+def test_atari_is_preprocessed_whatever_it_is_called(describe, flag):
+  assert describe(flag).shape == [84, 84, 1]
 
 
 def test_short_flags_mean_the_fields(describe):
@@ -331,7 +350,11 @@ def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
 @pytest.mark.parametrize('script', sorted(_LAUNCH.glob('*.py')), ids=lambda p: p.stem)
 def test_a_program_of_its_own_refuses_the_same_way(script, tmp_path):
   ended = subprocess.run(
-    [sys.executable, script, '--game=pnog'], cwd=tmp_path, capture_output=True, text=True
+    [sys.executable, script, '--game=pnog'],
+    cwd=tmp_path,
+    env=_ENVIRON,
+    capture_output=True,
+    text=True,
   )
   assert ended.returncode == 2
   assert ended.stderr.startswith("error: unknown Atari game 'pnog': did you mean pong")

@@ -7,6 +7,7 @@ in both by the key (environment, episode, step) that is written in each frame.
 
 import dataclasses
 import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -225,8 +226,7 @@ def run(
     config: its `envs_per_actor` and its `priority_exponent` are overwritten.
     episodes: [environment][episode].
     image: or vectors.
-    act: `act(environments, actor, counter, logger)` plays instead of the
-      `VectorEnvironmentLoop`.
+    act: used instead of `play`.
   """
   # With exponent 0 the table's own sampler is uniform: all windows are soon seen.
   config = dataclasses.replace(
@@ -242,7 +242,7 @@ def run(
 
   def act_and_flush():
     actor = builder.make_actor(network=network, replay_client=client)
-    (act or _act)(environments, actor, counter, logger)
+    (act or play)(environments, actor, counter, logger)
     actor.flush()
     assert table_info(client).current_size == actor.num_windows
 
@@ -264,14 +264,23 @@ def run(
   )
 
 
-def _act(environments, actor, counter, logger):
+def play(environments, actor, counter=None, logger=None):
+  """All episodes of all environments, which have equally many and long ones."""
   VectorEnvironmentLoop(
     environments,
     actor,
-    counter,
-    logger,
-    should_stop=lambda: all(environment.is_over for environment in environments),
+    counter or counting.Counter(),
+    logger or loggers.NoOpLogger(),
+    should_stop=lambda: environments[0].is_over,
   ).run()
+  assert all(environment.is_over for environment in environments)
+
+
+def wait_until(condition, timeout: float = 10.0):  # seconds
+  deadline = time.time() + timeout
+  while not condition():
+    assert time.time() < deadline, 'never happened'
+    time.sleep(0.01)
 
 
 def table_info(client: reverb.Client) -> reverb_types.TableInfo:

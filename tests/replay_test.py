@@ -139,7 +139,7 @@ def test_windows_are_drawn_by_priority_to_the_exponent(serve):
   priorities = np.array([0.5, 1.0, 4.0, 16.0])
   add_windows(config, client, priorities)
   expected = priorities**0.9 / np.sum(priorities**0.9)
-  num_samples = 4000
+  num_samples = 20_000
   counts, probabilities = np.zeros(4), np.zeros(4)
   for sample in client.sample(
     replay.TABLE, num_samples, emit_timesteps=False, unpack_as_table_signature=True
@@ -191,22 +191,19 @@ def test_limiter_holds_samples_per_insert_on_both_sides(serve, samples_per_inser
   (table,) = replay.make_tables(config, SPEC)
   client = serve([table])
   inserted = sampled = 0
-  bounds = []
   for _ in range(3):
     while table.can_insert(1):
       add_windows(config, client, [1.0])
       inserted += 1
+    # Samples are due from `min_replay_size` on.
+    due = (inserted - config.min_replay_size) * samples_per_insert
+    behind = due - sampled
+    assert config.error_buffer - samples_per_insert < behind <= config.error_buffer
     while table.can_sample(1):
       list(client.sample(replay.TABLE, emit_timesteps=False))
       sampled += 1
-    bounds.append((inserted, sampled))
-  # Inserts are blocked at first by the lack of samples.
-  assert bounds[0][0] == int(22 if samples_per_insert >= 0.5 else 0)
-  for inserted, sampled in bounds:
-    difference = inserted * samples_per_insert - sampled
-    # Samples since `min_replay_size` follow, but for the tolerance on both sides.
-    expected = config.min_replay_size * samples_per_insert - config.error_buffer
-    assert abs(difference - expected) <= max(1, samples_per_insert)
+    ahead = sampled - due
+    assert config.error_buffer - 1 < ahead <= config.error_buffer
 
 
 class TestPriorityUpdater:
@@ -245,7 +242,7 @@ class TestPriorityUpdater:
     updater.wait()
     assert read_items(client)[0].priority == 6
 
-  @pytest.mark.parametrize('bad', [np.nan, np.inf, -1.0])
+  @pytest.mark.parametrize('bad', [np.nan, np.inf])
   def test_a_priority_that_is_none_changes_nothing(self, serve, bad):
     """One diverged window must not end, or poison, prioritization."""
     config = helpers.make_config(priority_exponent=0.0)
@@ -319,7 +316,11 @@ class TestEstimateBytes:
     assert after / before == pytest.approx(factor, rel=0.1)
 
   def test_is_of_the_size_of_a_table_of_pong(self, tmp_path):
-    """A checkpoint holds the table's chunks as memory does, compressed."""
+    """By a checkpoint, which is memory's chunks, somewhat more compressed.
+
+    Pong compresses well. In memory (RSS) a window took 0.45 of the estimate with Pong
+    and 0.6 with Ms. Pac-Man.
+    """
     environment = environments.make_atari('pong', seed=0)
     spec = SPEC._replace(observations=environment.observation_spec())
     config = helpers.make_config(
@@ -335,29 +336,22 @@ class TestEstimateBytes:
     rng = np.random.default_rng(0)
     timestep = environment.reset()
     for _ in range(600):
-      timestep = environment.step(rng.integers(18))
+      action = np.int32(rng.integers(18))
+      timestep = environment.step(action)
+      step = Step(
+        timestep.observation, action, timestep.reward, timestep.discount, np.float32(1)
+      )
       state = tree.map_structure(
         lambda spec: rng.normal(size=spec.shape).astype(spec.dtype),
         replay.core_state_spec(config),
       )
-      adder.add(
-        Step(
-          timestep.observation,
-          np.int32(rng.integers(18)),
-          np.float32(timestep.reward),
-          np.float32(timestep.discount),
-          np.float32(1),
-        ),
-        state,
-        np.zeros(18, np.float32),
-        last=False,
-      )
+      adder.add(step, state, np.zeros(18, np.float32), last=False)
     adder.flush()
+    client.checkpoint()
+    measured = sum(
+      file.stat().st_size for file in tmp_path.rglob('*') if file.is_file()
+    )
     config = dataclasses.replace(config, max_replay_size=adder.num_windows)
-    config = dataclasses.replace(config)
-    path = client.checkpoint()
-    measured = sum(file.stat().st_size for file in tmp_path.rglob('*') if file.is_file())
-    print(path, measured, replay.estimate_bytes(config, spec))
-    del adder
+    del adder  # see `helpers.start_server`
     server.stop()
-    assert 0.1 < measured / replay.estimate_bytes(config, spec) < 1.2
+    assert 0.1 < measured / replay.estimate_bytes(config, spec) < 1

@@ -1,0 +1,210 @@
+"""The whole program, in threads of this process, on a real game."""
+
+import csv
+import math
+import pathlib
+import signal
+import types
+from typing import Any, NamedTuple
+
+import acme
+import courier
+import dm_env
+import launchpad as lp
+import numpy as np
+import pytest
+import reverb
+from absl import flags
+from absl.testing import flagsaver
+
+from r2d2_acme import checkpointing, environments
+from r2d2_acme import program as program_lib
+from r2d2_acme.actor import epsilon_ladder
+from r2d2_acme.builder import R2D2Builder
+from tests import helpers
+
+_TIMEOUT = 240  # seconds; it takes a tenth on an idle machine
+_CONFIG = helpers.make_config(
+  burn_in_length=4,
+  trace_length=8,
+  sequence_period=8,
+  batch_size=4,
+  num_actors=2,
+  envs_per_actor=2,
+  min_replay_size=20,
+  max_replay_size=200,
+  variable_update_period=10,
+  target_update_period=5,
+  evaluation_period=0.1,
+)
+
+
+def _make_pong(seed: int) -> dm_env.Environment:
+  """With episodes of a hundred steps."""
+  return environments.make_atari('pong', seed=seed, max_raw_frames=400)
+
+
+class _Run(NamedTuple):
+  """What a program did.
+
+  Attributes:
+    groups: number of nodes by group.
+    rows: by label.
+    priorities: of windows in the table.
+    initial: the network's variables before the first learner step.
+    final: what the learner served at the end: variables and learner steps.
+    counts: of the last checkpoint.
+  """
+
+  groups: dict[str, int]
+  rows: dict[str, list[dict[str, float]]]
+  priorities: list[float]
+  initial: list[np.ndarray]
+  final: list[Any]
+  counts: dict[str, float]
+
+
+@pytest.fixture(scope='module', autouse=True)
+def launchpad():
+  """Launchpad reads flags, and leaves its signal handlers behind."""
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM)
+  handlers = {number: signal.getsignal(number) for number in numbers}
+  with flagsaver.flagsaver(lp_termination_notice_secs=_TIMEOUT):
+    flags.FLAGS.mark_as_parsed()
+    yield
+  for number, handler in handlers.items():
+    signal.signal(number, handler)
+
+
+def _read_rows(workdir: pathlib.Path) -> dict[str, list[dict[str, float]]]:
+  rows = {}
+  for path in workdir.glob('logs/*/logs.csv'):
+    with path.open() as file:
+      # The last line may be half written.
+      rows[path.parent.name] = [
+        {key: float(value) for key, value in row.items()}
+        for row in csv.DictReader(file)
+        if all(row.values())
+      ]
+  return rows
+
+
+def _is_done(rows) -> bool:
+  labels = ('learner', 'actor', 'actor_1', 'evaluator')
+  return all(rows.get(label) for label in labels) and (
+    rows['learner'][-1]['learner_steps'] > _CONFIG.target_update_period
+    and rows['evaluator'][-1]['learner_steps'] > 0
+  )
+
+
+@pytest.fixture(scope='module')
+def run(launchpad, tmp_path_factory) -> _Run:
+  workdir = tmp_path_factory.mktemp('workdir')
+  program = program_lib.make_program(_CONFIG, _make_pong, workdir=str(workdir))
+  nodes = program.groups
+  cleanups: list[Any] = []
+  lp.launch(
+    program,
+    launch_type='test_mt',
+    test_case=types.SimpleNamespace(addCleanup=cleanups.append),
+  )
+  try:
+    helpers.wait_until(lambda: _is_done(_read_rows(workdir)), timeout=_TIMEOUT)
+    learner = courier.Client(nodes['learner'][0].courier_address.resolve())
+    (final,) = learner.get_variables(['policy'])
+    replay = reverb.Client(nodes['replay'][0].reverb_address.resolve())
+    samples = list(replay.sample('windows', 50, emit_timesteps=False))
+  finally:
+    for cleanup in cleanups:
+      cleanup()
+    # Who still waits for it in C++ must be gone before this process is.
+    nodes['replay'][0]._server.stop()
+  spec = acme.make_environment_spec(_make_pong(0))
+  return _Run(
+    groups={name: len(group) for name, group in nodes.items()},
+    rows=_read_rows(workdir),
+    priorities=[sample.info.priority for sample in samples],
+    initial=[v.numpy() for v in R2D2Builder(_CONFIG, spec).make_network().variables],
+    final=final,
+    counts=checkpointing.verify(str(workdir)),
+  )
+
+
+def test_every_part_is_a_node(run):
+  assert run.groups == {
+    'replay': 1,
+    'counter': 1,
+    'learner': 1,
+    'actor': 2,
+    'evaluator': 1,
+  }
+
+
+def test_learner_learns(run):
+  for row in run.rows['learner']:
+    assert all(math.isfinite(value) for value in row.values()), row
+    assert row['loss'] > 0
+    assert row['gradient_norm'] > 0
+  steps = [row['learner_steps'] for row in run.rows['learner']]
+  assert steps == sorted(set(steps))
+  *final, num_steps = run.final
+  assert num_steps >= steps[-1]
+  moved = [not np.array_equal(a, b) for a, b in zip(run.initial, final, strict=True)]
+  assert all(moved)
+
+
+def test_priorities_are_the_windows_own(run):
+  assert all(priority > 0 for priority in run.priorities)
+  assert len(set(run.priorities)) > 10
+
+
+def test_actors_write_their_own_rows_with_epsilons_of_their_own(run):
+  ladder = epsilon_ladder(_CONFIG)
+  for label, share in {'actor': ladder[:2], 'actor_1': ladder[2:]}.items():
+    rows = run.rows[label]
+    assert {row['epsilon'] for row in rows} <= set(share)
+    assert all(row['episode_length'] == 100 for row in rows)
+    assert all(row['steps_per_second'] > 0 for row in rows)
+
+
+def test_all_nodes_count_together(run):
+  rows = [row for label in run.rows for row in run.rows[label]]
+  assert all(row['actor_frames'] == 4 * row['actor_steps'] for row in rows)
+  num_episodes = len(run.rows['actor']) + len(run.rows['actor_1'])
+  assert run.counts['actor_steps'] >= 100 * num_episodes - 200  # a second's worth
+
+
+def test_evaluator_gets_the_parameters_and_stays_out_of_the_counts(run):
+  assert run.counts['evaluator_episodes'] >= len(run.rows['evaluator']) - 1
+  assert all(row['episode_length'] == 100 for row in run.rows['evaluator'])
+  assert all(-21 <= row['episode_return'] <= 21 for row in run.rows['evaluator'])
+
+
+def test_actors_act_with_new_parameters(run):
+  last = run.rows['learner'][-1]
+  # With the first parameters for ever, the age would be the number of steps.
+  assert last['parameter_age'] < last['learner_steps']
+
+
+def test_learner_saves_when_the_program_stops(run):
+  assert run.counts['learner_steps'] >= run.rows['learner'][-1]['learner_steps']
+
+
+def test_replay_is_filled_at_the_ratio(run):
+  last = run.rows['learner'][-1]
+  assert last['replay_size'] >= _CONFIG.min_replay_size
+  # The first windows are for filling only, and the rest within the limiter's bounds.
+  assert 0 < last['sampled_to_inserted'] <= _CONFIG.samples_per_insert
+
+
+def test_corrupt_checkpoint_is_found_before_any_node_starts(tmp_path):
+  folder = pathlib.Path(checkpointing.directory(str(tmp_path)))
+  folder.mkdir(parents=True)
+  (folder / 'ckpt-1.index').touch()
+  with pytest.raises(checkpointing.CheckpointError):
+    program_lib.make_program(_CONFIG, _make_pong, workdir=str(tmp_path))
+
+
+def test_evaluator_is_optional():
+  program = program_lib.make_program(_CONFIG, _make_pong, evaluator=False)
+  assert set(program.groups) == {'replay', 'counter', 'learner', 'actor'}
