@@ -1,6 +1,7 @@
 """`SequenceAdder`: from an episode's steps to prioritized windows in Reverb."""
 
 import collections
+import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,8 +28,12 @@ class Stopped(Exception):
 
 
 class _Row(NamedTuple):
+  """What a priority needs to know of a row."""
+
   q: np.ndarray
-  step: Step
+  action: np.ndarray
+  reward: np.ndarray
+  discount: np.ndarray
 
 
 class SequenceAdder:
@@ -106,13 +111,14 @@ class SequenceAdder:
 
     Raises:
       Stopped: the program stopped while the table took no more.
+      FloatingPointError: Q-values or rewards are not finite.
     """
     if self._row == 0:
       for _ in range(self._num_leading):
         self._append(self._padding, self._initial_state, learner_steps)
     needs_state = last or self._is_boundary(self._row)
     self._append(step, core_state if needs_state else None, learner_steps)
-    self._rows.append(_Row(q, step))
+    self._rows.append(_Row(q, step.action, step.reward, step.discount))
     if self._row == self._window_end(self._next_window):
       self._write_window(num_transitions=self._config.trace_length)
     if last:
@@ -195,18 +201,21 @@ class SequenceAdder:
 
   def _priority(self, num_transitions: int) -> float:
     """The learner's priority, from the actor's own Q-values."""
+    trace_length = self._config.trace_length
     rows = list(self._rows)[-(num_transitions + 1) :]
-    padding = [rows[-1]] * (self._config.trace_length - num_transitions)
-    rows += padding
-    steps = [row.step for row in rows[1:]]  # transition t is in row t + 1
-    mask = np.arange(len(steps)) < num_transitions
-    return self._priority_fn(
-      np.stack([row.q for row in rows]),
-      np.array([step.action for step in steps], np.int32),
-      np.array([step.reward for step in steps], np.float32),
-      np.array([step.discount for step in steps], np.float32),
-      mask.astype(np.float32),
+    rows += [rows[-1]] * (trace_length - num_transitions)  # any padding will do
+    q, actions, rewards, discounts = map(np.stack, zip(*rows, strict=True))
+    mask = np.arange(trace_length) < num_transitions
+    priority = self._priority_fn(  # transition t is in row t + 1
+      q, actions[1:], rewards[1:], discounts[1:], mask.astype(np.float32)
     )
+    if not math.isfinite(priority):
+      # Reverb's table would die of it, and everyone wait for it without a word.
+      raise FloatingPointError(
+        f'the priority of a window is {priority}: the Q-values or the rewards are not '
+        'finite, so either learning diverged or the environment is at fault'
+      )
+    return priority
 
   def _wait_for_server(self, max_pending: int):
     """Waits until at most `max_pending` windows are unconfirmed.

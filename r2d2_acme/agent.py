@@ -47,6 +47,7 @@ class R2D2(acme.Actor, acme.VariableSource):
       )
     self._config = config
     counter = counter if counter is not None else counting.Counter()
+    self._counter = counter
     builder = R2D2Builder(config, environment_spec)
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
     min_size = reverb.rate_limiters.MinSize(1)
@@ -61,7 +62,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self.learner, counter, counter.get_counts(), config.checkpoint_period
+        workdir, self.learner, counter.get_counts(), config.checkpoint_period
       )
     self._batched_actor = builder.make_actor(
       replay_client=self._client, variable_source=self.learner
@@ -104,13 +105,13 @@ class R2D2(acme.Actor, acme.VariableSource):
         self.learner.step()
         self._num_learned += 1
       if self._checkpointer is not None:
-        self._checkpointer.save()
+        self._checkpointer.save(self._counter.get_counts())
     self._actor.update(wait=True)
 
   def save(self):
     """Writes a checkpoint now, if there is a workdir."""
     if self._checkpointer is not None:
-      self._checkpointer.save(force=True)
+      self._checkpointer.save(self._counter.get_counts(), force=True)
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self.learner.get_variables(names)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import tensorflow as tf
 from acme import core
 from acme.tf import savers
-from acme.utils import counting
 from tensorflow.python.training import checkpoint_management
 
 from r2d2_acme.learner import R2D2Learner
@@ -28,7 +27,7 @@ class CheckpointError(ValueError):
 
 
 class _Counts(core.Saveable):
-  """The program's counts, as last seen; who launches the program restores them."""
+  """The program's counts, as last told; who launches the program restores them."""
 
   def __init__(self, learner: R2D2Learner, counts: Mapping[str, float]):
     self._learner = learner
@@ -49,13 +48,11 @@ class Checkpointer:
     self,
     workdir: str,
     learner: R2D2Learner,
-    counter: counting.Counter,
     counts: Mapping[str, float],
     period: float,
   ):
     """`counts` are those that the program started with, `period` is in seconds."""
     self._learner = learner
-    self._counter = counter
     self._counts = _Counts(learner, counts)
     self._checkpointer = savers.Checkpointer(
       {**learner.state, 'counts': self._counts},
@@ -66,13 +63,15 @@ class Checkpointer:
       max_to_keep=_MAX_TO_KEEP,
     )
 
-  def save(self, force: bool = False):
+  def save(self, counts: Mapping[str, float] | None = None, *, force: bool = False):
     """Saves if `period` has passed since the last time, or if forced to.
 
-    Forced, it asks nobody for the counts: the counter may be gone already.
+    Args:
+      counts: the program's; without them, those of the last call.
+      force: whether to save in any case.
     """
-    if not force:
-      self._counts.latest = self._counter.get_counts()
+    if counts is not None:
+      self._counts.latest = counts
     with self._learner.locked:
       self._checkpointer.save(force)
 

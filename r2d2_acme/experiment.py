@@ -90,7 +90,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         config_dict.ConfigDict(dataclasses.asdict(config_lib.laptop())),
         'Any field of R2D2Config, as --config.<field>=; shown are those of laptop.',
       )
-      return flags.FLAGS(argv)
+      # Warnings and errors only; the default is INFO.
+      return flags.FLAGS([argv[0], '--verbosity=-1', *argv[1:]])
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
       _exit_with(error)
 

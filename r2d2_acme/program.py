@@ -172,17 +172,17 @@ class _LearnerNode(acme.VariableSource):
   ):
     runtime.limit_threads(os.cpu_count() or 1)
     self._logger = loggers.make_logger(workdir, 'learner')
-    counter = counting.Counter(counter, prefix='learner')
+    self._counter = counting.Counter(counter, prefix='learner')
     self._learner = builder.make_learner(
       iter(builder.make_dataset(replay_client.server_address)),
       replay_client=replay_client,
-      counter=counter,
+      counter=self._counter,
       logger=self._logger,
     )
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self._learner, counter, counts, config.checkpoint_period
+        workdir, self._learner, counts, config.checkpoint_period
       )
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
@@ -190,20 +190,21 @@ class _LearnerNode(acme.VariableSource):
 
   def run(self):
     stop = lp.stop_event()
+    works = [self._learner.run]
 
     def save_regularly():
       while not stop.wait(_POLL_PERIOD):
-        self._save()
+        self._checkpointer.save(self._counter.get_counts())
+
+    if self._checkpointer is not None:
+      works.append(save_regularly)
 
     def save_and_close():
-      self._save(force=True)
+      if self._checkpointer is not None:
+        self._checkpointer.save(force=True)  # asks nobody: the counter may be gone
       self._logger.close()
 
-    _run_until_stopped(self._learner.run, save_regularly, on_stop=save_and_close)
-
-  def _save(self, force: bool = False):
-    if self._checkpointer is not None:
-      self._checkpointer.save(force)
+    _run_until_stopped(*works, on_stop=save_and_close)
 
 
 class _ActorNode:

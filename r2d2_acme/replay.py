@@ -37,7 +37,9 @@ def core_state_spec(config: R2D2Config) -> snt.LSTMState:
   return snt.LSTMState(hidden=spec, cell=spec)
 
 
-def sequence_signature(config: R2D2Config, environment_spec) -> Sequence:
+def sequence_signature(
+  config: R2D2Config, environment_spec: specs.EnvironmentSpec
+) -> Sequence:
   """`tf.TensorSpec`s of one replay item."""
   rows = config.sequence_length + 1
   frame = environment_spec.observations
@@ -187,7 +189,7 @@ class PriorityUpdater:
         self._queue.task_done()
 
 
-def estimate_bytes(config: R2D2Config, environment_spec) -> int:
+def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) -> int:
   """Bytes that a full table needs, from the raw sizes and typical compression.
 
   Neighbouring windows share their frames, so that a window adds `sequence_period`

@@ -49,21 +49,18 @@ def _make_batch(seed: int) -> Batch:
 
 class _Sitting(NamedTuple):
   learner: R2D2Learner
-  counter: counting.Counter  # the program's
+  counter: counting.Counter
   checkpointer: checkpointing.Checkpointer
 
 
 def _sit_down(workdir: pathlib.Path, batches=(), period: float = _FOR_EVER) -> _Sitting:
-  """As the learner's node does."""
+  """As the program does."""
   counts = checkpointing.verify(str(workdir))
-  counter = loggers.WallTimeCounter(counts)
-  child = counting.Counter(counter, prefix='learner', time_delta=0.0)
   learner = R2D2Builder(_CONFIG, helpers.make_spec(image=False)).make_learner(
-    iter(batches), counter=child
+    iter(batches)
   )
-  checkpointer = checkpointing.Checkpointer(
-    str(workdir), learner, child, counts, period
-  )
+  checkpointer = checkpointing.Checkpointer(str(workdir), learner, counts, period)
+  counter = loggers.WallTimeCounter(counts)
   return _Sitting(learner, counter, checkpointer)
 
 
@@ -103,7 +100,10 @@ def saved(tmp_path_factory) -> _Saved:
   for step in (1, 2, 3, 4):
     sitting.learner.step()
     states[step] = _state(sitting.learner)
-    sitting.checkpointer.save(force=step > 1)  # the first is always due
+    if step == 1:  # always due
+      sitting.checkpointer.save(sitting.counter.get_counts())
+    else:
+      sitting.checkpointer.save(force=True)
   sitting.learner.step()
   return _Saved(workdir, states, _state(sitting.learner))
 
@@ -166,7 +166,7 @@ def test_what_is_compared_here_does_change(saved):
 
 def test_counts_come_back_with_the_learners_own_steps(workdir):
   counts = checkpointing.verify(str(workdir))
-  assert counts['learner_steps'] == 4  # although the counts were asked for at 1
+  assert counts['learner_steps'] == 4  # although the counts were told at 1
   assert counts['actor_steps'] == 123
   assert counts['wall_time'] > 0
 
@@ -176,18 +176,18 @@ def test_resumed_sitting_counts_on(workdir):
   resumed = _sit_down(workdir, [_make_batch(4)])
   resumed.counter.increment(actor_steps=1)
   resumed.learner.step()
-  resumed.checkpointer.save()
+  resumed.checkpointer.save(resumed.counter.get_counts())
   after = checkpointing.verify(str(workdir))
   assert (after['learner_steps'], after['actor_steps']) == (5, 124)
   assert after['wall_time'] > before['wall_time']
   assert _names(workdir) == ['ckpt-3', 'ckpt-4', 'ckpt-5']
 
 
-def test_forced_save_needs_no_counter(workdir):
-  resumed = _sit_down(workdir)
-  resumed.checkpointer._counter = None
-  resumed.checkpointer.save(force=True)
-  assert checkpointing.verify(str(workdir))['actor_steps'] == 123
+def test_counts_of_the_start_are_saved_if_none_are_told(workdir):
+  before = checkpointing.verify(str(workdir))
+  _sit_down(workdir).checkpointer.save(force=True)
+  assert _names(workdir)[-1] == 'ckpt-5'
+  assert checkpointing.verify(str(workdir)) == before
 
 
 @pytest.mark.parametrize(('period', 'number'), [(_FOR_EVER, 1), (0.0, 3)])

@@ -55,18 +55,20 @@ for line in sys.stdin:
 
 # A program that says what it was asked for.
 _DESCRIBE = """
-import dataclasses, json
+import dataclasses, json, os
+import tensorflow as tf
 from r2d2_acme import experiment
 
 def main():
   run = experiment.from_flags()
-  environment = run.environment_factory(7)
-  spec = environment.observation_spec()
+  # Fails if it has started TensorFlow, and so taken a part of the GPU.
+  tf.config.threading.set_intra_op_parallelism_threads(1)
+  spec = run.environment_factory(7).observation_spec()
   assert spec == run.environment_spec.observations
-  keywords = {**run.environment_factory.keywords}
-  keywords.pop('full_action_space')
+  with open(os.path.join(run.workdir, 'config.json')) as file:
+    environment = json.load(file)['environment']
   config = dataclasses.asdict(run.config)
-  print(json.dumps([config, keywords, spec.shape, run.workdir]))
+  print(json.dumps([config, environment, spec.shape, run.workdir]))
   return 0
 
 experiment.run(main)
@@ -153,30 +155,25 @@ def workdir(describe) -> pathlib.Path:
   return pathlib.Path(describe(*_STORED, '--workdir=run').workdir)
 
 
+_SHARES = ('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon')
+_SPECIAL = {
+  'state_strategy': 'zero',
+  'full_action_space': False,
+  'conv_channels': (4, 5, 6),
+  'trace_length': 50,
+  'sequence_period': 39,
+}
+
+
 def _other(name: str):
   """A valid value of a field, not that of laptop."""
+  if name in _SPECIAL:
+    return _SPECIAL[name]
   value = getattr(config_lib.laptop(), name)
-  special = {
-    'state_strategy': 'zero',
-    'full_action_space': False,
-    'conv_channels': (4, 5, 6),
-    'trace_length': 50,
-    'discount': 0.5,
-  }
-  if name in special:
-    return special[name]
-  return value - 1 if name == 'sequence_period' else value + 1 if value < 1 else value * 2
+  return 0.25 if name in _SHARES else value + 1 if value < 1 else value * 2
 
 
-def _flag(name: str) -> str:
-  return f'--config.{name}={_other(name)}'
-
-
-_SHARES = ('priority_eta', 'epsilon_base', 'evaluator_epsilon')
-_OTHERS = {
-  field.name: 0.25 if field.name in _SHARES else _other(field.name)
-  for field in dataclasses.fields(R2D2Config)
-}
+_OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Config)}
 _FREE = {'num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'}
 
 

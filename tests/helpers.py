@@ -276,7 +276,7 @@ def play(environments, actor, counter=None, logger=None):
   assert all(environment.is_over for environment in environments)
 
 
-def wait_until(condition, timeout: float = 10.0):  # seconds
+def wait_until(condition, timeout: float = 60.0):  # seconds
   deadline = time.time() + timeout
   while not condition():
     assert time.time() < deadline, 'never happened'

@@ -263,7 +263,7 @@ class TestPriorityUpdater:
     started = time.time()
     for i in range(100):
       updater.update(np.array([1, 2], np.uint64), np.float32([i, -i if i < 99 else 5]))
-    assert time.time() - started < 1
+    assert time.time() - started < 5
     client.returns.set()
     updater.wait()
     # What had to wait went in one call, each window with its latest priority.
