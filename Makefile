@@ -10,9 +10,11 @@ PYTHONS = $(or $(PYTHON),python3.10 python3 python \
   $$(uv python find --system 3.10 2>/dev/null))
 NO_PYTHON = r2d2_acme needs CPython 3.10 and none of these is one: \
   $(or $(PYTHON),python3.10 python3 python pyenv uv); \
-  cure: uv python install 3.10 (pip install uv gets uv), or make PYTHON=/path/to/python3.10
+  cure: uv python install 3.10 (pip install uv gets uv), \
+  or make PYTHON=/path/to/python3.10
 NO_LINUX = r2d2_acme needs Linux on x86-64 with glibc; \
-  cure: docker run --platform linux/amd64 -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 bash
+  cure: docker run --platform linux/amd64 \
+  -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 bash
 LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` writes this.
 
 .PHONY: help install test train check format doctor lock clean FORCE
@@ -79,8 +81,9 @@ clean: ## remove .venv and caches; leaves runs/ alone
 # Names the folder that .venv was made for: one that is half made, was moved along with
 # its checkout, or has lost its Python is made again.
 .venv/.home: FORCE
-	@if [ "$$(cat $@ 2>/dev/null)" = "$$(pwd -P)" ] && $(PY) -c '' 2>/dev/null; then exit; fi; \
-	if [ "$$(uname -sm)" != 'Linux x86_64' ] || ! getconf GNU_LIBC_VERSION >/dev/null 2>&1; \
+	@if [ "$$(cat $@ 2>/dev/null)" = "$$(pwd -P)" ] && $(PY) -c '' 2>/dev/null; \
+	then exit; fi; \
+	if [ "$$(uname -sm)" != 'Linux x86_64' ] || ! getconf GNU_LIBC_VERSION &>/dev/null; \
 	then echo '$(NO_LINUX)' >&2; exit 1; fi; \
 	for python in $(PYTHONS); do \
 	  if why=$$("$$python" -m r2d2_acme.doctor --interpreter 2>/dev/null); then \

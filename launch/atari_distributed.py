@@ -14,12 +14,14 @@ doctor.check_installation()
 
 from absl import flags  # noqa: E402
 
-from r2d2_acme import experiment, launching, program  # noqa: E402
+from r2d2_acme import experiment, launching, program, runtime  # noqa: E402
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
 
 
 def main() -> int:
+  if flags.FLAGS.lp_launch_type == 'local_mp':
+    runtime.hide_gpu()  # the learner, another process, needs all of it
   run = experiment.from_flags()
   return launching.launch(
     program.make_program(

@@ -23,6 +23,8 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Observation, Step
 
+_RATE_PERIOD = 10.0  # seconds
+
 
 def epsilon_ladder(config: R2D2Config) -> np.ndarray:
   """eps_i = base^(1 + alpha i / (N - 1)) for the fleet's N environments.
@@ -225,11 +227,13 @@ class VectorEnvironmentLoop:
     self._lengths = np.zeros(num_envs, int)
     self._actions = np.zeros(num_envs, np.int32)
     self._timesteps: list[dm_env.TimeStep] = []
-    self._num_steps = 0
-    self._started = time.time()
+    self._rate = _Rate()
 
   def run(self, num_steps: int | None = None, num_episodes: int | None = None):
-    """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`."""
+    """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`.
+
+    An episode's end reaches the actor, and so replay, with the next call.
+    """
     if not self._timesteps:
       self._timesteps = [environment.reset() for environment in self._environments]
     steps = episodes = 0
@@ -256,7 +260,7 @@ class VectorEnvironmentLoop:
       self._lengths[i] += 1
       steps += 1
       episodes += timestep.last()
-    self._num_steps += steps
+    self._rate.add(steps)
     self._counter.increment(
       steps=steps, frames=steps * self._frames_per_step, episodes=episodes
     )
@@ -267,7 +271,6 @@ class VectorEnvironmentLoop:
 
   def _write_episodes(self):
     counts = self._counter.get_counts()
-    steps_per_second = self._num_steps / (time.time() - self._started)
     for i, timestep in enumerate(self._timesteps):
       if timestep.last():
         self._logger.write(
@@ -275,9 +278,32 @@ class VectorEnvironmentLoop:
             'episode_return': self._returns[i],
             'episode_length': self._lengths[i],
             'epsilon': self._actor.epsilons[i],
-            'steps_per_second': steps_per_second,
+            'steps_per_second': self._rate.per_second,
             **counts,
           }
         )
         self._returns[i] = 0
         self._lengths[i] = 0
+
+
+class _Rate:
+  """Events per second over the last ten seconds or so."""
+
+  def __init__(self):
+    self._num = 0
+    self._since = time.time()
+    self._last: float | None = None
+
+  def add(self, num: int):
+    self._num += num
+    elapsed = time.time() - self._since
+    if elapsed >= _RATE_PERIOD:
+      self._last = self._num / elapsed
+      self._num, self._since = 0, time.time()
+
+  @property
+  def per_second(self) -> float:
+    """That of the last whole period, or of what there is of the first."""
+    if self._last is not None:
+      return self._last
+    return self._num / (time.time() - self._since)

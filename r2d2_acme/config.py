@@ -57,7 +57,8 @@ class R2D2Config:
   envs_per_actor: int = 1  # environments that share one network call; paper: 1
   epsilon_base: float = 0.4  # eps_i = base^(1 + alpha i / (N - 1)); Ape-X: 0.4
   epsilon_alpha: float = 7.0  # Ape-X: 7
-  variable_update_period: int = 400  # actor steps between fetches; paper: 400
+  # Steps of each of an actor's environments between fetches; paper: 400.
+  variable_update_period: int = 400
   evaluator_epsilon: float = 0.001  # Ape-X: 0.001
 
   # Network (Mnih et al. 2015's torso for images, an MLP for vectors).

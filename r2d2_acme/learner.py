@@ -95,10 +95,19 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     return [*self._network.variables, self._num_steps]
 
   def step(self):
-    """Waits for a batch, learns from it, and sends the new priorities on."""
+    """Waits for a batch, learns from it, and sends the new priorities on.
+
+    Raises:
+      FloatingPointError: the gradient is not finite; Adam took a step of zeros.
+    """
     batch = next(self._iterator)  # without the lock: it may wait for ever
     with self._lock:
       priorities, metrics = self._update(batch)
+    if not np.isfinite(metrics['gradient_norm']):
+      raise FloatingPointError(
+        'the gradient is not finite: learning diverged, or the environment gives '
+        'observations or rewards that are not finite'
+      )
     if self._priorities is not None:
       self._priorities.update(batch.keys.numpy(), priorities.numpy())
     counts = self._counter.increment(steps=1)
@@ -151,6 +160,9 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     gradients, gradient_norm = tf.clip_by_global_norm(
       gradients, config.max_gradient_norm
     )
+    # A step of zeros instead of NaNs, since others read the parameters.
+    is_finite = tf.math.is_finite(gradient_norm)
+    gradients = [tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients]
     self._optimizer.apply(gradients, variables)
     self._num_steps.assign_add(1)
     if_due = tf.equal(self._num_steps % config.target_update_period, 0)

@@ -31,6 +31,13 @@ def limit_threads(num_threads: int):
   tf.config.list_logical_devices()  # starts them
 
 
+def hide_gpu():
+  """Keeps this process off the GPU. Call before TensorFlow's first operation."""
+  import tensorflow as tf  # after the environment variables
+
+  tf.config.set_visible_devices([], 'GPU')
+
+
 def exit_now(code: int) -> NoReturn:
   """Ends this process although threads of it still wait inside C++.
 

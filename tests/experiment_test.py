@@ -56,13 +56,10 @@ for line in sys.stdin:
 # A program that says what it was asked for.
 _DESCRIBE = """
 import dataclasses, json, os
-import tensorflow as tf
 from r2d2_acme import experiment
 
 def main():
   run = experiment.from_flags()
-  # Fails if it has started TensorFlow, and so taken a part of the GPU.
-  tf.config.threading.set_intra_op_parallelism_threads(1)
   spec = run.environment_factory(7).observation_spec()
   assert spec == run.environment_spec.observations
   with open(os.path.join(run.workdir, 'config.json')) as file:

@@ -190,7 +190,7 @@ def terminated(workdir):
 def without_counter(terminated, workdir):
   """A second, whose counter hangs, and is then killed."""
   num_rows = len(terminated.rows('learner'))
-  with _started(workdir, _LOCAL_MP) as program:
+  with _started(workdir, _LOCAL_MP, '--noevaluator') as program:
     program.before = terminated.counts()
     program.wait_until(lambda: len(program.rows('learner')) > num_rows + 1)
     counter = program.nodes()['counter/0']
@@ -216,7 +216,7 @@ def limited(without_counter, workdir):
 def interrupted(limited, workdir):
   """A fourth, until the user's Ctrl-C."""
   num_rows = len(limited.rows('actor'))
-  with _started(workdir, _LOCAL_MP, '--num_actors=1') as program:
+  with _started(workdir, _LOCAL_MP, '--num_actors=1', '--noevaluator') as program:
     program.before = limited.counts()
     # Counts that are saved may be some seconds old.
     program.wait_until(lambda: len(program.rows('actor')) > num_rows)

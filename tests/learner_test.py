@@ -274,3 +274,16 @@ def test_parameters_that_actors_fetch_are_the_online_ones_and_their_age():
 
 def test_is_an_acme_learner():
   assert isinstance(_make_learner([]), acme.Learner)
+
+
+def test_gradient_that_is_not_finite_ends_learning_and_spoils_nothing():
+  batch = _make_batch()
+  observations = tf.nest.map_structure(np.copy, batch.observations)
+  observations.reward[5, 0] = np.nan
+  learner = _make_learner([batch._replace(observations=observations)])
+  before = [v.numpy() for v in learner.state['network'].trainable_variables]
+  with pytest.raises(FloatingPointError, match='not finite'):
+    learner.step()
+  after = learner.state['network'].trainable_variables
+  for a, b in zip(before, after, strict=True):
+    np.testing.assert_array_equal(a, b)
