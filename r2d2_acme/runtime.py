@@ -17,6 +17,9 @@ def set_environment_variables():
   """Sets defaults; what the user has set stays. Call before importing TensorFlow."""
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+  # gRPC would send even local calls to a proxy, and wait for ever.
+  direct = [os.environ.get('no_proxy', ''), 'localhost', '127.0.0.1', '[::1]']
+  os.environ.setdefault('no_grpc_proxy', ','.join(filter(None, direct)))
 
 
 def limit_threads(num_threads: int):
