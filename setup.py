@@ -21,7 +21,7 @@ RUNTIME = [
   'protobuf==3.19.6',  # TensorFlow 2.8's generated code breaks on 3.20 and later
   'numpy==1.24.4',  # compiled in everywhere here; numpy 2 breaks TensorFlow 2.8
   'dm-sonnet==2.0.2',  # networks
-  'trfl==1.2.0',  # acme's TensorFlow agents and losses import it
+  'trfl==1.2.0',  # the copy to the target network
   'dm-env==1.6',  # the environment interface acme speaks
   'dm-tree==0.1.10',  # nested structures
   'gymnasium==1.4.0',  # environments; with ale-py 0.12 one matching pair
