@@ -3,7 +3,6 @@
 python launch/single_process.py --env=CartPole-v1
 """
 
-import os
 import signal
 import sys
 import threading
@@ -30,7 +29,7 @@ def main() -> int:
   stop = threading.Event()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.set())
-  runtime.limit_threads(os.cpu_count() or 1)
+  runtime.limit_threads(runtime.num_cores())
   run = experiment.from_flags(num_actors=1)
   config = run.config
 

@@ -17,7 +17,7 @@ from acme import specs
 from acme.tf import variable_utils
 from acme.utils import counting, loggers
 
-from r2d2_acme import replay
+from r2d2_acme import networks
 from r2d2_acme.adder import SequenceAdder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import R2D2Network
@@ -63,18 +63,18 @@ class BatchedActor:
     # The age of those parameters, which is fetched together with them.
     self._learner_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._update_period = config.variable_update_period
-    stack = replay.num_stacked(config, frame)
+    stack = networks.num_stacked(config, frame)
     num_envs = len(epsilons)
     # The newest frames, oldest first.
     self._frames = np.zeros((stack, num_envs, *frame.shape), frame.dtype)
     self._core_state = tree.map_structure(
       lambda spec: np.zeros((num_envs, *spec.shape), spec.dtype),
-      replay.core_state_spec(config),
+      networks.core_state_spec(config),
     )
 
     @tf.function(autograph=False)
     def policy(frames, actions, rewards, core_state: snt.LSTMState):
-      stacks = replay.stack_frames(frames, stack)[0]  # [E, ...]
+      stacks = networks.stack_frames(frames, stack)[0]  # [E, ...]
       return network(Observation(stacks, actions, rewards), core_state)
 
     self._policy = policy

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tree
 from acme import specs
 
-from r2d2_acme import losses, replay
+from r2d2_acme import losses, networks, replay
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.types import Sequence, Step
 
@@ -61,7 +61,7 @@ class SequenceAdder:
     self._priority_fn = priority_fn
     self._should_stop = should_stop
     frame = environment_spec.observations
-    self._stack = replay.num_stacked(config, frame)
+    self._stack = networks.num_stacked(config, frame)
     # Padding in front, so that the first window's rows and stacks are there.
     self._num_leading = config.burn_in_length + self._stack - 1
     keep_alive = config.sequence_length + self._stack
@@ -70,7 +70,7 @@ class SequenceAdder:
       self._writer.configure(
         path, num_keep_alive_refs=keep_alive, max_chunk_length=_chunk_length(config)
       )
-    state_spec = replay.core_state_spec(config)
+    state_spec = networks.core_state_spec(config)
     for path in _paths('core_state', state_spec):
       self._writer.configure(path, num_keep_alive_refs=keep_alive, max_chunk_length=1)
     self._initial_state = tree.map_structure(

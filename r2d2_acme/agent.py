@@ -50,7 +50,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._counter = counter
     builder = R2D2Builder(config, environment_spec)
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
-    min_size = reverb.rate_limiters.MinSize(1)
+    min_size = reverb.rate_limiters.MinSize(config.min_replay_size)
     self._server = reverb.Server(builder.make_tables(min_size), port=None)
     self._client = reverb.Client(f'localhost:{self._server.port}')
     self.learner = builder.make_learner(

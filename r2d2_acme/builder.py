@@ -1,5 +1,6 @@
 """The only place that wires: from a config and a spec to the agent's parts."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import acme
@@ -16,6 +17,7 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
 from r2d2_acme.types import Batch
 
+_NETWORK_LOCK = threading.Lock()
 # What a seed is for; the first part of its path.
 _NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
 
@@ -35,8 +37,9 @@ class R2D2Builder:
 
   def make_network(self) -> networks.R2D2Network:
     """A network with its variables, the same for the same `seed`."""
-    tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
-    return networks.make_network(self._config, self._spec)
+    with _NETWORK_LOCK:  # the seed is the process's, and nodes may be threads
+      tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
+      return networks.make_network(self._config, self._spec)
 
   def make_tables(
     self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
@@ -76,6 +79,7 @@ class R2D2Builder:
     network = network or self.make_network()
     adders = None
     if replay_client is not None:
+      replay_client.server_info()  # waits until the server is there
       priority_fn = adder_lib.make_priority_fn(self._config)
       adders = [self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet]
     actor = BatchedActor(

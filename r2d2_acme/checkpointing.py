@@ -116,12 +116,19 @@ def verify(workdir: str) -> dict[str, float]:
     raise CheckpointError(
       f'checkpoint {newest} is corrupt and was left as it is; {cure}'
     ) from error
-  _set_newest(workdir, prefixes)
+  # TensorFlow's own note of them: behind after `go_back`, and perhaps after a crash.
+  checkpoint_management.update_checkpoint_state_internal(
+    directory(workdir),
+    newest,
+    prefixes,
+    save_relative_paths=True,
+    all_model_checkpoint_timestamps=[os.path.getmtime(f'{p}.index') for p in prefixes],
+  )
   return counts
 
 
 def go_back(workdir: str, prefix: str):
-  """Makes `prefix` the newest checkpoint; later ones move to a `set_aside_*`.
+  """Makes `prefix` the newest checkpoint: later ones move to a `set_aside_*`.
 
   Raises:
     CheckpointError: there is no such checkpoint.
@@ -131,25 +138,8 @@ def go_back(workdir: str, prefix: str):
   if prefix not in prefixes:
     known = ', '.join(prefixes) or 'none'
     raise CheckpointError(f'no checkpoint {prefix}; there are: {known}')
-  kept = prefixes[: prefixes.index(prefix) + 1]
   # A new folder each time: numbers are given again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=directory(workdir))
-  for later in prefixes[len(kept) :]:
+  for later in prefixes[prefixes.index(prefix) + 1 :]:
     for path in glob.glob(f'{glob.escape(later)}.*'):
       os.replace(path, os.path.join(aside, os.path.basename(path)))
-  _set_newest(workdir, kept)
-
-
-def _set_newest(workdir: str, prefixes: list[str]):
-  """Makes TensorFlow resume from the last of these, and keep them as it would.
-
-  Its own note of them is lost, or behind, if the machine died at the wrong moment.
-  """
-  checkpoint_management.update_checkpoint_state_internal(
-    directory(workdir),
-    prefixes[-1],
-    prefixes,
-    save_relative_paths=True,
-    all_model_checkpoint_timestamps=[os.path.getmtime(f'{p}.index') for p in prefixes],
-    last_preserved_timestamp=0.0,
-  )

@@ -15,13 +15,20 @@ from collections.abc import Mapping
 from typing import NoReturn, TextIO
 
 import launchpad as lp
+from absl import flags
 from launchpad.launch.run_locally import launch_local_output_to_files
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 
 from r2d2_acme import runtime
 
 _POLL_PERIOD = 0.2  # seconds
+_STOP_LIMIT = (
+  18  # seconds that a node has to stop, for one long learner step and a save
+)
 _NUM_LAST_LINES = 20  # of a failed node's output
+
+# Launchpad looks for it when a node is given arguments.
+flags.DEFINE_multi_string('lp_dummy_config', [], 'Internal to Launchpad.')
 
 # Notices of the libraries underneath: they stay in the files.
 _NOISE = re.compile(
@@ -48,7 +55,7 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
 
 def _launch_threads(program: lp.Program, launch_type: str) -> NoReturn:
   """Does not return: threads that wait for a stopped node would hinder the exit."""
-  runtime.limit_threads(os.cpu_count() or 1)  # all nodes share this process's pools
+  runtime.limit_threads(runtime.num_cores())  # all nodes share this process's pools
   code = 0
   try:
     lp.launch(program, launch_type=launch_type).wait()
@@ -62,9 +69,13 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
   os.makedirs(output_dir, exist_ok=True)
   # Launchpad reads its environment variable when it is imported: too early.
   launch_local_output_to_files._LOGGING_DIR = output_dir
+  flags.FLAGS.set_default('lp_termination_notice_secs', _STOP_LIMIT)
   hidden = {'CUDA_VISIBLE_DEVICES': '-1'}  # the GPU is the learner's
   resources = {
-    group: PythonProcess(env={} if group == 'learner' else hidden)
+    group: PythonProcess(
+      args={'lp_termination_notice_secs': _STOP_LIMIT},
+      env={} if group == 'learner' else hidden,
+    )
     for group in program.groups
   }
   terminal = sys.stdout
@@ -84,8 +95,12 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
     paths = {name: os.path.join(output_dir, name) for name in processes}
     with _following(paths, terminal):
       failure = _wait(manager)
-  if failure is None:
+  killed = [n for n, process in processes.items() if process.returncode == -9]
+  if failure is None and not killed:
     return 0
+  if failure is None:
+    print(f'killed, for not stopping in time: {", ".join(killed)}', file=sys.stderr)
+    return 1
   # Others may have failed since, for want of the first.
   name = next(n for n, process in processes.items() if process.returncode == failure)
   print(_describe_failure(name, failure, paths[name]), file=sys.stderr, flush=True)

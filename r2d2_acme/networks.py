@@ -171,6 +171,30 @@ class R2D2Network(snt.RNNCore):
     return self._core.initial_state(batch_size)
 
 
+def is_image(observation_spec: specs.Array) -> bool:
+  """Whether observations go through the convolutional torso and are stacked."""
+  return len(observation_spec.shape) == 3
+
+
+def num_stacked(config: R2D2Config, observation_spec: specs.Array) -> int:
+  """Frames that one network input is made of: `frame_stack` for images, else 1."""
+  return config.frame_stack if is_image(observation_spec) else 1
+
+
+def core_state_spec(config: R2D2Config) -> snt.LSTMState:
+  """Specs of one environment's recurrent state, without a batch axis."""
+  spec = specs.Array((config.core_size,), np.float32)
+  return snt.LSTMState(hidden=spec, cell=spec)
+
+
+def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
+  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
+  if stack == 1:
+    return frames
+  rows = frames.shape[0] - stack + 1
+  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
+
+
 def make_network(
   config: R2D2Config, environment_spec: specs.EnvironmentSpec
 ) -> R2D2Network:
@@ -188,12 +212,10 @@ def make_network(
   observations, actions = environment_spec.observations, environment_spec.actions
   if not isinstance(actions, specs.DiscreteArray):
     raise ValueError(f'actions must be discrete (acme.specs.DiscreteArray): {actions}')
-  if len(observations.shape) == 3:
+  if is_image(observations):
     torso = AtariTorso(config.conv_channels, config.torso_size)
-    stack = config.frame_stack
   elif len(observations.shape) == 1:
     torso = MLPTorso(config.torso_size)
-    stack = 1
   else:
     raise ValueError(
       'observations must be images [H, W, C] or vectors [D], not of shape '
@@ -202,7 +224,9 @@ def make_network(
   network = R2D2Network(actions.num_values, torso, config.core_size, config.head_size)
   *shape, channels = observations.shape
   inputs = types.Observation(
-    observation=specs.Array([*shape, channels * stack], observations.dtype),
+    observation=specs.Array(
+      [*shape, channels * num_stacked(config, observations)], observations.dtype
+    ),
     action=specs.Array([], np.int32),
     reward=specs.Array([], np.float32),
   )

@@ -1,6 +1,5 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,11 @@ from r2d2_acme.config import R2D2Config
 EnvironmentFactory = Callable[[int], dm_env.Environment]  # from a seed
 
 _POLL_PERIOD = 1.0  # seconds
-_JOIN_TIMEOUT = 2.0  # seconds, of the ten that Launchpad gives a node to stop
+_IN_PROCESSES = (
+  lp.LaunchType.LOCAL_MULTI_PROCESSING,
+  lp.LaunchType.TEST_MULTI_PROCESSING,
+)
+_JOIN_TIMEOUT = 2.0  # seconds, for threads to end by themselves
 
 
 def make_program(
@@ -136,9 +139,14 @@ def _run_until_stopped(
   for thread in threads:
     thread.join(max(0.0, deadline - time.time()))
   launch_type = lp_context.get_context().launch_type
-  is_process = launch_type is lp.LaunchType.LOCAL_MULTI_PROCESSING
-  if is_process and any(thread.is_alive() for thread in threads):
+  if launch_type in _IN_PROCESSES and any(thread.is_alive() for thread in threads):
     runtime.exit_now(0)
+
+
+def _limit_threads(num_threads: int):
+  """Sizes the node's TensorFlow pools, if it has a process of its own."""
+  if lp_context.get_context().launch_type in _IN_PROCESSES:
+    runtime.limit_threads(num_threads)
 
 
 class _CounterNode(loggers.WallTimeCounter):
@@ -170,13 +178,13 @@ class _LearnerNode(acme.VariableSource):
     counts: Mapping[str, float],
     workdir: str | None,
   ):
-    runtime.limit_threads(os.cpu_count() or 1)
+    _limit_threads(runtime.num_cores())
     self._logger = loggers.make_logger(workdir, 'learner')
-    self._counter = counting.Counter(counter, prefix='learner')
+    self._counter = counter
     self._learner = builder.make_learner(
       iter(builder.make_dataset(replay_client.server_address)),
       replay_client=replay_client,
-      counter=self._counter,
+      counter=counting.Counter(counter, prefix='learner'),
       logger=self._logger,
     )
     self._checkpointer = None
@@ -221,7 +229,7 @@ class _ActorNode:
     counter: counting.Counter,
     workdir: str | None,
   ):
-    runtime.limit_threads(1)
+    _limit_threads(1)
     self._stop = lp.stop_event()
     self._logger = loggers.make_logger(workdir, 'actor', index)
 
@@ -258,7 +266,7 @@ class _EvaluatorNode:
     counter: counting.Counter,
     workdir: str | None,
   ):
-    runtime.limit_threads(1)
+    _limit_threads(1)
     self._stop = lp.stop_event()
     self._logger = loggers.make_logger(workdir, 'evaluator')
     self._period = config.evaluation_period

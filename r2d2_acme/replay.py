@@ -6,11 +6,12 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import reverb
-import sonnet as snt
 import tensorflow as tf
 import tree
+from absl import logging
 from acme import specs
 
+from r2d2_acme import networks
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.types import Batch, Observation, Sequence, Step
 
@@ -21,29 +22,13 @@ TABLE = 'windows'
 _IMAGE_COMPRESSION = 0.35
 
 
-def is_image(observation_spec: specs.Array) -> bool:
-  """Whether observations go through the convolutional torso and are stacked."""
-  return len(observation_spec.shape) == 3
-
-
-def num_stacked(config: R2D2Config, observation_spec: specs.Array) -> int:
-  """Frames that one network input is made of: `frame_stack` for images, else 1."""
-  return config.frame_stack if is_image(observation_spec) else 1
-
-
-def core_state_spec(config: R2D2Config) -> snt.LSTMState:
-  """Specs of one environment's recurrent state, without a batch axis."""
-  spec = specs.Array((config.core_size,), np.float32)
-  return snt.LSTMState(hidden=spec, cell=spec)
-
-
 def sequence_signature(
   config: R2D2Config, environment_spec: specs.EnvironmentSpec
 ) -> Sequence:
   """`tf.TensorSpec`s of one replay item."""
   rows = config.sequence_length + 1
   frame = environment_spec.observations
-  frames = rows + num_stacked(config, frame) - 1
+  frames = rows + networks.num_stacked(config, frame) - 1
 
   def column(length, shape, dtype, name):
     return tf.TensorSpec((length, *shape), tf.as_dtype(dtype), name)
@@ -59,7 +44,7 @@ def sequence_signature(
     core_state=(
       tree.map_structure(
         lambda spec: tf.TensorSpec(spec.shape, spec.dtype, 'core_state'),
-        core_state_spec(config),
+        networks.core_state_spec(config),
       ),
     )
     * 3,
@@ -102,7 +87,7 @@ def make_dataset(
 ) -> tf.data.Dataset:
   """Endless prioritized `Batch`es, with `prefetch` of them made ahead."""
   signature = sequence_signature(config, environment_spec)
-  stack = num_stacked(config, environment_spec.observations)
+  stack = networks.num_stacked(config, environment_spec.observations)
   dataset = reverb.TrajectoryDataset(
     server_address=server_address,
     table=TABLE,
@@ -121,7 +106,7 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
   steps: Step = tree.map_structure(_time_major, sample.data.steps)
   return Batch(
     observations=Observation(
-      observation=stack_frames(steps.observation, stack),
+      observation=networks.stack_frames(steps.observation, stack),
       action=steps.action,
       reward=steps.reward,
     ),
@@ -139,14 +124,6 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
 
 def _time_major(x: tf.Tensor) -> tf.Tensor:
   return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
-
-
-def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
-  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
-  if stack == 1:
-    return frames
-  rows = frames.shape[0] - stack + 1
-  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
 
 
 class PriorityUpdater:
@@ -183,10 +160,14 @@ class PriorityUpdater:
         )
       try:
         self._client.mutate_priorities(TABLE, updates=updates)
-      except RuntimeError:
-        pass  # the server is away: stale priorities are all that is lost
-      for _ in waiting:
-        self._queue.task_done()
+      except (RuntimeError, ValueError) as error:
+        # The server may be away for a while: stale priorities are all that is lost.
+        logging.log_every_n_seconds(
+          logging.WARNING, 'Priorities were not written: %s', 60, error
+        )
+      finally:
+        for _ in waiting:
+          self._queue.task_done()
 
 
 def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) -> int:
@@ -197,7 +178,7 @@ def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) 
   """
   frame = environment_spec.observations
   frame_bytes = float(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
-  if is_image(frame):
+  if networks.is_image(frame):
     frame_bytes *= _IMAGE_COMPRESSION
   scalar_bytes = 16
   state_bytes = 2 * 4 * config.core_size

@@ -22,6 +22,11 @@ def set_environment_variables():
   os.environ.setdefault('no_grpc_proxy', ','.join(filter(None, direct)))
 
 
+def num_cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0))
+
+
 def limit_threads(num_threads: int):
   """Sizes and starts this process's TensorFlow pools; only the first call counts."""
   import tensorflow as tf  # after the environment variables

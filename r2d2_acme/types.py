@@ -44,9 +44,10 @@ class Sequence(NamedTuple):
   Attributes:
     steps: a `Step` of arrays [L + 1, ...]; its frames have `frame_stack - 1` more
       leading rows, from which the dataset rebuilds the stacks.
-    core_state: the actor's recurrent state before the first row, the first trained
-      row and the last trained row, a tuple of three. The first is the stored state,
-      the other two are what Delta-Q compares with.
+    core_state: the actor's recurrent state before the window's first row, its first
+      trained row, and the row after its last trained transition (whose Q-values are
+      its bootstrap), a tuple of three. The first is the stored state, the other two
+      are what Delta-Q compares with.
     learner_steps: int64 [], the age of the parameters that acted, in learner steps.
   """
 

@@ -14,7 +14,8 @@ _PACKAGE = _ROOT / 'r2d2_acme'
 _LAYERS = (
   {'config', 'doctor', 'runtime', 'types'},
   {'environments', 'launching', 'loggers', 'losses', 'lstm'},
-  {'networks', 'replay'},
+  {'networks'},
+  {'replay'},
   {'adder'},
   {'actor', 'learner'},
   {'builder', 'checkpointing'},

@@ -14,7 +14,7 @@ from acme import specs
 
 from r2d2_acme import adder as adder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, replay
+from r2d2_acme import environments, networks, replay
 from r2d2_acme.types import Step
 from tests import helpers
 
@@ -33,7 +33,7 @@ def add_windows(config, client, priorities, spec=SPEC, **row):
   step = Step(frame, np.int32(0), np.float32(0), np.float32(1), np.float32(1))
   step = step._replace(**row)
   state = tree.map_structure(
-    lambda spec: np.zeros(spec.shape, spec.dtype), replay.core_state_spec(config)
+    lambda spec: np.zeros(spec.shape, spec.dtype), networks.core_state_spec(config)
   )
   q = np.zeros(helpers.NUM_ACTIONS, np.float32)
   for i in range(len(priorities)):
@@ -101,7 +101,7 @@ def test_batches_are_time_major_with_stacks_rebuilt(serve):
 @pytest.mark.parametrize('channels', [1, 3])
 def test_stack_frames_puts_the_oldest_first(stack, channels):
   frames = np.arange(9 * 5 * channels).reshape([9, 5, channels])
-  stacked = replay.stack_frames(tf.constant(frames), stack).numpy()
+  stacked = networks.stack_frames(tf.constant(frames), stack).numpy()
   assert len(stacked) == 9 - stack + 1
   for t, row in enumerate(stacked):
     expected = np.concatenate([frames[t + i] for i in range(stack)], axis=-1)
@@ -343,7 +343,7 @@ class TestEstimateBytes:
       )
       state = tree.map_structure(
         lambda spec: rng.normal(size=spec.shape).astype(spec.dtype),
-        replay.core_state_spec(config),
+        networks.core_state_spec(config),
       )
       adder.add(step, state, np.zeros(18, np.float32), last=False)
     adder.flush()
