@@ -162,8 +162,9 @@ class PriorityUpdater:
         self._client.mutate_priorities(TABLE, updates=updates)
       except (RuntimeError, ValueError) as error:
         # The server may be away for a while: stale priorities are all that is lost.
+        # INFO, since at the program's end it often goes first.
         logging.log_every_n_seconds(
-          logging.WARNING, 'Priorities were not written: %s', 60, error
+          logging.INFO, 'Priorities were not written: %s', 60, error
         )
       finally:
         for _ in waiting:
