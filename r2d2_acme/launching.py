@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import re
+import subprocess
 import sys
 import threading
 import traceback
@@ -22,9 +23,7 @@ from launchpad.nodes.python.local_multi_processing import PythonProcess
 from r2d2_acme import runtime
 
 _POLL_PERIOD = 0.2  # seconds
-_STOP_LIMIT = (
-  18  # seconds that a node has to stop, for one long learner step and a save
-)
+_STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a save
 _NUM_LAST_LINES = 20  # of a failed node's output
 
 # Launchpad looks for it when a node is given arguments.
@@ -94,26 +93,27 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
     }
     paths = {name: os.path.join(output_dir, name) for name in processes}
     with _following(paths, terminal):
-      failure = _wait(manager)
+      failed = _wait(manager, processes)
   killed = [n for n, process in processes.items() if process.returncode == -9]
-  if failure is None and not killed:
+  if failed is not None:
+    message = _describe_failure(failed, processes[failed].returncode, paths[failed])
+  elif killed:
+    message = f'killed, for not stopping in time: {", ".join(killed)}'
+  else:
     return 0
-  if failure is None:
-    print(f'killed, for not stopping in time: {", ".join(killed)}', file=sys.stderr)
-    return 1
-  # Others may have failed since, for want of the first.
-  name = next(n for n, process in processes.items() if process.returncode == failure)
-  print(_describe_failure(name, failure, paths[name]), file=sys.stderr, flush=True)
+  print(message, file=sys.stderr, flush=True)
   return 1
 
 
-def _wait(manager) -> int | None:
-  """Waits for the program's end; returns the exit code of who failed first, if any."""
+def _wait(manager, processes: Mapping[str, subprocess.Popen]) -> str | None:
+  """Waits for the program's end; returns the name of who failed first, if any."""
   try:
     manager.wait()
-  except RuntimeError as error:
+  except RuntimeError:
+    # The others, now asked to stop, may fail for want of it, and are seen later.
+    failed = next(name for name, process in processes.items() if process.returncode)
     manager.wait(raise_error=False)
-    return int(str(error).rstrip('.').rsplit(' ', 1)[1])
+    return failed
   return None
 
 

@@ -257,12 +257,14 @@ def broken(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def without_learner(tmp_path_factory):
-  """One whose learner is killed while the others wait for it."""
+  """One whose learner is killed while another node hangs."""
   workdir = tmp_path_factory.mktemp('without_learner') / 'run'
   flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
-  with _started(workdir, *flags) as program:
+  with _started(workdir, *flags, '--lp_termination_notice_secs=5') as program:
     program.wait_until(lambda: bool(program.rows('actor')))
-    program.nodes()['learner/0'].kill()
+    nodes = program.nodes()
+    nodes['counter/0'].suspend()
+    nodes['learner/0'].kill()
     yield program.wait(_STOP_TIMEOUT)
 
 
@@ -271,11 +273,12 @@ def test_sigterm_ends_it_with_code_0(terminated):
 
 
 def test_sigterm_saves(terminated):
-  last = terminated.rows('learner')[-1]
+  *_, before, last = terminated.rows('learner')
   counts = terminated.counts()
   assert counts['learner_steps'] >= last['learner_steps']
-  assert counts['actor_steps'] >= last['actor_steps']
-  assert counts['wall_time'] >= last['wall_time']
+  # Those of others may be a second or two old; the rows are five apart.
+  assert counts['actor_steps'] >= before['actor_steps'] > 0
+  assert counts['wall_time'] >= before['wall_time'] > 0
 
 
 def test_only_the_learner_sees_the_gpu(terminated):
@@ -363,7 +366,7 @@ def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
   )
 
 
-def test_dead_learner_ends_it_and_is_named(without_learner):
+def test_dead_learner_ends_it_and_is_named_although_another_node_hangs(without_learner):
   assert without_learner.code == 1
   assert without_learner.lines[-1].startswith('learner/0 was killed by signal 9')
 

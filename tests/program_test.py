@@ -19,8 +19,8 @@ from absl.testing import flagsaver
 
 from r2d2_acme import checkpointing, environments
 from r2d2_acme import program as program_lib
-from r2d2_acme.actor import epsilon_ladder
-from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.actor import BatchedActor, epsilon_ladder
+from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
 from tests import helpers
 
 _TIMEOUT = 240  # seconds; it takes a tenth on an idle machine
@@ -39,8 +39,12 @@ _CONFIG = helpers.make_config(
 )
 
 
+_seeds: list[int] = []
+
+
 def _make_pong(seed: int) -> dm_env.Environment:
   """With episodes of a hundred steps."""
+  _seeds.append(seed)
   return environments.make_atari('pong', seed=seed, max_raw_frames=400)
 
 
@@ -54,6 +58,8 @@ class _Run(NamedTuple):
     initial: the network's variables before the first learner step.
     final: what the learner served at the end: variables and learner steps.
     counts: of the last checkpoint.
+    seeds: of the environments that nodes made.
+    fetched: learner steps behind the parameters that the evaluator fetched.
   """
 
   groups: dict[str, int]
@@ -62,6 +68,8 @@ class _Run(NamedTuple):
   initial: list[np.ndarray]
   final: list[Any]
   counts: dict[str, float]
+  seeds: list[int]
+  fetched: list[int]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -98,10 +106,26 @@ def _is_done(rows) -> bool:
 
 
 @pytest.fixture(scope='module')
-def run(launchpad, tmp_path_factory) -> _Run:
+def fetched():
+  """Learner steps behind the parameters of each `BatchedActor.fetch`."""
+  steps: list[int] = []
+  fetch = BatchedActor.fetch
+
+  def fetch_and_note(actor: BatchedActor, source):
+    fetch(actor, source)
+    steps.append(int(actor._learner_steps))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(BatchedActor, 'fetch', fetch_and_note)
+    yield steps
+
+
+@pytest.fixture(scope='module')
+def run(launchpad, fetched, tmp_path_factory) -> _Run:
   workdir = tmp_path_factory.mktemp('workdir')
   program = program_lib.make_program(_CONFIG, _make_pong, workdir=str(workdir))
   nodes = program.groups
+  _seeds.clear()
   cleanups: list[Any] = []
   lp.launch(
     program,
@@ -119,6 +143,7 @@ def run(launchpad, tmp_path_factory) -> _Run:
       cleanup()
     # Who still waits for it in C++ must be gone before this process is.
     nodes['replay'][0]._server.stop()
+  seeds = list(_seeds)
   spec = acme.make_environment_spec(_make_pong(0))
   return _Run(
     groups={name: len(group) for name, group in nodes.items()},
@@ -127,6 +152,8 @@ def run(launchpad, tmp_path_factory) -> _Run:
     initial=[v.numpy() for v in R2D2Builder(_CONFIG, spec).make_network().variables],
     final=final,
     counts=checkpointing.verify(str(workdir)),
+    seeds=seeds,
+    fetched=fetched,
   )
 
 
@@ -138,6 +165,12 @@ def test_every_part_is_a_node(run):
     'actor': 2,
     'evaluator': 1,
   }
+
+
+def test_every_environment_has_a_seed_of_its_own(run):
+  seeds = [environment_seed(_CONFIG, i) for i in range(_CONFIG.num_environments)]
+  assert len({*seeds, evaluator_seed(_CONFIG)}) == 5
+  assert sorted(run.seeds) == sorted([*seeds, evaluator_seed(_CONFIG)])
 
 
 def test_learner_learns(run):
@@ -168,16 +201,25 @@ def test_actors_write_their_own_rows_with_epsilons_of_their_own(run):
 
 
 def test_all_nodes_count_together(run):
-  rows = [row for label in run.rows for row in run.rows[label]]
-  assert all(row['actor_frames'] == 4 * row['actor_steps'] for row in rows)
-  num_episodes = len(run.rows['actor']) + len(run.rows['actor_1'])
-  assert run.counts['actor_steps'] >= 100 * num_episodes - 200  # a second's worth
+  for rows in run.rows.values():
+    assert all(row['actor_frames'] == 4 * row['actor_steps'] for row in rows)
+  # Nodes hear of each other once a second.
+  for label in ('actor', 'actor_1'):
+    assert run.rows[label][-1]['actor_episodes'] > len(run.rows[label])
+  assert run.counts['actor_steps'] >= run.rows['learner'][0]['actor_steps'] > 0
 
 
-def test_evaluator_gets_the_parameters_and_stays_out_of_the_counts(run):
-  assert run.counts['evaluator_episodes'] >= len(run.rows['evaluator']) - 1
-  assert all(row['episode_length'] == 100 for row in run.rows['evaluator'])
-  assert all(-21 <= row['episode_return'] <= 21 for row in run.rows['evaluator'])
+def test_evaluator_plays_each_episode_with_fresh_parameters(run):
+  rows = run.rows['evaluator']
+  assert all(row['episode_length'] == 100 for row in rows)
+  assert len(run.fetched) in (len(rows), len(rows) + 1)  # one may have been cut short
+  assert run.fetched == sorted(run.fetched)
+  assert run.fetched[-1] > 0
+
+
+def test_evaluator_stays_out_of_the_actors_counts(run):
+  rows = run.rows['evaluator']
+  assert [row['evaluator_episodes'] for row in rows] == list(range(1, len(rows) + 1))
 
 
 def test_actors_act_with_new_parameters(run):
