@@ -250,7 +250,7 @@ def broken(tmp_path_factory):
   with _started(
     folder / 'run',
     *(_LOCAL_MP, '--env=broken:Broken-v0', '--noevaluator', *_SMALL),
-    env={'PYTHONPATH': str(folder)},
+    env={'PYTHONPATH': f'{folder}:{os.environ.get("PYTHONPATH", "")}'},
   ) as program:
     yield program.wait()
 
