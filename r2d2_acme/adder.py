@@ -3,8 +3,7 @@
 import collections
 import math
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import reverb
@@ -23,17 +22,17 @@ PriorityFn = Callable[..., float]
 _MAX_PENDING_WINDOWS = 4
 
 
+# Of `Step`, written window by window.
+_WINDOW_FIELDS = {
+  'action': np.int32,
+  'reward': np.float32,
+  'discount': np.float32,
+  'mask': np.float32,
+}
+
+
 class Stopped(Exception):
   """The program stops while the adder waits for the server."""
-
-
-class _Row(NamedTuple):
-  """What a priority needs to know of a row."""
-
-  q: np.ndarray
-  action: np.ndarray
-  reward: np.ndarray
-  discount: np.ndarray
 
 
 class SequenceAdder:
@@ -62,20 +61,23 @@ class SequenceAdder:
     self._should_stop = should_stop
     frame = environment_spec.observations
     self._stack = networks.num_stacked(config, frame)
-    # Padding in front, so that the first window's rows and stacks are there.
-    self._num_leading = config.burn_in_length + self._stack - 1
     keep_alive = config.sequence_length + self._stack
     self._writer = client.trajectory_writer(num_keep_alive_refs=keep_alive)
-    for path in _paths('steps', Step(*Step._fields)):
-      self._writer.configure(
-        path, num_keep_alive_refs=keep_alive, max_chunk_length=_chunk_length(config)
-      )
     state_spec = networks.core_state_spec(config)
-    for path in _paths('core_state', state_spec):
-      self._writer.configure(path, num_keep_alive_refs=keep_alive, max_chunk_length=1)
     self._initial_state = tree.map_structure(
       lambda spec: np.zeros(spec.shape, spec.dtype), state_spec
     )
+    chunk_lengths = {
+      'frame': _chunk_length(config),
+      # Few rows have these.
+      'core_state': tree.map_structure(lambda _: 1, state_spec),
+      'window': dict.fromkeys(_WINDOW_FIELDS, 1),
+      'learner_steps': 1,
+    }
+    for path, chunk_length in tree.flatten_with_path(chunk_lengths):
+      self._writer.configure(
+        path, num_keep_alive_refs=keep_alive, max_chunk_length=chunk_length
+      )
     self._padding = Step(
       observation=np.zeros(frame.shape, frame.dtype),
       action=np.int32(0),
@@ -83,9 +85,9 @@ class SequenceAdder:
       discount=np.float32(0),
       mask=np.float32(0),
     )
-    # The rows of the trace that is being filled.
-    self._rows: collections.deque[_Row] = collections.deque(
-      maxlen=config.trace_length + 1
+    # The newest rows and their Q-values, as many as a window has.
+    self._rows: collections.deque[tuple[Step, np.ndarray]] = collections.deque(
+      maxlen=config.sequence_length + 1
     )
     self._row = 0
     self._next_window = 0
@@ -98,7 +100,7 @@ class SequenceAdder:
     q: np.ndarray,
     *,
     last: bool,
-    learner_steps: int = 0,
+    learner_steps: int | tf.Variable = 0,
   ):
     """Adds row t of the current episode; `last` ends the episode.
 
@@ -107,22 +109,22 @@ class SequenceAdder:
       core_state: the actor's recurrent state before row t.
       q: float32 [A], the actor's Q(o_t, .) from that state.
       last: whether o_t is the episode's last observation.
-      learner_steps: age of the parameters that made `q`.
+      learner_steps: age of the parameters that made `q`, in learner steps; a variable
+        is read when a window is written.
 
     Raises:
       Stopped: the program stopped while the table took no more.
       FloatingPointError: Q-values or rewards are not finite.
     """
     if self._row == 0:
-      for _ in range(self._num_leading):
-        self._append(self._padding, self._initial_state, learner_steps)
-    needs_state = last or self._is_boundary(self._row)
-    self._append(step, core_state if needs_state else None, learner_steps)
-    self._rows.append(_Row(q, step.action, step.reward, step.discount))
-    if self._row == self._window_end(self._next_window):
-      self._write_window(num_transitions=self._config.trace_length)
+      self._start_episode(q)
+    has_state = last or self._is_boundary(self._row)
+    ends_window = self._row == self._window_end(self._next_window)
+    self._append(step, q, core_state if has_state else None, partial=ends_window)
+    if ends_window:
+      self._write_window(self._config.trace_length, learner_steps)
     if last:
-      self._write_rest(learner_steps)
+      self._write_rest(q, learner_steps)
       self._wait_for_server(max_pending=0)
       self._writer.end_episode()
       self._rows.clear()
@@ -147,13 +149,21 @@ class SequenceAdder:
   def _window_end(self, window: int) -> int:
     return window * self._config.sequence_period + self._config.trace_length
 
-  def _append(self, step: Step, core_state, learner_steps: int):
-    data = {'steps': step, 'learner_steps': np.int64(learner_steps)}
+  def _start_episode(self, q: np.ndarray):
+    """Pads in front, so that the first windows' rows and stacks are there."""
+    for row in range(-self._config.burn_in_length - (self._stack - 1), 0):
+      has_state = self._is_boundary(row)
+      self._append(self._padding, q, self._initial_state if has_state else None)
+
+  def _append(self, step: Step, q: np.ndarray, core_state, partial: bool = False):
+    """Appends a row; a partial one is left open for the window that ends there."""
+    self._rows.append((step, q))
+    data = {'frame': step.observation}
     if core_state is not None:
       data['core_state'] = core_state
-    self._writer.append(data)
+    self._writer.append(data, partial_step=partial)
 
-  def _write_rest(self, learner_steps: int):
+  def _write_rest(self, q: np.ndarray, learner_steps: int | tf.Variable):
     """Writes the episode's tail, if a transition is still in no window."""
     num_transitions = self._row  # N: row N is the last
     window = self._next_window
@@ -161,17 +171,28 @@ class SequenceAdder:
     if num_transitions <= covered:
       return
     num_tail = num_transitions - window * self._config.sequence_period
-    for _ in range(self._config.trace_length - num_tail):
-      self._append(self._padding, None, learner_steps)
-    self._write_window(num_transitions=num_tail)
+    for num_missing in reversed(range(self._config.trace_length - num_tail)):
+      self._append(self._padding, q, None, partial=num_missing == 0)
+    self._write_window(num_tail, learner_steps)
 
-  def _write_window(self, num_transitions: int):
-    """Writes the window whose rows end with the newest one appended.
+  def _write_window(self, num_transitions: int, learner_steps: int | tf.Variable):
+    """Writes the window whose rows end with the newest, still open, one.
 
     Args:
       num_transitions: real ones in its trace; after them comes padding.
+      learner_steps: as for `add`.
     """
     config = self._config
+    steps, q = zip(*self._rows, strict=True)
+    columns = {
+      field: np.array([getattr(step, field) for step in steps], dtype)
+      for field, dtype in _WINDOW_FIELDS.items()
+    }
+    priority = self._priority(columns, np.stack(q[-(config.trace_length + 1) :]))
+    # All its scalars are one cell each: one a row would cost more than the frame.
+    self._writer.append(
+      {'window': columns, 'learner_steps': np.int64(int(learner_steps))}
+    )
     num_rows = config.sequence_length + 1
     history = self._writer.history
     # Rows counted back from the newest: the window's first, its first trained, and
@@ -181,10 +202,10 @@ class SequenceAdder:
       -(config.trace_length + 1),
       -(config.trace_length + 1) + num_transitions,
     ]
-    steps = tree.map_structure(lambda column: column[-num_rows:], history['steps'])
     sequence = Sequence(
-      steps=steps._replace(
-        observation=history['steps'].observation[-(num_rows + self._stack - 1) :]
+      steps=Step(
+        observation=history['frame'][-(num_rows + self._stack - 1) :],
+        **{field: history['window'][field][-1] for field in _WINDOW_FIELDS},
       ),
       # One by one: Reverb cannot read a list that names a row twice, as this one
       # does without burn-in.
@@ -194,21 +215,18 @@ class SequenceAdder:
       ),
       learner_steps=history['learner_steps'][-1],
     )
-    self._writer.create_item(replay.TABLE, self._priority(num_transitions), sequence)
+    self._writer.create_item(replay.TABLE, priority, sequence)
     self._next_window += 1
     self.num_windows += 1
     self._wait_for_server(_MAX_PENDING_WINDOWS)
 
-  def _priority(self, num_transitions: int) -> float:
-    """The learner's priority, from the actor's own Q-values."""
-    trace_length = self._config.trace_length
-    rows = list(self._rows)[-(num_transitions + 1) :]
-    rows += [rows[-1]] * (trace_length - num_transitions)  # any padding will do
-    q, actions, rewards, discounts = map(np.stack, zip(*rows, strict=True))
-    mask = np.arange(trace_length) < num_transitions
-    priority = self._priority_fn(  # transition t is in row t + 1
-      q, actions[1:], rewards[1:], discounts[1:], mask.astype(np.float32)
+  def _priority(self, columns: Mapping[str, np.ndarray], q: np.ndarray) -> float:
+    """The learner's priority, from the actor's own Q-values [T + 1, A]."""
+    # Transition t is in row t + 1.
+    action, reward, discount, mask = (
+      columns[field][-self._config.trace_length :] for field in _WINDOW_FIELDS
     )
+    priority = self._priority_fn(q, action, reward, discount, mask)
     if not math.isfinite(priority):
       # Reverb's table would die of it, and everyone wait for it without a word.
       raise FloatingPointError(
@@ -236,7 +254,8 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
   """The learner's arithmetic on the actor's Q-values, which stand in for both
   networks' (section 2.3 of the paper leaves open which the actor uses)."""
 
-  @tf.function(autograph=False)
+  length = config.trace_length
+
   def priority(q, actions, rewards, discounts, mask):
     q, actions, rewards, discounts, mask = (
       tf.expand_dims(x, 1) for x in (q, actions, rewards, discounts, mask)
@@ -254,11 +273,11 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
     )
     return losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]
 
-  return lambda *args: float(priority(*args))
-
-
-def _paths(root: str, structure):
-  return [(root, *path) for path, _ in tree.flatten_with_path(structure)]
+  function = tf.function(priority, autograph=False).get_concrete_function(
+    tf.TensorSpec([length + 1, None], tf.float32),
+    *(tf.TensorSpec([length], dtype) for dtype in _WINDOW_FIELDS.values()),
+  )
+  return lambda *args: float(function(*map(tf.constant, args)))
 
 
 def _chunk_length(config: R2D2Config) -> int:

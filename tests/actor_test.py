@@ -9,6 +9,7 @@ import time
 import acme
 import numpy as np
 import pytest
+import sonnet as snt
 import tensorflow as tf
 import tree
 from acme.utils import counting, loggers
@@ -42,6 +43,9 @@ class ConstantNetwork:
   """Action 0 is the greedy one."""
 
   variables = ()
+
+  def initial_state(self, batch_size):
+    return snt.LSTMState(*tf.zeros([2, batch_size, 1]))
 
   def __call__(self, observation, core_state):
     q = tf.one_hot(tf.zeros_like(observation.action), helpers.NUM_ACTIONS)

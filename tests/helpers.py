@@ -161,6 +161,7 @@ class RecordingNetwork:
   def __init__(self, network):
     self.network = network
     self.variables = network.variables
+    self.initial_state = network.initial_state
     self.acted: dict[Key, Acted] = {}
 
   def __call__(self, observation, core_state):
