@@ -98,7 +98,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     """Waits for a batch, learns from it, and sends the new priorities on.
 
     Raises:
-      FloatingPointError: the gradient is not finite; Adam took a step of zeros.
+      FloatingPointError: the gradient is not finite; the parameters stay as they were.
     """
     batch = next(self._iterator)  # without the lock: it may wait for ever
     with self._lock:
@@ -160,10 +160,12 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     gradients, gradient_norm = tf.clip_by_global_norm(
       gradients, config.max_gradient_norm
     )
-    # A step of zeros instead of NaNs, since others read the parameters.
-    is_finite = tf.math.is_finite(gradient_norm)
-    gradients = [tf.where(is_finite, g, tf.zeros_like(g)) for g in gradients]
-    self._optimizer.apply(gradients, variables)
+    # Others read the parameters: no NaNs.
+    tf.cond(
+      tf.math.is_finite(gradient_norm),
+      lambda: self._optimizer.apply(gradients, variables),
+      lambda: None,
+    )
     self._num_steps.assign_add(1)
     if_due = tf.equal(self._num_steps % config.target_update_period, 0)
     tf.cond(if_due, self._copy_to_target, tf.no_op)

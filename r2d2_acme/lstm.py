@@ -37,13 +37,15 @@ class LSTM(snt.LSTM):
       state: before the first step.
       keep: float [T, B] or None (all ones); the state is multiplied by keep[t]
         after step t, so that 0 restores the initial state: padding in front of an
-        episode's first step leaves no trace.
+        episode's first step leaves no trace. On a GPU all zeros must be in front.
 
     Returns:
-      The outputs [T, B, H], not multiplied by `keep`, and the state after the last
-      step, multiplied by keep[T - 1].
+      The outputs [T, B, H], not multiplied by `keep` and without meaning where it is
+      0, and the state after the last step, multiplied by keep[T - 1].
     """
     self._initialize(snt.merge_leading_dims(inputs, 2))
+    if tf.config.list_logical_devices('GPU'):
+      return self._unroll_by_cudnn(inputs, state, keep)
     gates = tf.tensordot(inputs, self.input_to_hidden, 1) + self.b  # [T, B, 4H]
     if keep is None:
       keep = tf.ones(tf.shape(inputs)[:2], inputs.dtype)
@@ -54,6 +56,55 @@ class LSTM(snt.LSTM):
     )
     outputs.set_shape([inputs.shape[0], *outputs.shape[1:]])
     return outputs, snt.LSTMState(hidden=hidden, cell=cell)
+
+  def _unroll_by_cudnn(self, inputs, state, keep):
+    w_x, w_h = self.input_to_hidden, self.hidden_to_hidden
+    inputs, state, w_x = fold_bias_and_padding(inputs, state, w_x, self.b, keep)
+    # For each gate, in Sonnet's order, which is cuDNN's too: its weights, transposed;
+    # then the biases, here in the weights, which cuDNN has twice.
+    weights = [*tf.split(w_x, 4, axis=1), *tf.split(w_h, 4, axis=1)]
+    params = [tf.reshape(tf.transpose(w), [-1]) for w in weights]
+    params.append(tf.zeros([8 * self._hidden_size], inputs.dtype))
+    outputs, hidden, cell, *_ = tf.raw_ops.CudnnRNN(
+      input=inputs,
+      input_h=state.hidden[tf.newaxis],
+      input_c=state.cell[tf.newaxis],
+      params=tf.concat(params, axis=0),
+      rnn_mode='lstm',
+      is_training=True,
+    )
+    return outputs, snt.LSTMState(hidden=hidden[0], cell=cell[0])
+
+
+def fold_bias_and_padding(
+  inputs: tf.Tensor,
+  state: snt.LSTMState,
+  w_x: tf.Tensor,
+  b: tf.Tensor,
+  keep: tf.Tensor | None,
+) -> tuple[tf.Tensor, snt.LSTMState, tf.Tensor]:
+  """Expresses `keep`, which cuDNN does not know, by inputs, if its zeros are in front.
+
+  The bias becomes the weight of one more input, which is 1. Where all inputs are 0,
+  so are all pre-activations of a zero state, with them the candidate tanh(0), and the
+  state stays zero.
+
+  Args:
+    inputs: [T, B, D].
+    state: [B, H].
+    w_x: [D, 4H].
+    b: [4H].
+    keep: [T, B] or None.
+
+  Returns:
+    Inputs [T, B, D + 1], state and weights [D + 1, 4H] of an LSTM without bias.
+  """
+  inputs = tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1)
+  if keep is not None:
+    inputs *= keep[..., tf.newaxis]
+    first = keep[0, :, tf.newaxis]
+    state = snt.LSTMState(hidden=state.hidden * first, cell=state.cell * first)
+  return inputs, state, tf.concat([w_x, b[tf.newaxis]], axis=0)
 
 
 @tf.custom_gradient

@@ -45,7 +45,7 @@ def _imports(path: pathlib.Path) -> set[str]:
 
 
 def _files() -> list[pathlib.Path]:
-  files = {*_PACKAGE.rglob('*.py'), *_ROOT.glob('launch/*.py')}
+  files = {*_PACKAGE.rglob('*.py'), *_ROOT.glob('launch/**/*.py')}
   return sorted(files - {_PACKAGE / '__init__.py'})
 
 

@@ -145,6 +145,41 @@ class LSTMTest(parameterized.TestCase):
     self.assertGreater(np.abs(gradients[0][4:]).min(), 0)
     self.assertGreater(np.abs(gradients[0][:, 1]).min(), 0)
 
+  @parameterized.product(dtype=[tf.float32, tf.float64], with_keep=[False, True])
+  def test_folded_bias_and_padding_change_nothing(self, dtype, with_keep):
+    """What cuDNN is given, to Sonnet's step."""
+    core, inputs, state, keep = _case_padded_in_front(dtype, with_keep)
+    inputs_and_1, state_in, w_x = lstm.fold_bias_and_padding(
+      inputs, state, core.input_to_hidden, core.b, keep
+    )
+    folded = lstm.LSTM(_HIDDEN_SIZE, dtype=dtype)
+    folded(inputs_and_1[0], state_in)
+    folded.input_to_hidden.assign(w_x)
+    folded.hidden_to_hidden.assign(core.hidden_to_hidden)
+    folded.b.assign(tf.zeros_like(core.b))
+    outputs, final_state = _loop(folded, inputs_and_1, state_in)
+    expected, expected_state = _loop(core, inputs, state, keep)
+    if with_keep:
+      outputs, expected = (x * keep[..., tf.newaxis] for x in (outputs, expected))
+    _assert_close((outputs, final_state), (expected, expected_state), dtype)
+
+  @parameterized.parameters(False, True)
+  def test_cudnn_equals_repeated_call(self, with_keep):
+    if not tf.config.list_logical_devices('GPU'):
+      self.skipTest('no GPU')
+    case = _case_padded_in_front(tf.float32, with_keep)
+
+    def masked(unroll):
+      def call(core, inputs, state, keep):
+        outputs, state = unroll(core, inputs, state, keep)
+        return outputs if keep is None else outputs * keep[..., tf.newaxis], state
+
+      return call
+
+    actual, expected = masked(lstm.LSTM.unroll), masked(_loop)
+    _assert_close(actual(*case), expected(*case), tf.float32)
+    _assert_close(_gradients(actual, *case), _gradients(expected, *case), tf.float32)
+
   def test_equals_sonnet_given_its_weights(self):
     sonnet_core = snt.LSTM(_HIDDEN_SIZE)
     _, inputs, state, _ = _case(tf.float32, 7, 5, False)
@@ -226,6 +261,13 @@ def _case(dtype, length, batch_size, with_keep):
     keep[: length // 2 + 1] = 0.5
     keep = tf.constant(keep, dtype)
   return core, random(length, batch_size, _INPUT_SIZE), state, keep
+
+
+def _case_padded_in_front(dtype, with_keep):
+  """The first three sequences have 2, 4 and 7 steps of padding."""
+  core, inputs, state, _ = _case(dtype, 7, 5, with_keep=False)
+  keep = np.arange(7)[:, np.newaxis] >= np.array([2, 4, 7, 0, 0])
+  return core, inputs, state, tf.constant(keep, dtype) if with_keep else None
 
 
 def _loop(core, inputs, state, keep=None):
