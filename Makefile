@@ -17,7 +17,7 @@ NO_LINUX = r2d2_acme needs Linux on x86-64 with glibc; \
   -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 bash
 LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` writes this.
 
-.PHONY: help install test train check format doctor lock clean FORCE
+.PHONY: help install test train bench check format doctor lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,9 @@ test: .venv/.installed-dev ## run the tests (ARGS="-k losses")
 
 train: install ## train on this machine (ARGS="--env=ALE/Pong-v5 --num_actors=4")
 	@exec $(PY) launch/atari_distributed.py --lp_launch_type=local_mp $(ARGS)
+
+bench: .venv/.installed-dev ## measure ours, Acme's and the machine's limit (ARGS=actor)
+	@exec $(PY) launch/benchmark.py --json results/benchmark.json $(ARGS)
 
 check: .venv/.installed-dev ## format, lint, types and tests, as CI does
 	$(PY) -m ruff format --check

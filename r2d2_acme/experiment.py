@@ -246,7 +246,7 @@ def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, st
     'config': dataclasses.asdict(config),
     'seed': config.seed,
     'command': sys.argv,
-    'revision': _revision(),
+    'revision': revision(),
     'versions': {
       distribution.metadata['Name']: distribution.version
       for distribution in importlib.metadata.distributions()
@@ -264,7 +264,7 @@ def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, st
     ) from error
 
 
-def _revision() -> str:
+def revision() -> str:
   """The checkout's commit, with `+` if files differ; else 'unknown'."""
   directory = os.path.dirname(os.path.abspath(__file__))
   try:

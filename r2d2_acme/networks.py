@@ -188,14 +188,6 @@ def core_state_spec(config: R2D2Config) -> snt.LSTMState:
   return snt.LSTMState(hidden=spec, cell=spec)
 
 
-def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
-  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
-  if stack == 1:
-    return frames
-  rows = frames.shape[0] - stack + 1
-  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
-
-
 def make_network(
   config: R2D2Config, environment_spec: specs.EnvironmentSpec
 ) -> R2D2Network:

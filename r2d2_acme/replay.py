@@ -106,7 +106,7 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
   steps: Step = tree.map_structure(_time_major, sample.data.steps)
   return Batch(
     observations=Observation(
-      observation=networks.stack_frames(steps.observation, stack),
+      observation=stack_frames(steps.observation, stack),
       action=steps.action,
       reward=steps.reward,
     ),
@@ -124,6 +124,26 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
 
 def _time_major(x: tf.Tensor) -> tf.Tensor:
   return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+
+
+def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
+  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
+  if stack == 1:
+    return frames
+  rows = frames.shape[0] - stack + 1
+  if frames.dtype == tf.uint8 and frames.shape[-1] == 1 and stack == 4:
+    return _stack_four_bytes(frames, rows)
+  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
+
+
+def _stack_four_bytes(frames: tf.Tensor, rows: int) -> tf.Tensor:
+  """Makes one int32 of a pixel's four bytes, the oldest lowest, and reads its bytes.
+
+  The same as a concatenation along an axis of length 1, in a quarter of the time.
+  """
+  pixels = tf.cast(frames[..., 0], tf.int32)  # [T + 3, ...]
+  pairs = pixels[:-1] + pixels[1:] * 2**8  # [T + 2, ...]
+  return tf.bitcast(pairs[:rows] + pairs[2 : rows + 2] * 2**16, tf.uint8)
 
 
 class PriorityUpdater:

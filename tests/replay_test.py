@@ -99,13 +99,15 @@ def test_batches_are_time_major_with_stacks_rebuilt(serve):
 
 @pytest.mark.parametrize('stack', [1, 2, 4])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_stack_frames_puts_the_oldest_first(stack, channels):
-  frames = np.arange(9 * 5 * channels).reshape([9, 5, channels])
-  stacked = networks.stack_frames(tf.constant(frames), stack).numpy()
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_stack_frames_puts_the_oldest_first(stack, channels, dtype):
+  frames = np.random.default_rng(0).integers(256, size=[9, 50, channels]).astype(dtype)
+  stacked = replay.stack_frames(tf.constant(frames), stack).numpy()
   assert len(stacked) == 9 - stack + 1
   for t, row in enumerate(stacked):
     expected = np.concatenate([frames[t + i] for i in range(stack)], axis=-1)
     np.testing.assert_array_equal(row, expected)
+  assert stacked.dtype == dtype
 
 
 @pytest.mark.parametrize(

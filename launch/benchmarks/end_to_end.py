@@ -1,0 +1,180 @@
+"""Whole programs on this machine: env steps/s at a fixed replay ratio.
+
+Both programs run at once, but all processes of one are suspended while the other is
+measured.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import psutil
+import reverb
+
+from benchmarks.measuring import SideFailed, progress
+from benchmarks.report import ACME, OURS, Comparison
+from r2d2_acme import config as config_lib
+
+_LAUNCH = pathlib.Path(__file__).parent.parent
+_ACME_ACTORS = 2
+_RATIOS = (
+  config_lib.laptop().samples_per_insert,
+  config_lib.paper().samples_per_insert,
+)
+_MIN_REPLAY_SIZE = 100  # windows: learning begins soon
+_SETTLE = 10.0  # seconds, once learning has begun
+_WAKE, _WINDOW = 1.0, 8.0  # seconds, of each round
+_START_TIMEOUT = 300.0  # seconds until the first learner step
+_STOP_TIMEOUT = 30.0  # seconds
+_PORT = re.compile(r'Started replay server on port (\d+)')
+
+
+def config(num_actors: int, samples_per_insert: float) -> config_lib.R2D2Config:
+  return dataclasses.replace(
+    config_lib.laptop(),
+    num_actors=num_actors,
+    samples_per_insert=samples_per_insert,
+    min_replay_size=_MIN_REPLAY_SIZE,
+  )
+
+
+def run(rounds: int) -> list[Comparison]:
+  """At the ratios of the presets `laptop` and `paper`."""
+  return [_compare(ratio, rounds) for ratio in _RATIOS]
+
+
+def _compare(ratio: float, rounds: int) -> Comparison:
+  case = f'local_mp, pong, {ratio:g} samples per insert'
+  samples: dict[str, list[float]] = {OURS: [], ACME: []}
+  with contextlib.ExitStack() as stack:
+    programs = {
+      OURS: stack.enter_context(our_program(1, ratio)),
+      ACME: stack.enter_context(_acme_program(ratio)),
+    }
+    for name, program in programs.items():
+      progress(f'{case}: starting {name}')
+      program.settle()
+    for i in range(rounds):
+      progress(f'{case}: round {i + 1} of {rounds}')
+      for name, program in programs.items():
+        samples[name].append(program.steps_per_second())
+  return Comparison(
+    case,
+    'steps/s',
+    samples,
+    goal='>= 2.5 x Acme',
+    note=(
+      f'laptop network and windows; ours is 1 actor of '
+      f"{config_lib.laptop().envs_per_actor} environments, Acme's {_ACME_ACTORS} "
+      'actors of 1'
+    ),
+  )
+
+
+def our_program(num_actors: int, samples_per_insert: float) -> 'Program':
+  return Program(
+    'ours',
+    [
+      str(_LAUNCH / 'atari_distributed.py'),
+      '--lp_launch_type=local_mp',
+      '--game=pong',
+      '--noevaluator',
+      f'--num_actors={num_actors}',
+      f'--config.samples_per_insert={samples_per_insert}',
+      f'--config.min_replay_size={_MIN_REPLAY_SIZE}',
+    ],
+  )
+
+
+def _acme_program(samples_per_insert: float) -> 'Program':
+  return Program(
+    'Acme',
+    [
+      str(_LAUNCH / 'benchmarks' / 'acme_program.py'),
+      f'--num_actors={_ACME_ACTORS}',
+      f'--samples_per_insert={samples_per_insert}',
+    ],
+  )
+
+
+class Program:
+  """A training program that can be suspended."""
+
+  def __init__(self, name: str, command: Sequence[str]):
+    self._name = name
+    self._command = command
+
+  def __enter__(self) -> 'Program':
+    self._folder = tempfile.TemporaryDirectory()
+    return self
+
+  def __exit__(self, *unused_exception):
+    self._suspend(False)
+    self._process.send_signal(signal.SIGINT)
+    try:
+      self._process.communicate(timeout=_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+      for process in self._family():
+        process.kill()
+      self._process.communicate()
+    self._folder.cleanup()
+
+  def settle(self):
+    """Starts it, waits until learning is under way, and suspends it.
+
+    Raises:
+      SideFailed: it ended, or learns nothing.
+    """
+    self._process = subprocess.Popen(
+      [sys.executable, *self._command, f'--workdir={self._folder.name}'],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      env=os.environ
+      | {'PYTHONPATH': os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])},
+      text=True,
+    )
+    log = pathlib.Path(self._folder.name, 'logs', 'learner', 'logs.csv')
+    deadline = time.monotonic() + _START_TIMEOUT
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+      if self._process.poll() is not None:
+        lines = self._process.communicate()[1].splitlines()
+        raise SideFailed(f'{self._name}: it ended: {" / ".join(lines[-3:])}')
+      if time.monotonic() > deadline:
+        raise SideFailed(f'{self._name}: it learns nothing in {_START_TIMEOUT:.0f} s')
+      time.sleep(0.5)
+    output = pathlib.Path(self._folder.name, 'output', 'replay', '0').read_text()
+    self._replay = reverb.Client(f'localhost:{_PORT.findall(output)[-1]}')
+    time.sleep(_SETTLE)
+    self._suspend(True)
+
+  def steps_per_second(self) -> float:
+    """Resumes it for a while; counts the windows that replay took in."""
+    self._suspend(False)
+    time.sleep(_WAKE)
+    windows, start = self._num_windows(), time.monotonic()
+    time.sleep(_WINDOW)
+    windows = self._num_windows() - windows
+    rate = windows * config_lib.laptop().sequence_period / (time.monotonic() - start)
+    self._suspend(True)
+    return rate
+
+  def _num_windows(self) -> int:
+    (table,) = self._replay.server_info(timeout=60).values()
+    return table.rate_limiter_info.insert_stats.completed
+
+  def _family(self) -> list[psutil.Process]:
+    process = psutil.Process(self._process.pid)
+    return [process, *process.children(recursive=True)]
+
+  def _suspend(self, value: bool):
+    with contextlib.suppress(psutil.NoSuchProcess):
+      for process in self._family():
+        process.suspend() if value else process.resume()

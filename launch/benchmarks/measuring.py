@@ -1,0 +1,192 @@
+"""Sides measured in turn: each in a process of its own, one at a time.
+
+A side is a function that sets up and returns `measure`, which is called once a round.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from r2d2_acme import runtime
+
+_TIMEOUT = 600.0  # seconds for a set-up, or for one measurement
+_CLOSE_TIMEOUT = 5.0  # seconds
+_NUM_LAST_LINES = 5  # of what a process said before it died
+
+
+class SideFailed(RuntimeError):
+  """A side's process raised, died or hung; the message names it."""
+
+
+class Worker:
+  """A process, pinned to some cores, that measures when it is asked to."""
+
+  def __init__(
+    self,
+    name: str,
+    function: Callable[..., Callable[[], Any]],
+    *args: Any,
+    cores: Sequence[int] | None = None,
+    timeout: float = _TIMEOUT,
+  ):
+    """Starts `measure = function(*args)`; `ready` waits for it.
+
+    Args:
+      name: of the side, for errors.
+      function: importable, since the process starts afresh.
+      *args: these must pickle.
+      cores: that the process may use, and all that it starts; by default ours.
+      timeout: seconds for the set-up, and for each measurement.
+    """
+    self._name = name
+    self._timeout = timeout
+    self._output = tempfile.TemporaryFile()
+    context = multiprocessing.get_context('spawn')
+    self._connection, theirs = context.Pipe()
+    self._process = context.Process(
+      target=_serve,
+      args=(theirs, f'/proc/{os.getpid()}/fd/{self._output.fileno()}'),
+      name=name,
+    )
+    self._process.start()
+    theirs.close()
+    self._connection.send(cores or all_cores())
+    self._connection.send((function, args))
+    self._is_ready = False
+
+  def __enter__(self) -> 'Worker':
+    return self
+
+  def __exit__(self, *unused_exception):
+    self._connection.close()  # the process sees it, and ends
+    self._process.join(_CLOSE_TIMEOUT)
+    if self._process.is_alive():
+      self._process.kill()
+      self._process.join()
+    self._output.close()
+
+  def ready(self):
+    """Waits for the end of the set-up."""
+    if not self._is_ready:
+      self.result()
+      self._is_ready = True
+
+  def start(self):
+    """Asks for one measurement; `result` waits for it."""
+    self.ready()
+    with contextlib.suppress(OSError):  # it died: `result` says so
+      self._connection.send(True)
+
+  def result(self) -> Any:
+    """What `measure` returned.
+
+    Raises:
+      SideFailed: it raised, the process died, or nothing came in time.
+    """
+    try:
+      if not self._connection.poll(self._timeout):
+        raise SideFailed(f'{self._name}: no answer in {self._timeout:.0f} s')
+      ok, value = self._connection.recv()
+    except (EOFError, OSError):
+      self._process.join(_CLOSE_TIMEOUT)
+      self._output.seek(0)
+      lines = self._output.read().decode(errors='replace').splitlines()
+      said = '\n'.join(lines[-_NUM_LAST_LINES:])
+      code = self._process.exitcode
+      raise SideFailed(
+        f'{self._name}: its process died, exit code {code}; it said last: {said}'
+      ) from None
+    if not ok:
+      raise SideFailed(f'{self._name}: {value}')
+    return value
+
+  def measure(self) -> Any:
+    self.start()
+    return self.result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+  """One of those that are compared.
+
+  Attributes:
+    function: sets up, and returns `measure() -> float`.
+    args: its arguments.
+    processes: for each process, the cores it may use. Several measure at once and
+      their results, rates, are added. By default one process on all cores.
+    max_rounds: fewer, for what takes long.
+  """
+
+  function: Callable[..., Callable[[], float]]
+  args: tuple = ()
+  processes: Sequence[Sequence[int] | None] = (None,)
+  max_rounds: int | None = None
+
+
+def alternate(
+  case: str, sides: Mapping[str, Side], rounds: int
+) -> dict[str, list[float]]:
+  """Measures side after side, `rounds` times; all others wait meanwhile.
+
+  Raises:
+    SideFailed: the first that failed.
+  """
+  samples: dict[str, list[float]] = {name: [] for name in sides}
+  with contextlib.ExitStack() as stack:
+    progress(f'{case}: setting up {", ".join(sides)}')
+    workers = {
+      name: [
+        stack.enter_context(
+          Worker(f'{case}: {name}', side.function, *side.args, cores=cores)
+        )
+        for cores in side.processes
+      ]
+      for name, side in sides.items()
+    }
+    for worker in (worker for group in workers.values() for worker in group):
+      worker.ready()
+    for i in range(rounds):
+      progress(f'{case}: round {i + 1} of {rounds}')
+      for name, side in sides.items():
+        if side.max_rounds is None or i < side.max_rounds:
+          for worker in workers[name]:
+            worker.start()
+          samples[name].append(sum(worker.result() for worker in workers[name]))
+  return samples
+
+
+def all_cores() -> list[int]:
+  """Those that this process may use."""
+  return sorted(os.sched_getaffinity(0))
+
+
+def progress(message: str):
+  """One line on stderr, with the time."""
+  print(f'[{time.strftime("%H:%M:%S")}] {message}', file=sys.stderr, flush=True)
+
+
+def _serve(connection, output: str):
+  """A worker's process: sets up, then measures when asked, until nobody is there."""
+  file = os.open(output, os.O_WRONLY | os.O_APPEND)
+  os.dup2(file, 1)  # notices of the libraries
+  os.dup2(file, 2)
+  try:
+    os.sched_setaffinity(0, connection.recv())  # before the imports: they start threads
+    function, args = connection.recv()
+    measure = function(*args)
+    connection.send((True, None))
+    while connection.recv():
+      connection.send((True, measure()))
+  except (EOFError, ConnectionError):
+    pass
+  except BaseException:  # the other side raises it
+    with contextlib.suppress(OSError):
+      connection.send((False, traceback.format_exc().rstrip()))
+  runtime.exit_now(0)

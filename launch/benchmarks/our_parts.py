@@ -1,0 +1,187 @@
+"""Our parts, as the benchmark needs them; `acme_parts` has Acme's."""
+
+import atexit
+import functools
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import acme
+import dm_env
+import psutil
+import reverb
+from acme import specs
+from acme.utils import counting, loggers
+
+from benchmarks import emulator, measuring
+from r2d2_acme import runtime
+from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.types import Batch
+
+NUM_WINDOWS = 4  # to draw batches from; they repeat
+
+
+@functools.cache
+def environment_spec() -> specs.EnvironmentSpec:
+  return acme.make_environment_spec(emulator.make_environments('pong', 1)[0])
+
+
+def make_builder(config: R2D2Config) -> R2D2Builder:
+  return R2D2Builder(config, environment_spec())
+
+
+def resident_bytes() -> int:
+  """Of this process."""
+  return psutil.Process(os.getpid()).memory_info().rss
+
+
+def serve(config: R2D2Config) -> Callable[[], tuple[str, int]]:
+  """Side: a replay server that never blocks; measures its address and its memory."""
+  tables = make_builder(config).make_tables(reverb.rate_limiters.MinSize(1))
+  server = reverb.Server(tables, port=None)
+  return lambda: (f'localhost:{server.port}', resident_bytes())
+
+
+def serve_filled(config: R2D2Config) -> Callable[[], tuple[str, int]]:
+  """Side: the same, with some windows of Pong in it."""
+  measure = serve(config)
+  fill(config, measure()[0])
+  return measure
+
+
+def make_player(
+  config: R2D2Config,
+  environments: Sequence[dm_env.Environment],
+  address: str | None = None,
+) -> emulator.Player:
+  """The actor, writing to the server there; without one, the evaluator."""
+  builder = make_builder(config)
+  if address is None:
+    actor = builder.make_evaluator()
+  else:
+    actor = builder.make_actor(replay_client=reverb.Client(address))
+  counter = counting.Counter()
+  is_over = lambda: False  # noqa: E731
+  loop = VectorEnvironmentLoop(
+    environments,
+    actor,
+    counter,
+    loggers.NoOpLogger(),
+    should_stop=lambda: is_over(),
+  )
+
+  def play(should_stop: Callable[[], bool]) -> int:
+    nonlocal is_over
+    is_over = should_stop
+    before = counter.get_counts().get('steps', 0)
+    loop.run()
+    actor.flush()
+    return counter.get_counts().get('steps', 0) - before
+
+  return play
+
+
+def act(config: R2D2Config, server_cores: Sequence[int]) -> Callable[[], float]:
+  """Side: steps/s of an actor of `envs_per_actor`; its replay is on other cores."""
+  runtime.limit_threads(1)
+  address = start_server(serve, config, cores=server_cores)
+  environments = emulator.make_environments('pong', config.envs_per_actor)
+  return emulator.steps_per_second(make_player(config, environments, address))
+
+
+def evaluate(config: R2D2Config) -> Callable[[], float]:
+  """Side: steps/s of the evaluator."""
+  runtime.limit_threads(1)
+  environments = emulator.make_environments('pong', 1)
+  return emulator.steps_per_second(make_player(config, environments))
+
+
+def start_server(function: Callable, *args: Any, cores: Sequence[int]) -> str:
+  """A replay server that lives as long as this process; returns its address."""
+  server = measuring.Worker('replay', function, *args, cores=cores)
+  atexit.register(server.__exit__)
+  return server.measure()[0]
+
+
+def make_batches(config: R2D2Config, address: str) -> Iterator[Batch]:
+  return iter(make_builder(config).make_dataset(address))
+
+
+def real_batch(config: R2D2Config) -> Batch:
+  """One batch of Pong, from a real replay."""
+  server = serve_filled(config)  # as long as there is a reference
+  return next(make_batches(config, server()[0]))
+
+
+def fill(config: R2D2Config, address: str):
+  """Plays until each of `envs_per_actor` environments has written some windows."""
+  num_steps = config.trace_length + NUM_WINDOWS * config.sequence_period
+  environments = emulator.make_environments('pong', config.envs_per_actor)
+  calls = itertools.count()
+  make_player(config, environments, address)(lambda: next(calls) > num_steps)
+
+
+def add(config: R2D2Config, address: str, num_calls: int) -> Callable[[], int]:
+  """Side: writes to the replay there; measures the steps."""
+  runtime.limit_threads(1)
+  environments = emulator.make_environments('pong', config.envs_per_actor)
+  play = make_player(config, environments, address)
+
+  def measure() -> int:
+    calls = itertools.count()
+    return play(lambda: next(calls) >= num_calls)
+
+  return measure
+
+
+def learn(config: R2D2Config) -> Callable[[], float]:
+  """Side: seconds of a learner step, on one real batch held in memory."""
+  runtime.limit_threads(runtime.num_cores())
+  learner = make_builder(config).make_learner(itertools.repeat(real_batch(config)))
+  return seconds_per_call(learner.step)
+
+
+def first_step(config: R2D2Config, address: str) -> Callable[[], None]:
+  """Side: a learner whose set-up includes its first step, on the replay there."""
+  runtime.limit_threads(runtime.num_cores())
+  learner = make_builder(config).make_learner(
+    make_batches(config, address), replay_client=reverb.Client(address)
+  )
+  learner.step()
+  return lambda: None
+
+
+def sample(config: R2D2Config, address: str, num_batches: int) -> Callable[[], float]:
+  """Side: batches/s of the dataset, with nobody learning."""
+  runtime.limit_threads(runtime.num_cores())
+
+  def measure() -> float:
+    batches = make_batches(config, address)  # anew: a waiting one would make some ahead
+    for _ in range(4):  # those that the prefetching has ready
+      next(batches)
+    start = time.monotonic()
+    for _ in range(num_batches):
+      next(batches)
+    return num_batches / (time.monotonic() - start)
+
+  return measure
+
+
+def seconds_per_call(step: Callable[[], None]) -> Callable[[], float]:
+  """A `measure` of calls that take at least a second together; traces first."""
+  step()
+  step()
+
+  def measure() -> float:
+    start = time.monotonic()
+    calls = 0
+    while time.monotonic() - start < 1.0:
+      step()
+      calls += 1
+    return (time.monotonic() - start) / calls
+
+  return measure
