@@ -66,6 +66,7 @@ class R2D2Config:
   torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
   core_size: int = 512  # LSTM units; paper: 512
   head_size: int = 512  # hidden units of each duelling stream; paper: 512
+  recurrent: bool = True  # False cuts the LSTM's state: a baseline without memory
 
   # Environment.
   full_action_space: bool = True  # all 18 Atari actions; paper: yes
@@ -232,4 +233,33 @@ def laptop() -> R2D2Config:
   )
 
 
-PRESETS = {'laptop': laptop, 'paper': paper}
+def memory() -> R2D2Config:
+  """For memory tasks, and other vectors, in one process on one core; minutes."""
+  return R2D2Config(
+    # An episode of the tasks with up to 30 steps to remember is one window, so that
+    # the gradient reaches from the question back to the cue.
+    burn_in_length=0,
+    trace_length=40,
+    sequence_period=40,
+    discount=0.99,
+    n_step=3,
+    batch_size=32,
+    learning_rate=1e-3,
+    # Far below the gradients' size: that of the cue, 30 steps back, is tiny at first.
+    adam_epsilon=1e-6,
+    target_update_period=100,
+    torso_size=64,
+    core_size=64,
+    head_size=64,
+    # A step of these environments costs much less than one of the learner's.
+    samples_per_insert=8.0,
+    max_replay_size=5_000,
+    min_replay_size=100,
+    num_actors=1,
+    envs_per_actor=16,
+    epsilon_alpha=3.0,  # down to 0.026: a wrong answer at random hides a right one
+    variable_update_period=10,
+  )
+
+
+PRESETS = {'laptop': laptop, 'memory': memory, 'paper': paper}

@@ -37,7 +37,12 @@ _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
 
 _GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
-_ENV = flags.DEFINE_string('env', None, 'A Gymnasium id instead, such as CartPole-v1.')
+_ENV = flags.DEFINE_string(
+  'env',
+  None,
+  'Instead, a Gymnasium id such as CartPole-v1, or memory/cue_recall, memory/t_maze, '
+  'bsuite/memory_len/15.',
+)
 _PRESET = flags.DEFINE_enum(
   'preset', 'laptop', sorted(config_lib.PRESETS), 'Where the config starts from.'
 )
@@ -70,12 +75,14 @@ class Experiment:
     environment_factory: an environment from a seed.
     environment_spec: of those environments.
     workdir: absolute, exists, and holds this experiment's `config.json`.
+    environment_name: as the user gave it.
   """
 
   config: R2D2Config
   environment_factory: Callable[[int], dm_env.Environment]
   environment_spec: specs.EnvironmentSpec
   workdir: str
+  environment_name: str
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -128,6 +135,31 @@ def from_flags(**fixed: Any) -> Experiment:
   stored = _read_stored(workdir)
   flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
+  run = _make_experiment(config, flag, name, workdir)
+  _check_memory(config, run.environment_spec)
+  _write_stored(workdir, config, {flag: name})
+  if _CHECKPOINT.value:
+    checkpointing.go_back(workdir, _CHECKPOINT.value)
+  return run
+
+
+def from_workdir(workdir: str) -> Experiment:
+  """The experiment of a run, which may be going on: writes nothing, reads no flags.
+
+  Raises:
+    BadInput: there is no such run, or it is of another version.
+  """
+  workdir = os.path.abspath(workdir)
+  stored = _read_stored(workdir)
+  if not stored.get('environment'):
+    raise BadInput(f'{workdir} is not the workdir of a run: it has no config.json')
+  ((flag, name),) = stored['environment'].items()
+  return _make_experiment(R2D2Config(**stored['config']), flag, name, workdir)
+
+
+def _make_experiment(
+  config: R2D2Config, flag: str, name: str, workdir: str
+) -> Experiment:
   make_environment = functools.partial(
     _make_environment, flag=flag, name=name, full_action_space=config.full_action_space
   )
@@ -138,19 +170,14 @@ def from_flags(**fixed: Any) -> Experiment:
     networks.make_network(config, environment_spec)  # does one fit?
   except ValueError as error:
     raise BadInput(str(error)) from error
-  _check_memory(config, environment_spec)
-  _write_stored(workdir, config, {flag: name})
-  if _CHECKPOINT.value:
-    checkpointing.go_back(workdir, _CHECKPOINT.value)
-  return Experiment(config, make_environment, environment_spec, workdir)
+  return Experiment(config, make_environment, environment_spec, workdir, name)
 
 
 def _make_environment(
   seed: int, *, flag: str, name: str, full_action_space: bool
 ) -> dm_env.Environment:
-  if flag == 'game' or name.startswith('ALE/'):
-    return environments.make_atari(name, seed=seed, full_action_space=full_action_space)
-  return environments.make_gymnasium(name, seed=seed)
+  make = environments.make_atari if flag == 'game' else environments.make
+  return make(name, seed=seed, full_action_space=full_action_space)
 
 
 def _default_name() -> str:

@@ -8,6 +8,7 @@ the weights, at every step, it does each as one matrix product over [T x B]. Onl
 
 import sonnet as snt
 import tensorflow as tf
+import tree
 
 
 class LSTM(snt.LSTM):
@@ -74,6 +75,32 @@ class LSTM(snt.LSTM):
       is_training=True,
     )
     return outputs, snt.LSTMState(hidden=hidden[0], cell=cell[0])
+
+
+class MemorylessLSTM(LSTM):
+  """The same weights, but each step starts from the initial state, and ends in it.
+
+  A baseline: what is learnt with it needed no memory.
+  """
+
+  def __call__(
+    self, inputs: tf.Tensor, prev_state: snt.LSTMState
+  ) -> tuple[tf.Tensor, snt.LSTMState]:
+    initial = tree.map_structure(tf.zeros_like, prev_state)
+    return super().__call__(inputs, initial)[0], initial
+
+  def unroll(
+    self,
+    inputs: tf.Tensor,
+    state: snt.LSTMState,
+    keep: tf.Tensor | None = None,
+  ) -> tuple[tf.Tensor, snt.LSTMState]:
+    """As `LSTM.unroll`; all steps are one call."""
+    del keep  # there is nothing to keep
+    merged = snt.merge_leading_dims(inputs, 2)  # [T x B, D]
+    outputs, _ = self(merged, self.initial_state(tf.shape(merged)[0]))
+    initial = tree.map_structure(tf.zeros_like, state)
+    return snt.split_leading_dim(outputs, inputs, 2), initial
 
 
 def fold_bias_and_padding(

@@ -102,6 +102,7 @@ class R2D2Network(snt.RNNCore):
     torso: snt.Module,
     core_size: int,
     head_size: int,
+    recurrent: bool = True,
     name: str = 'r2d2_network',
   ):
     """Constructs the network.
@@ -111,12 +112,14 @@ class R2D2Network(snt.RNNCore):
       torso: from observations [N, ...] to float32 [N, D].
       core_size: LSTM units.
       head_size: hidden units of each stream of the duelling head.
+      recurrent: or the memoryless baseline, see `lstm.MemorylessLSTM`.
       name: of the module.
     """
     super().__init__(name=name)
     self._num_actions = num_actions
     self._torso = torso
-    self._core = lstm.LSTM(core_size)
+    make_core = lstm.LSTM if recurrent else lstm.MemorylessLSTM
+    self._core = make_core(core_size)
     self._head = DuellingHead(num_actions, head_size)
 
   def __call__(
@@ -214,7 +217,9 @@ def make_network(
       'observations must be images [H, W, C] or vectors [D], not of shape '
       f'{list(observations.shape)}: add a channel axis, or flatten'
     )
-  network = R2D2Network(actions.num_values, torso, config.core_size, config.head_size)
+  network = R2D2Network(
+    actions.num_values, torso, config.core_size, config.head_size, config.recurrent
+  )
   *shape, channels = observations.shape
   inputs = types.Observation(
     observation=specs.Array(

@@ -1,12 +1,12 @@
 """The single-process agent, on the real parts: it learns what needs memory."""
 
+import dataclasses
+
 import acme
 import numpy as np
 import pytest
-import tensorflow as tf
 from acme.utils import counting, loggers
 
-from r2d2_acme import lstm
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.builder import R2D2Builder
@@ -50,20 +50,22 @@ class _Returns(loggers.Logger):
 class _Trial:
   """The agent on cue recall, and the evaluator's view of it."""
 
-  def __init__(self, seed: int):
+  def __init__(self, seed: int, recurrent: bool = True):
+    config = dataclasses.replace(_CONFIG, recurrent=recurrent)
+
     def make_environment(i):
       return make_cue_recall(delay=6, num_cues=4, seed=100 * seed + i)
 
     self.environment = make_environment(0)
     spec = acme.make_environment_spec(self.environment)
-    self.agent = R2D2(spec, _CONFIG)
+    self.agent = R2D2(spec, config)
     self._loop = VectorEnvironmentLoop(
       [make_environment(i) for i in range(_CONFIG.envs_per_actor)],
       self.agent,
       counting.Counter(),
       _Returns(),
     )
-    self._evaluator = R2D2Builder(_CONFIG, spec).make_evaluator()
+    self._evaluator = R2D2Builder(config, spec).make_evaluator()
     self._log = _Returns()
     self._evaluation_loop = VectorEnvironmentLoop(
       [make_environment(50)], self._evaluator, counting.Counter(), self._log
@@ -79,17 +81,6 @@ class _Trial:
     return float(np.mean(self._log.returns))
 
 
-class _Forgetful(lstm.LSTM):
-  """The same core, with its recurrent state cut at every step."""
-
-  def __call__(self, inputs, state):
-    return super().__call__(inputs, tf.nest.map_structure(tf.zeros_like, state))
-
-  def unroll(self, inputs, state, keep=None):
-    state = tf.nest.map_structure(tf.zeros_like, state)
-    return super().unroll(inputs, state, tf.zeros(tf.shape(inputs)[:2]))
-
-
 def test_solves_cue_recall():
   trial = _Trial(seed=1)
   for _ in range(30):
@@ -100,9 +91,8 @@ def test_solves_cue_recall():
   pytest.fail(f'mean return {mean_return} after 30,000 steps')
 
 
-def test_without_its_recurrent_state_it_stays_at_chance(monkeypatch):
-  monkeypatch.setattr(lstm, 'LSTM', _Forgetful)
-  trial = _Trial(seed=1)
+def test_without_its_recurrent_state_it_stays_at_chance():
+  trial = _Trial(seed=1, recurrent=False)
   trial.train(num_steps=20_000)
   assert trial.agent.learner.num_steps > 300  # it did learn what there is
   assert trial.evaluate() <= trial.environment.chance_return + 0.3

@@ -43,6 +43,7 @@ _PAPER = {
   'core_size': 512,
   'head_size': 512,
   'full_action_space': True,
+  'recurrent': True,
 }
 
 # The nearest value that is refused.
@@ -139,7 +140,7 @@ def test_refusal_names_the_field_and_its_value(name, value):
 
 
 def test_every_field_has_a_bound():
-  is_free = {'full_action_space'}  # a bool
+  is_free = {'full_action_space', 'recurrent'}  # bools
   assert _JUST_REFUSED.keys() == _FIELDS - is_free
 
 

@@ -156,6 +156,7 @@ _SHARES = ('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon')
 _SPECIAL = {
   'state_strategy': 'zero',
   'full_action_space': False,
+  'recurrent': False,
   'conv_channels': (4, 5, 6),
   'trace_length': 50,
   'sequence_period': 39,
@@ -195,6 +196,22 @@ def test_without_flags_it_is_pong_on_a_laptop(describe, tmp_path):
 @pytest.mark.parametrize('flag', ['--game=MsPacman', '--env=ALE/MsPacman-v5'])
 def test_atari_is_preprocessed_whatever_it_is_called(describe, flag):
   assert describe(flag).shape == [84, 84, 1]
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape'),
+  [
+    ('memory/cue_recall', [6]),
+    ('memory/t_maze/20', [3]),
+    ('bsuite/memory_len/15', [3]),
+    ('VelocitylessCartPole-v1', [2]),
+  ],
+)
+def test_memory_tasks_go_by_name(describe, name, shape):
+  described = describe(f'--env={name}', '--preset=memory')
+  assert described.shape == shape
+  assert described.environment == {'env': name}
+  assert described.config == config_lib.memory()
 
 
 def test_short_flags_mean_the_fields(describe):
@@ -303,6 +320,8 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
     (['--game=pnog'], ["'pnog'", 'did you mean', 'pong']),
     (['--env=CartPol-v1'], ["'CartPol-v1'", 'CartPole']),
     (['--env=no_such_module:Env-v0'], ['no_such_module']),
+    (['--env=memory/maze'], ["'maze'", 'cue_recall', 't_maze']),
+    (['--env=bsuite/memory_len/23'], ["'memory_len/23'", 'memory_len/0 … 22']),
     (['--env=Pendulum-v1'], ['Pendulum-v1', 'continuous actions']),
     (['--game=pong', '--env=CartPole-v1'], ['--game', '--env', 'not both']),
     (['pong'], ["'pong'"]),

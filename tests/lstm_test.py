@@ -115,6 +115,37 @@ class LSTMTest(parameterized.TestCase):
     expected = _gradients(lstm.LSTM.unroll, *case)
     _assert_close(_gradients(two, *case), expected, tf.float64)
 
+  @parameterized.product(
+    dtype=[tf.float32, tf.float64], burn_in=[0, 40], with_padding=[False, True]
+  )
+  def test_window_equals_repeated_call(self, dtype, burn_in, with_padding):
+    """As the learner uses it: the paper's lengths, no gradient into burn-in."""
+    core, inputs, state, _ = _case(dtype, burn_in + 80, 5, with_keep=False)
+    keep = None
+    if with_padding:
+      keep = np.arange(burn_in)[:, np.newaxis] >= np.array([0, 1, 20, 39, 40])
+      keep = tf.constant(keep, dtype)
+
+    def window(unroll):
+      def call(core, inputs, state, keep):
+        if burn_in:
+          _, state = unroll(core, inputs[:burn_in], state, keep)
+        state = tree.map_structure(tf.stop_gradient, state)
+        return unroll(core, inputs[burn_in:], state, None)
+
+      return call
+
+    actual, expected = window(lstm.LSTM.unroll), window(_loop)
+    case = core, inputs, state, keep
+    _assert_close(actual(*case), expected(*case), dtype)
+    actual, expected = (_gradients(unroll, *case) for unroll in (actual, expected))
+    # None with respect to the state in front of it.
+    self.assertEqual([x is None for x in actual], [x is None for x in expected])
+    self.assertLen([x for x in actual if x is not None], 4)
+    _assert_close(
+      *([x for x in xs if x is not None] for xs in (actual, expected)), dtype
+    )
+
   def test_keep_zero_leaves_the_initial_state_and_no_trace(self):
     core, inputs, state, _ = _case(tf.float32, 6, 2, False)
     # The first sequence starts with 4 steps of padding, the second with none.
@@ -237,6 +268,57 @@ class LSTMTest(parameterized.TestCase):
     np.testing.assert_array_equal(other.unroll(inputs, state)[0], expected)
     core.b.assign(core.b + 1)
     np.testing.assert_array_equal(other.unroll(inputs, state)[0], expected)
+
+
+class MemorylessLSTMTest(parameterized.TestCase):
+  def test_each_step_is_an_lstms_first(self):
+    core, inputs, state, _ = _case(tf.float32, 7, 5, False)
+    memoryless = _memoryless(core)
+    outputs, final_state = memoryless.unroll(inputs, state)
+    for t in range(7):
+      expected, _ = core(inputs[t], core.initial_state(5))
+      np.testing.assert_allclose(outputs[t], expected, rtol=0, atol=1e-5)
+    # So the weights of the state do not matter.
+    core.hidden_to_hidden.assign(0 * core.hidden_to_hidden)
+    np.testing.assert_array_equal(_memoryless(core).unroll(inputs, state)[0], outputs)
+    tree.map_structure(
+      np.testing.assert_array_equal, final_state, core.initial_state(5)
+    )
+
+  @parameterized.parameters(False, True)
+  def test_unroll_equals_repeated_call(self, with_keep):
+    core, inputs, state, keep = _case(tf.float32, 7, 5, with_keep)
+    core = _memoryless(core)
+    _assert_close(
+      core.unroll(inputs, state, keep), _loop(core, inputs, state, keep), tf.float32
+    )
+
+  def test_no_gradient_reaches_an_earlier_step(self):
+    core, inputs, state, _ = _case(tf.float32, 7, 5, False)
+    core = _memoryless(core)
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      last = core.unroll(inputs, state)[0][-1]
+    gradient = tape.gradient(last, inputs).numpy()
+    np.testing.assert_array_equal(gradient[:-1], 0)
+    self.assertGreater(np.abs(gradient[-1]).max(), 0)
+
+  def test_unknown_sizes(self):
+    core, inputs, state, _ = _case(tf.float32, 7, 5, False)
+    core = _memoryless(core)
+    unroll = tf.function(core.unroll)
+    signature = tf.TensorSpec([None, None, _INPUT_SIZE], tf.float32)
+    outputs, _ = unroll.get_concrete_function(signature, state)(inputs, *state)
+    np.testing.assert_allclose(outputs, core.unroll(inputs, state)[0], atol=1e-5)
+
+
+def _memoryless(core):
+  """With the weights of another core."""
+  memoryless = lstm.MemorylessLSTM(_HIDDEN_SIZE)
+  memoryless(tf.zeros([1, _INPUT_SIZE]), memoryless.initial_state(1))
+  for variable, other in zip(memoryless.variables, core.variables, strict=True):
+    variable.assign(other)
+  return memoryless
 
 
 def _case(dtype, length, batch_size, with_keep):

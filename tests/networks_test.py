@@ -302,6 +302,21 @@ class MakeNetworkTest(parameterized.TestCase):
     changed = dataclasses.replace(_CONFIG, **change)
     self.assertNotEqual(shapes(changed), shapes(_CONFIG))
 
+  def test_without_recurrence_the_state_and_the_past_do_not_matter(self):
+    def last_q(recurrent, observations, state):
+      tf.random.set_seed(0)
+      config = dataclasses.replace(_CONFIG, recurrent=recurrent)
+      network = networks.make_network(config, _spec(_VECTOR))
+      return network.unroll(observations, state)[0][-1]
+
+    _, observations, state, _ = _case(_VECTOR, 4, 3, False)
+    other_past = tree.map_structure(lambda x: x[-1:], observations)
+    no_state = tree.map_structure(tf.zeros_like, state)
+    for recurrent in (True, False):
+      whole = last_q(recurrent, observations, state)
+      alone = last_q(recurrent, other_past, no_state)
+      self.assertEqual(np.allclose(whole, alone, atol=1e-6), not recurrent)
+
   def test_images_are_stacked_and_vectors_are_not(self):
     rgb = specs.Array([36, 36, 3], np.uint8)
     network = networks.make_network(_CONFIG, _spec(rgb))

@@ -1,10 +1,58 @@
-"""Environments with the `dm_env` interface: Atari, any Gymnasium task, a memory test.
+"""Environments with the `dm_env` interface: Atari, any Gymnasium task, memory tests.
 
 Every one has an attribute `frames_per_step`: emulator frames that pass in one step.
+`VelocitylessCartPole-v1` is registered with Gymnasium by this import.
 """
 
-from r2d2_acme.environments.atari import make_atari
-from r2d2_acme.environments.gymnasium_adapter import make_gymnasium
-from r2d2_acme.environments.memory import make_cue_recall
+import dm_env
 
-__all__ = ['make_atari', 'make_cue_recall', 'make_gymnasium']
+from r2d2_acme.environments.atari import make_atari
+from r2d2_acme.environments.bsuite_adapter import make_bsuite
+from r2d2_acme.environments.cartpole import VELOCITYLESS_CARTPOLE
+from r2d2_acme.environments.gymnasium_adapter import make_gymnasium
+from r2d2_acme.environments.memory import (
+  make_cue_recall,
+  make_memory_task,
+  make_t_maze,
+)
+
+__all__ = [
+  'VELOCITYLESS_CARTPOLE',
+  'make',
+  'make_atari',
+  'make_bsuite',
+  'make_cue_recall',
+  'make_gymnasium',
+  'make_memory_task',
+  'make_t_maze',
+]
+
+
+def make(
+  name: str, *, seed: int | None = None, full_action_space: bool = True
+) -> dm_env.Environment:
+  """Makes an environment by a name that says where it comes from.
+
+  | name                                      | made by            |
+  |-------------------------------------------|--------------------|
+  | `memory/cue_recall`, `memory/t_maze/20`   | `make_memory_task` |
+  | `bsuite/memory_len/15`                    | `make_bsuite`      |
+  | `ALE/Pong-v5`                             | `make_atari`       |
+  | any other is a Gymnasium id               | `make_gymnasium`   |
+
+  Args:
+    name: see above.
+    seed: seeds all episodes; None seeds from the operating system.
+    full_action_space: of Atari games.
+
+  Raises:
+    ValueError: there is no such environment, its package is missing, or R2D2 does
+      not fit it; one line that says which.
+  """
+  if name.startswith('memory/'):
+    return make_memory_task(name.removeprefix('memory/'), seed=seed)
+  if name.startswith('bsuite/'):
+    return make_bsuite(name.removeprefix('bsuite/'), seed=seed)
+  if name.startswith('ALE/'):
+    return make_atari(name, seed=seed, full_action_space=full_action_space)
+  return make_gymnasium(name, seed=seed)

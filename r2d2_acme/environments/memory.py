@@ -1,11 +1,59 @@
-"""A small task that only an agent with memory can solve."""
+"""Small tasks that only an agent with memory can solve."""
 
 import dm_env
 import numpy as np
 from dm_env import specs
 
 
-class CueRecall(dm_env.Environment):
+class _MemoryTask(dm_env.Environment):
+  """What the tasks share.
+
+  Attributes:
+    max_return: undiscounted return of a perfect policy, 1.
+    chance_return: the largest expected return of any policy without memory.
+    frames_per_step: 1.
+  """
+
+  max_return = 1.0
+  chance_return: float
+  frames_per_step = 1
+
+  def __init__(self, observation_size: int, num_actions: int, seed: int | None):
+    self._observation_size = observation_size
+    self._num_actions = num_actions
+    self._rng = np.random.default_rng(seed)
+    self._reset_next_step = True
+
+  def observation_spec(self) -> specs.BoundedArray:
+    return specs.BoundedArray(
+      shape=(self._observation_size,),
+      dtype=np.float32,
+      minimum=0.0,
+      maximum=1.0,
+      name='observation',
+    )
+
+  def action_spec(self) -> specs.DiscreteArray:
+    return specs.DiscreteArray(self._num_actions, dtype=np.int32, name='action')
+
+  def reward_spec(self) -> specs.Array:
+    return specs.Array(shape=(), dtype=np.float32, name='reward')
+
+  def discount_spec(self) -> specs.BoundedArray:
+    return specs.BoundedArray(
+      shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
+    )
+
+  def _last(self, reward: float, discount: float) -> dm_env.TimeStep:
+    """Ends the episode; its last observation is all zeros."""
+    self._reset_next_step = True
+    observation = np.zeros(self._observation_size, np.float32)
+    return dm_env.TimeStep(
+      dm_env.StepType.LAST, np.float32(reward), np.float32(discount), observation
+    )
+
+
+class CueRecall(_MemoryTask):
   """Shows a cue, then distractors, then asks which cue it was.
 
   An episode has `delay + 2` actions. Its observations, <float32>[num_cues + 2]:
@@ -19,15 +67,7 @@ class CueRecall(dm_env.Environment):
   The action at the go flag earns +1 if it equals the cue and -1 if not; all others
   earn 0. Cue and distractors are independent and uniform: without memory no policy
   expects more than `chance_return`.
-
-  Attributes:
-    max_return: undiscounted return of a perfect policy, 1.
-    chance_return: expected undiscounted return of any policy without memory.
-    frames_per_step: 1.
   """
-
-  max_return = 1.0
-  frames_per_step = 1
 
   def __init__(self, delay: int = 10, num_cues: int = 4, seed: int | None = 0):
     """Makes the task.
@@ -44,13 +84,12 @@ class CueRecall(dm_env.Environment):
       raise ValueError(f'delay={delay} must be at least 0 steps')
     if num_cues < 2:
       raise ValueError(f'num_cues={num_cues} must be at least 2')
+    super().__init__(observation_size=num_cues + 2, num_actions=num_cues, seed=seed)
     self.chance_return = 2.0 / num_cues - 1.0
     self._delay = delay
     self._num_cues = num_cues
-    self._rng = np.random.default_rng(seed)
     self._cue = 0
     self._time = 0
-    self._reset_next_step = True
 
   def reset(self) -> dm_env.TimeStep:
     self._reset_next_step = False
@@ -63,33 +102,10 @@ class CueRecall(dm_env.Environment):
       return self.reset()
     self._time += 1
     if self._time == self._delay + 2:
-      self._reset_next_step = True
-      reward = np.float32(1.0 if int(action) == self._cue else -1.0)
-      observation = np.zeros(self._num_cues + 2, np.float32)
-      return dm_env.TimeStep(dm_env.StepType.LAST, reward, np.float32(0.0), observation)
+      return self._last(1.0 if int(action) == self._cue else -1.0, discount=0.0)
     go_flag = float(self._time == self._delay + 1)
     observation = self._observation(self._draw(), go_flag=go_flag)
     return dm_env.transition(np.float32(0.0), observation, discount=np.float32(1.0))
-
-  def observation_spec(self) -> specs.BoundedArray:
-    return specs.BoundedArray(
-      shape=(self._num_cues + 2,),
-      dtype=np.float32,
-      minimum=0.0,
-      maximum=1.0,
-      name='observation',
-    )
-
-  def action_spec(self) -> specs.DiscreteArray:
-    return specs.DiscreteArray(self._num_cues, dtype=np.int32, name='action')
-
-  def reward_spec(self) -> specs.Array:
-    return specs.Array(shape=(), dtype=np.float32, name='reward')
-
-  def discount_spec(self) -> specs.BoundedArray:
-    return specs.BoundedArray(
-      shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
-    )
 
   def _draw(self) -> int:
     return int(self._rng.integers(self._num_cues))
@@ -103,8 +119,116 @@ class CueRecall(dm_env.Environment):
     return observation
 
 
+class TMaze(_MemoryTask):
+  """A corridor with a sign at its start, and a junction where the sign counts.
+
+  After Bakker, "Reinforcement Learning with Long Short-Term Memory" (2002), without
+  the action that goes back. Cells are 0 … length; observations, <float32>[3]:
+
+      cell             sign says left   sign says right   junction
+      0                             1                 0          0    or 0, 1, 0
+      1 … length - 1                0                 0          0
+      length                        0                 0          1
+      end                           0                 0          0
+
+  Action 0 goes forward, 1 turns left, 2 turns right. At the junction a turn ends the
+  episode, with +1 on the sign's side and -1 on the other; wherever else it bumps
+  into the wall, as does going forward at the junction: that earns `BUMP_REWARD` and
+  nothing moves. The two signs are equally likely: without memory no policy expects
+  more than `chance_return`. After 4 (length + 1) actions the episode is cut off: a
+  truncation, with discount 1, that seldom comes before a random policy's turn.
+  """
+
+  BUMP_REWARD = -0.1
+  FORWARD, LEFT, RIGHT = range(3)
+
+  chance_return = 0.0
+
+  def __init__(self, length: int = 10, seed: int | None = 0):
+    """Makes the task.
+
+    Args:
+      length: steps forward from the sign to the junction, at least 1.
+      seed: seeds all episodes; None seeds from the operating system.
+
+    Raises:
+      ValueError: `length` is too small.
+    """
+    if length < 1:
+      raise ValueError(f'length={length} must be at least 1 step')
+    super().__init__(observation_size=3, num_actions=3, seed=seed)
+    self._length = length
+    self._max_steps = 4 * (length + 1)
+    self._sign = self.LEFT
+    self._cell = 0
+    self._time = 0
+
+  def reset(self) -> dm_env.TimeStep:
+    self._reset_next_step = False
+    self._sign = int(self._rng.integers(self.LEFT, self.RIGHT + 1))
+    self._cell = 0
+    self._time = 0
+    return dm_env.restart(self._observation())
+
+  def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
+    if self._reset_next_step:
+      return self.reset()
+    action = int(action)
+    self._time += 1
+    at_junction = self._cell == self._length
+    if at_junction and action != self.FORWARD:
+      return self._last(1.0 if action == self._sign else -1.0, discount=0.0)
+    bumps = at_junction or action != self.FORWARD
+    if not bumps:
+      self._cell += 1
+    timestep = dm_env.transition(
+      np.float32(self.BUMP_REWARD if bumps else 0.0),
+      self._observation(),
+      discount=np.float32(1.0),
+    )
+    if self._time == self._max_steps:
+      self._reset_next_step = True
+      return timestep._replace(step_type=dm_env.StepType.LAST)
+    return timestep
+
+  def _observation(self) -> np.ndarray:
+    observation = np.zeros(3, np.float32)
+    if self._cell == 0:
+      observation[self._sign - self.LEFT] = 1.0
+    elif self._cell == self._length:
+      observation[2] = 1.0
+    return observation
+
+
 def make_cue_recall(
   delay: int = 10, num_cues: int = 4, seed: int | None = 0
 ) -> CueRecall:
   """Makes a `CueRecall` task; see there."""
   return CueRecall(delay=delay, num_cues=num_cues, seed=seed)
+
+
+def make_t_maze(length: int = 10, seed: int | None = 0) -> TMaze:
+  """Makes a `TMaze` task; see there."""
+  return TMaze(length=length, seed=seed)
+
+
+_TASKS = {'cue_recall': CueRecall, 't_maze': TMaze}
+
+
+def make_memory_task(name: str, *, seed: int | None = 0) -> dm_env.Environment:
+  """Makes a task by name: `cue_recall` or `t_maze`, and `/` its number of steps.
+
+  `cue_recall/30` has a delay of 30 steps, `t_maze/20` a corridor of length 20.
+
+  Raises:
+    ValueError: there is no such task, or the number is none or too small.
+  """
+  task, slash, steps = name.partition('/')
+  if task not in _TASKS or (slash and not steps.isdecimal()):
+    raise ValueError(
+      f'unknown memory task {name!r}: there are cue_recall and t_maze, and with '
+      'another number of steps to remember cue_recall/30 and t_maze/30'
+    )
+  if not slash:
+    return _TASKS[task](seed=seed)
+  return _TASKS[task](int(steps), seed=seed)

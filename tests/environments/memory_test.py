@@ -1,4 +1,4 @@
-"""Tests of the memory task."""
+"""Tests of the memory tasks."""
 
 import itertools
 import unittest
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from dm_env import test_utils
 
-from r2d2_acme.environments import make_cue_recall
+from r2d2_acme.environments import make_cue_recall, make_memory_task, make_t_maze
+from r2d2_acme.environments.memory import TMaze
 
 _NUM_CUES = 4
 _CUE_FLAG = _NUM_CUES
@@ -124,3 +125,137 @@ def test_one_frame_passes_in_a_step():
 def test_impossible_sizes_are_refused(arguments, message):
   with pytest.raises(ValueError, match=message):
     make_cue_recall(**arguments)
+
+
+# T-maze.
+
+
+class TMazeContractTest(test_utils.EnvironmentTestMixin, unittest.TestCase):
+  def make_object_under_test(self):
+    return make_t_maze(length=3)
+
+  def make_action_sequence(self):
+    return map(np.int32, [TMaze.FORWARD, TMaze.FORWARD, TMaze.LEFT] * 8)
+
+
+def _walk(turn):
+  """The policy that goes to the junction and there asks `turn`."""
+
+  def policy(observations):
+    at_junction = observations[-1].tolist() == [0, 0, 1]
+    return turn(observations) if at_junction else TMaze.FORWARD
+
+  return policy
+
+
+def _follow_sign(observations):
+  return TMaze.LEFT if observations[0][0] else TMaze.RIGHT
+
+
+def _ignore_sign(observations):
+  return TMaze.RIGHT if observations[0][0] else TMaze.LEFT
+
+
+@pytest.mark.parametrize('length', [1, 2, 10])
+def test_the_sign_shows_at_the_start_and_the_junction_at_the_end(length):
+  env = make_t_maze(length=length)
+  for _ in range(10):
+    observations, rewards, discounts = _play(env, _walk(_follow_sign))
+    assert len(rewards) == length + 1
+    assert observations.dtype == np.float32
+    assert observations[0].tolist() in ([1, 0, 0], [0, 1, 0])
+    assert observations[1:].tolist() == [
+      *[[0, 0, 0]] * (length - 1),
+      [0, 0, 1],
+      [0, 0, 0],
+    ]
+    assert rewards == [*[0] * length, 1]
+    assert discounts == [*[1] * length, 0]
+
+
+def test_both_signs_come_up():
+  env = make_t_maze()
+  assert {int(np.argmax(env.reset().observation)) for _ in range(50)} == {0, 1}
+
+
+def test_the_wrong_turn_earns_minus_1_and_ends_the_episode():
+  _, rewards, discounts = _play(make_t_maze(), _walk(_ignore_sign))
+  assert rewards[-1] == -1
+  assert discounts[-1] == 0
+
+
+def test_without_memory_the_return_in_the_maze_is_chance():
+  env = make_t_maze(length=2, seed=1)
+  assert env.chance_return == 0
+  returns = [sum(_play(env, _walk(lambda _: 1))[1]) for _ in range(4_000)]
+  # Standard deviation 1: three standard errors are 0.047.
+  assert np.mean(returns) == pytest.approx(env.chance_return, abs=0.047)
+
+
+def test_walls_cost_and_do_not_move():
+  env = make_t_maze(length=1)
+  sign = env.reset().observation.tolist()
+  for action in (TMaze.LEFT, TMaze.RIGHT):
+    timestep = env.step(action)
+    assert timestep.mid()
+    assert timestep.reward == np.float32(TMaze.BUMP_REWARD) == np.float32(-0.1)
+    assert timestep.observation.tolist() == sign
+  timestep = env.step(TMaze.FORWARD)
+  assert timestep.reward == 0
+  assert timestep.observation.tolist() == [0, 0, 1]
+  timestep = env.step(TMaze.FORWARD)
+  assert timestep.mid()
+  assert timestep.reward == np.float32(-0.1)
+  assert timestep.observation.tolist() == [0, 0, 1]
+
+
+def test_time_limit_of_the_maze_is_a_truncation():
+  env = make_t_maze(length=2)
+  observations, rewards, discounts = _play(env, lambda _: TMaze.LEFT)
+  assert len(rewards) == 4 * 3
+  assert discounts == [1] * 12
+  assert observations[-1].tolist() == observations[0].tolist()
+  assert env.step(TMaze.FORWARD).first()
+
+
+def test_seeds_decide_the_signs():
+  def signs(seed):
+    env = make_t_maze(seed=seed)
+    return [env.reset().observation.tolist() for _ in range(20)]
+
+  assert signs(1) == signs(1)
+  assert signs(1) != signs(2)
+
+
+def test_corridor_without_length_is_refused():
+  with pytest.raises(ValueError, match='length=0 must be at least 1'):
+    make_t_maze(length=0)
+
+
+# By name.
+
+
+@pytest.mark.parametrize(
+  ('name', 'num_steps'),
+  [
+    ('cue_recall', 10 + 2),
+    ('cue_recall/30', 30 + 2),
+    ('t_maze', 10 + 1),
+    ('t_maze/20', 20 + 1),
+  ],
+)
+def test_name_says_task_and_number_of_steps(name, num_steps):
+  env = make_memory_task(name, seed=3)
+  policy = _walk(_follow_sign) if name.startswith('t_maze') else _remember
+  _, rewards, _ = _play(env, policy)
+  assert len(rewards) == num_steps
+  assert sum(rewards) == env.max_return
+
+
+@pytest.mark.parametrize('name', ['', 'maze', 'cue_recall/', 't_maze/x', 't_maze/-1'])
+def test_unknown_task_names_those_there_are(name):
+  with pytest.raises(ValueError) as error:
+    make_memory_task(name)
+  assert repr(name) in str(error.value)
+  assert 'cue_recall/30 and t_maze/30' in str(error.value)
+  assert '\n' not in str(error.value)

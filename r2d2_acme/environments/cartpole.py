@@ -1,0 +1,32 @@
+"""CartPole without its velocities: they must be told from what was seen before."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
+
+VELOCITYLESS_CARTPOLE = 'VelocitylessCartPole-v1'
+
+_POSITIONS = [0, 2]  # the cart's, the pole's angle; 1 and 3 are their velocities
+
+
+class _Velocityless(gymnasium.ObservationWrapper):
+  def __init__(self, env: gymnasium.Env):
+    super().__init__(env)
+    space = env.observation_space
+    assert isinstance(space, spaces.Box)
+    self.observation_space = spaces.Box(space.low[_POSITIONS], space.high[_POSITIONS])
+
+  def observation(self, observation: np.ndarray) -> np.ndarray:
+    return observation[_POSITIONS]
+
+
+def _make(**kwargs: Any) -> gymnasium.Env:
+  return _Velocityless(CartPoleEnv(**kwargs))
+
+
+# As CartPole-v1: cut off after 500 steps, each of which earns 1. RLlib's
+# StatelessCartPole has the same observations.
+gymnasium.register(VELOCITYLESS_CARTPOLE, entry_point=_make, max_episode_steps=500)
