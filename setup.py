@@ -29,6 +29,7 @@ RUNTIME = [
   'opencv-python-headless==4.10.0.84',  # frame resizing; 4.11 and later want numpy 2
   'ml-collections==1.1.0',  # --config.x=y flags
   'absl-py==2.5.1',  # flags, logging
+  'matplotlib==3.10.9',  # figures
   'psutil==7.2.2',  # memory and process checks
   'rich==15.0.0',  # tables on the terminal
   'setuptools==80.8.0',  # tensorboard needs its pkg_resources, gone from 82
@@ -52,9 +53,7 @@ TEST = ACME_EXTRAS + [
   'mypy==2.4.1',  # types
 ]
 
-BENCH = ACME_EXTRAS + [
-  'matplotlib==3.10.9',  # figures
-]
+BENCH = ACME_EXTRAS
 
 
 def require_supported_platform():

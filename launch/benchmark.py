@@ -21,7 +21,7 @@ doctor.check_installation()
 from r2d2_acme import runtime  # noqa: E402
 
 PARTS = ('actor', 'learner', 'replay', 'startup', 'end_to_end', 'scaling')
-_EXTRAS = ('jax', 'gym', 'matplotlib')  # what the parts need beyond the runtime
+_EXTRAS = ('jax', 'gym')  # what the parts need beyond the runtime
 
 
 def main() -> int:

@@ -41,6 +41,9 @@ class BatchedActor:
 
   It keeps for each environment what lives as long as an episode: the recurrent
   state and the stack of frames, both of zeros at an episode's first step.
+
+  Attributes:
+    q: float32 [E, A], the Q-values of the latest step.
   """
 
   def __init__(
@@ -69,6 +72,7 @@ class BatchedActor:
     # The newest frames, oldest first, stacked along the channels.
     self._stacks = np.zeros((num_envs, *shape, num_channels), frame.dtype)
     self._core_state = network.initial_state(num_envs)
+    self.q = np.zeros((num_envs, self._num_actions), np.float32)
 
     def policy(stacks, actions, rewards, is_first, hidden, cell):
       """Also returns the state that it started from: the initial one where first."""
@@ -127,11 +131,11 @@ class BatchedActor:
     self._push_frames(timesteps)
     inputs = map(tf.constant, (self._stacks, actions, rewards, is_first))
     q, core_state, next_state = self._policy(*inputs, *self._core_state)
-    q = q.numpy()  # [E, A]
+    self.q = q.numpy()
     if self._adders is not None:
-      self._add(actions, rewards, timesteps, core_state, q)
+      self._add(actions, rewards, timesteps, core_state)
     self._core_state = next_state
-    return self._epsilon_greedy(q)
+    return self._epsilon_greedy()
 
   def fetch(self, source: acme.VariableSource):
     """Takes the source's parameters, now."""
@@ -166,14 +170,14 @@ class BatchedActor:
       if timestep.first():
         stack[..., :-new] = 0
 
-  def _epsilon_greedy(self, q: np.ndarray) -> np.ndarray:
-    actions = np.argmax(q, axis=-1).astype(np.int32)
+  def _epsilon_greedy(self) -> np.ndarray:
+    actions = np.argmax(self.q, axis=-1).astype(np.int32)
     for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
       if rng.random() < epsilon:
         actions[i] = rng.integers(self._num_actions)
     return actions
 
-  def _add(self, actions, rewards, timesteps, core_state, q):
+  def _add(self, actions, rewards, timesteps, core_state):
     hidden, cell = (x.numpy() for x in core_state)
     for i, (adder, timestep) in enumerate(zip(self._adders, timesteps, strict=True)):
       step = Step(
@@ -186,7 +190,7 @@ class BatchedActor:
       adder.add(
         step,
         snt.LSTMState(hidden[i], cell[i]),
-        q[i],
+        self.q[i],
         last=timestep.last(),
         learner_steps=self._learner_steps,
       )

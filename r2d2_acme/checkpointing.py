@@ -8,8 +8,10 @@ import glob
 import os
 import pickle
 import tempfile
+import time
 from collections.abc import Mapping
 
+import sonnet as snt
 import tensorflow as tf
 from acme import core
 from acme.tf import savers
@@ -20,6 +22,8 @@ from r2d2_acme.learner import R2D2Learner
 _SUBDIRECTORY = 'learner'
 _COUNTS_KEY = 'counts/.ATTRIBUTES/py_state'
 _MAX_TO_KEEP = 3
+_READ_ATTEMPTS = 3
+_READ_PAUSE = 0.5  # seconds
 
 
 class CheckpointError(ValueError):
@@ -127,6 +131,59 @@ def verify(workdir: str) -> dict[str, float]:
   return counts
 
 
+def restore_network(
+  network: snt.Module, workdir: str, name: str | None = None
+) -> tuple[str, dict[str, float]]:
+  """Gives the variables of `network` a checkpoint's values of the online network.
+
+  Writes nothing: the program may be running in `workdir`, and saving.
+
+  Args:
+    network: with its variables made.
+    workdir: of the run.
+    name: such as `ckpt-3`, or all of its path; None for the newest.
+
+  Returns:
+    The checkpoint, as `find` has it, and the counts it holds.
+
+  Raises:
+    CheckpointError: there is none, none of that name, or it is corrupt.
+  """
+  for attempt in range(_READ_ATTEMPTS):
+    prefix = _choose(find(workdir), name, workdir)
+    try:
+      counts = pickle.loads(tf.train.load_checkpoint(prefix).get_tensor(_COUNTS_KEY))
+      status = tf.train.Checkpoint(network=network).read(prefix)
+      status.assert_existing_objects_matched().expect_partial()
+      return prefix, counts
+    except Exception as error:  # each kind of damage has its own type
+      failure = error
+    # It may be one that is just being written, or was deleted as the oldest.
+    if attempt + 1 < _READ_ATTEMPTS:
+      time.sleep(_READ_PAUSE)
+  raise CheckpointError(
+    f'checkpoint {prefix} is corrupt; name another with --checkpoint, there are: '
+    f'{_list(find(workdir))}'
+  ) from failure
+
+
+def _choose(prefixes: list[str], name: str | None, workdir: str) -> str:
+  for prefix in reversed(prefixes):
+    if name is None or name == os.path.basename(prefix):
+      return prefix
+    if os.path.abspath(name) == os.path.abspath(prefix):
+      return prefix
+  if name is None:
+    raise CheckpointError(f'there is no checkpoint in {workdir} yet')
+  raise CheckpointError(
+    f'no checkpoint {name} in {workdir}; there are: {_list(prefixes)}'
+  )
+
+
+def _list(prefixes: list[str]) -> str:
+  return ', '.join(prefixes) or 'none'
+
+
 def go_back(workdir: str, prefix: str):
   """Makes `prefix` the newest checkpoint: later ones move to a `set_aside_*`.
 
@@ -136,8 +193,7 @@ def go_back(workdir: str, prefix: str):
   prefixes = find(workdir)
   prefix = os.path.abspath(prefix)
   if prefix not in prefixes:
-    known = ', '.join(prefixes) or 'none'
-    raise CheckpointError(f'no checkpoint {prefix}; there are: {known}')
+    raise CheckpointError(f'no checkpoint {prefix}; there are: {_list(prefixes)}')
   # A new folder each time: numbers are given again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=directory(workdir))
   for later in prefixes[prefixes.index(prefix) + 1 :]:

@@ -12,14 +12,14 @@ _PACKAGE = _ROOT / 'r2d2_acme'
 
 # Each imports from lower layers only, that is from lines above its own.
 _LAYERS = (
-  {'config', 'doctor', 'runtime', 'types'},
-  {'environments', 'launching', 'loggers', 'losses', 'lstm'},
+  {'atari_scores', 'config', 'doctor', 'plotting', 'runtime', 'types', 'video'},
+  {'diagnostics', 'environments', 'launching', 'loggers', 'losses', 'lstm'},
   {'networks'},
   {'replay'},
   {'adder'},
   {'actor', 'learner'},
   {'builder', 'checkpointing'},
-  {'agent', 'experiment', 'program'},
+  {'agent', 'evaluation', 'experiment', 'program'},
   {'launch'},
 )
 _LAYER = {name: index for index, layer in enumerate(_LAYERS) for name in layer}

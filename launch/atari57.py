@@ -1,0 +1,311 @@
+"""Trains on one Atari game after the other, and puts their scores in one table.
+
+python launch/atari57.py --games=pong,breakout --max_actor_steps=1000000
+
+Started again it skips games that are done and resumes the others. Flags that are not
+listed here go to launch/atari_distributed.py, such as --num_actors=4.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn, get_type_hints
+
+try:
+  from r2d2_acme import doctor
+except ModuleNotFoundError:
+  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+doctor.check_installation()
+
+from rich import console, table  # noqa: E402
+
+from r2d2_acme import atari_scores  # noqa: E402
+
+if TYPE_CHECKING:
+  from r2d2_acme import evaluation
+
+_PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
+_DONE = 'max_actor_steps'  # a file in a workdir: a limit that the run has reached
+_TABLE = 'scores.csv'
+_BAD_INPUT = 2  # a program's exit code
+# Flags of its that are not passed on: each game has its own run, and one limit.
+_OURS = ('game', 'env', 'checkpoint', 'max_learner_steps', 'lp_launch_type')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One game's result; a line of the CSV.
+
+  Attributes:
+    mean_return: over `episodes`.
+    human_normalized, paper_human_normalized: 0 for random play, 1 for the human.
+    paper_return: of R2D2 in table 4 of Kapturowski et al. (2019).
+    checkpoint, learner_steps, actor_frames: of the network that played.
+  """
+
+  game: str
+  mean_return: float
+  human_normalized: float
+  paper_return: float
+  paper_human_normalized: float
+  episodes: int
+  checkpoint: str
+  learner_steps: int
+  actor_frames: int
+
+
+class _Stopped(Exception):
+  """By Ctrl-C or SIGTERM."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args, others = _parse(argv)
+  failed = []
+  try:
+    if not args.collect:
+      failed = [game for game in args.games if not _train(game, args, others)]
+  except _Stopped:
+    print('stopped: start again with the same --workdir to go on', flush=True)
+    return 0
+  rows = _collect(args)
+  if rows:
+    _print_table(rows, len(args.games))
+    print(os.path.join(args.workdir, _TABLE))
+  if failed:
+    print(f'error: failed: {", ".join(failed)}', file=sys.stderr, flush=True)
+    return 1
+  if not rows:
+    _exit(f'no game in {args.workdir} has a checkpoint yet')
+  return 0
+
+
+def _train(game: str, args: argparse.Namespace, others: Sequence[str]) -> bool:
+  """Whether the game has reached the limit; bad input ends this program too."""
+  workdir = os.path.join(args.workdir, game)
+  done = pathlib.Path(workdir, _DONE)
+  if done.exists() and int(done.read_text()) >= args.max_actor_steps:
+    print(f'{game}: has its {args.max_actor_steps:,} steps', flush=True)
+    return True
+  number = args.games.index(game) + 1
+  print(f'{game}: {number} of {len(args.games)}, in {workdir}', flush=True)
+  code = _run(
+    [
+      sys.executable,
+      str(_PROGRAM),
+      '--lp_launch_type=local_mp',
+      f'--game={game}',
+      f'--workdir={workdir}',
+      f'--max_actor_steps={args.max_actor_steps}',
+      *others,
+    ]
+  )
+  if code == _BAD_INPUT:
+    sys.exit(code)  # it has said which
+  if code == 0:
+    done.write_text(f'{args.max_actor_steps}\n')
+  return code == 0
+
+
+def _run(command: Sequence[str]) -> int:
+  """Runs a program to its end; on Ctrl-C or SIGTERM it is asked, once, to save.
+
+  Raises:
+    _Stopped: that was so.
+  """
+  # In a session of its own, the terminal's Ctrl-C reaches this process only.
+  process = subprocess.Popen(command, start_new_session=True)
+  stopped = False
+
+  def stop(*_):
+    nonlocal stopped
+    if not stopped:
+      process.terminate()
+    stopped = True
+
+  before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    code = process.wait()
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  if stopped:
+    raise _Stopped
+  return code
+
+
+def _collect(args: argparse.Namespace) -> list[Row]:
+  """Plays with each game's newest checkpoint, where that is not in the table yet."""
+  # TensorFlow takes memory: not beside a run that trains.
+  from r2d2_acme import checkpointing, evaluation, experiment, runtime
+
+  runtime.hide_gpu()
+  path = os.path.join(args.workdir, _TABLE)
+  known = {row.game: row for row in _read_table(path)}
+  rows: list[Row] = []
+  for game in args.games:
+    workdir = os.path.join(args.workdir, game)
+    prefixes = checkpointing.find(workdir)
+    if not prefixes:
+      continue
+    newest = (os.path.basename(prefixes[-1]), args.episodes)
+    row = known.get(game)
+    if row is None or (row.checkpoint, row.episodes) != newest:
+      print(f'{game}: playing {args.episodes} episodes', flush=True)
+      try:
+        run = experiment.from_workdir(workdir)
+        result = evaluation.evaluate(
+          run.config,
+          run.environment_factory,
+          run.environment_spec,
+          run.workdir,
+          num_episodes=args.episodes,
+          seed=run.config.seed,
+        )
+      except (experiment.BadInput, checkpointing.CheckpointError) as error:
+        _exit(str(error))
+      row = make_row(game, result)
+    known[game] = row
+    rows.append(row)
+    _write_table(path, [known[name] for name in sorted(known)])
+  return rows
+
+
+def make_row(game: str, result: 'evaluation.Evaluation') -> Row:
+  mean = float(result.returns.mean())
+  paper = atari_scores.GAMES[game].paper
+  return Row(
+    game,
+    mean,
+    atari_scores.human_normalized(game, mean),
+    paper,
+    atari_scores.human_normalized(game, paper),
+    len(result.episodes),
+    os.path.basename(result.checkpoint),
+    int(result.counts.get('learner_steps', 0)),
+    int(result.counts.get('actor_frames', 0)),
+  )
+
+
+def summarize(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+  """Median and mean over these games of the human-normalised scores: ours, paper's."""
+  ours = [row.human_normalized for row in rows]
+  paper = [row.paper_human_normalized for row in rows]
+  return {
+    'median': (statistics.median(ours), statistics.median(paper)),
+    'mean': (statistics.mean(ours), statistics.mean(paper)),
+  }
+
+
+def _read_table(path: str) -> list[Row]:
+  """The games' rows; without those that another version wrote."""
+  if not os.path.exists(path):
+    return []
+  rows = []
+  types = get_type_hints(Row)
+  with open(path, newline='') as file:
+    for values in csv.DictReader(file):
+      try:
+        rows.append(Row(**{name: types[name](values[name]) for name in types}))
+      except (KeyError, TypeError, ValueError):
+        continue  # median and mean, which have no episodes, too
+  return rows
+
+
+def _write_table(path: str, rows: Sequence[Row]):
+  names = [field.name for field in dataclasses.fields(Row)]
+  with open(f'{path}.new', 'w', newline='') as file:
+    writer = csv.DictWriter(file, names, restval='')
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    for name, (ours, paper) in summarize(rows).items():
+      writer.writerow(
+        {'game': name, 'human_normalized': ours, 'paper_human_normalized': paper}
+      )
+  os.replace(f'{path}.new', path)
+
+
+def _print_table(rows: Sequence[Row], num_games: int):
+  printed = table.Table(title=f'{len(rows)} of {num_games} games', show_footer=True)
+  summary = summarize(rows)
+  ours, paper = (
+    '\n'.join(f'{100 * pair[i]:,.1f} %' for pair in summary.values()) for i in (0, 1)
+  )
+  printed.add_column('game', footer='\n'.join(summary))
+  printed.add_column('return', justify='right')
+  printed.add_column('human-\nnormalised', justify='right', footer=ours)
+  printed.add_column("paper's\nreturn", justify='right')
+  printed.add_column('human-\nnormalised', justify='right', footer=paper)
+  printed.add_column('million\nframes', justify='right')
+  for row in rows:
+    printed.add_row(
+      row.game,
+      f'{row.mean_return:,.1f}',
+      f'{100 * row.human_normalized:,.1f} %',
+      f'{row.paper_return:,.1f}',
+      f'{100 * row.paper_human_normalized:,.1f} %',
+      f'{row.actor_frames / 1e6:,.1f}',
+    )
+  console.Console().print(printed)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  parser = argparse.ArgumentParser(
+    'atari57.py',
+    description=__doc__,
+    formatter_class=argparse.RawTextHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.error = _exit  # type: ignore[method-assign]
+  parser.add_argument(
+    '--games', metavar='A,B,…', help='such as pong,ms_pacman; by default all 57'
+  )
+  parser.add_argument(
+    '--workdir', default='runs/atari57', help='by default runs/atari57, of the suite'
+  )
+  parser.add_argument(
+    '--max_actor_steps', type=int, help='of each game, over all sittings'
+  )
+  parser.add_argument(
+    '--episodes', type=int, default=10, help="of a game's score, by default 10"
+  )
+  parser.add_argument(
+    '--collect', action='store_true', help='only play with the checkpoints there are'
+  )
+  args, others = parser.parse_known_args(argv)
+  args.games = _parse_games(args.games)
+  if args.episodes < 1:
+    _exit('--episodes must be at least 1')
+  if not args.collect and (args.max_actor_steps or 0) < 1:
+    _exit('say how long: give each game --max_actor_steps=, or --collect what is there')
+  for flag in others:
+    if args.collect or flag.split('=')[0].lstrip('-') in _OURS:
+      _exit(f'{flag!r} has no use here: see --help')
+  return args, others
+
+
+def _parse_games(given: str | None) -> list[str]:
+  if given is None:
+    return list(atari_scores.GAMES)
+  games = []
+  for name in given.split(','):
+    game = atari_scores.find_game(name.strip())
+    if game is None:
+      _exit(f'{name!r} is not one of the 57 games: {", ".join(atari_scores.GAMES)}')
+    games.append(game)
+  return list(dict.fromkeys(games))
+
+
+def _exit(message: str) -> NoReturn:
+  print('error:', ' '.join(message.split()), file=sys.stderr, flush=True)
+  sys.exit(2)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,111 @@
+"""Plays with a checkpoint of a run, which may be going on: how good is it?
+
+python launch/evaluate.py --workdir=runs/pong --episodes=10 --video
+"""
+
+import os
+import statistics
+import sys
+
+try:
+  from r2d2_acme import doctor
+except ModuleNotFoundError:
+  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+doctor.check_installation()
+
+from absl import flags  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+from rich import console, table  # noqa: E402
+
+from r2d2_acme import atari_scores, evaluation, experiment, runtime, video  # noqa: E402
+
+_EPISODES = flags.DEFINE_integer('episodes', 10, 'How many to play.', lower_bound=1)
+_VIDEO = flags.DEFINE_bool('video', False, 'Make an MP4 of the first in videos/.')
+# Of those that all programs here have.
+_USED = ('workdir', 'checkpoint', 'seed')
+
+
+def main() -> int:
+  _refuse_unused()
+  if not flags.FLAGS.workdir:
+    raise experiment.BadInput('whose network? give --workdir=, that of a run')
+  runtime.hide_gpu()  # a run may need all of it
+  runtime.limit_threads(1)
+  run = experiment.from_workdir(flags.FLAGS.workdir)
+  config = run.config
+  seed = config.seed if flags.FLAGS.seed is None else flags.FLAGS.seed
+  recorders = []
+
+  def record(environment, checkpoint: str) -> video.Recorder:
+    folder = os.path.join(run.workdir, 'videos')
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, f'{os.path.basename(checkpoint)}_seed_{seed}.mp4')
+    recorders.append(video.Recorder(path, environment))
+    return recorders[-1]
+
+  def tell(number: int, episode: evaluation.Episode):
+    print(
+      f'episode {number}: return {episode.total:g} in {episode.length} steps',
+      flush=True,
+    )
+
+  try:
+    result = evaluation.evaluate(
+      config,
+      run.environment_factory,
+      run.environment_spec,
+      run.workdir,
+      num_episodes=_EPISODES.value,
+      seed=seed,
+      checkpoint=flags.FLAGS.checkpoint,
+      make_watcher=record if _VIDEO.value else None,
+      on_episode=tell,
+    )
+  except OSError as error:
+    raise experiment.BadInput(str(error)) from error
+  for recorder in recorders:
+    recorder.close()
+    print(f'video: {recorder.path}')
+  _print_table(run.environment_name, result)
+  return 0
+
+
+def _refuse_unused():
+  """The run says what it is; to take another's flags silently would mislead."""
+  shared = flags.FLAGS.flags_by_module_dict()[experiment.__name__]
+  unused = [f.name for f in shared if f.present and f.name not in _USED]
+  overridden = config_flags.get_override_values(flags.FLAGS['config'])
+  unused += [f'config.{name}' for name in overridden]
+  if unused:
+    raise experiment.BadInput(
+      f'--{unused[0]} cannot be changed here: the config is that of --workdir'
+    )
+
+
+def _print_table(name: str, result: evaluation.Evaluation):
+  returns = result.returns
+  game = atari_scores.find_game(name)
+  counts = result.counts
+  columns = {
+    'episodes': f'{len(returns)}',
+    'mean': f'{returns.mean():.2f}',
+    'median': f'{statistics.median(returns):.2f}',
+    'min': f'{returns.min():g}',
+    'max': f'{returns.max():g}',
+  }
+  if game is not None:
+    normalized = atari_scores.human_normalized(game, returns.mean())
+    columns['human-normalised mean'] = f'{100 * normalized:.1f} %'
+  printed = table.Table(
+    title=f'{name}: {os.path.basename(result.checkpoint)}, after '
+    f'{counts.get("actor_frames", 0):,.0f} frames and '
+    f'{counts.get("learner_steps", 0):,.0f} learner steps'
+  )
+  for column in columns:
+    printed.add_column(column, justify='right')
+  printed.add_row(*columns.values())
+  console.Console().print(printed)
+
+
+if __name__ == '__main__':
+  experiment.run(main)

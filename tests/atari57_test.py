@@ -1,0 +1,241 @@
+"""`launch/atari57.py`: what it starts, skips and resumes, and its table."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import acme
+import pytest
+
+from r2d2_acme import atari_scores, checkpointing
+from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.environments import make_atari
+from tests import helpers
+
+_LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
+sys.path.insert(0, str(_LAUNCH))
+
+import atari57  # noqa: E402
+
+# In place of launch/atari_distributed.py: notes what it was asked for.
+_PROGRAM = """
+import os, signal, sys, time
+flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
+os.makedirs(flags['workdir'], exist_ok=True)
+with open({log!r}, 'a') as file:
+  print(flags['game'], flags['max_actor_steps'], flags.get('seed'), file=file)
+if flags['game'] in {slow!r}:
+  def stop(*_):
+    with open({log!r}, 'a') as file:
+      print('asked', file=file)
+    time.sleep(0.5)
+    with open({log!r}, 'a') as file:
+      print('saved', file=file)
+    sys.exit(0)
+  signal.signal(signal.SIGTERM, stop)
+  print('playing', flush=True)
+  time.sleep(60)
+sys.exit({codes!r}.get(flags['game'], 0))
+"""
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+  """`suite(*flags, codes=…)` runs the suite; returns its code and what it started."""
+  log = tmp_path / 'log'
+  monkeypatch.setattr(atari57, '_PROGRAM', tmp_path / 'program.py')
+  monkeypatch.setattr(atari57, '_collect', lambda args: [])
+
+  def suite(*flags: str, codes: dict[str, int] | None = None, slow: tuple = ()):
+    log.write_text('')
+    (tmp_path / 'program.py').write_text(
+      _PROGRAM.format(log=str(log), codes=codes or {}, slow=slow)
+    )
+    try:
+      code = atari57.main([f'--workdir={tmp_path}/suite', *flags])
+    except SystemExit as error:
+      code = error.code
+    return code, log.read_text().split('\n')[:-1]
+
+  return suite
+
+
+def test_games_run_one_after_the_other_with_the_flags_given(suite):
+  _, started = suite('--games=MsPacman,pong', '--max_actor_steps=100', '--seed=3')
+  assert started == ['ms_pacman 100 3', 'pong 100 3']
+
+
+def test_all_57_run_by_default(suite):
+  _, started = suite('--max_actor_steps=5', codes={'alien': 2})
+  assert started == ['alien 5 None']
+  arguments, _ = atari57._parse(['--collect'])
+  assert arguments.games == list(atari_scores.GAMES)
+
+
+def test_game_that_has_its_steps_is_skipped_until_more_are_asked_for(suite):
+  games = '--games=pong,breakout'
+  code, _ = suite(games, '--max_actor_steps=100', codes={'breakout': 1})
+  assert code == 1
+  assert suite(games, '--max_actor_steps=100')[1] == ['breakout 100 None']
+  assert suite(games, '--max_actor_steps=100')[1] == []
+  assert suite(games, '--max_actor_steps=50')[1] == []
+  assert suite(games, '--max_actor_steps=200')[1] == [
+    'pong 200 None',
+    'breakout 200 None',
+  ]
+
+
+def test_a_games_failure_is_told_at_the_end_and_bad_input_at_once(suite, capfd):
+  flags = ('--games=pong,qbert,hero', '--max_actor_steps=9')
+  code, started = suite(*flags, codes={'pong': 1, 'hero': 1})
+  assert (code, len(started)) == (1, 3)
+  assert capfd.readouterr().err.splitlines() == ['error: failed: pong, hero']
+  code, started = suite(*flags, codes={'pong': 2})
+  assert (code, len(started)) == (2, 1)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_the_game_which_is_resumed_next_time(suite, tmp_path, number):
+  """In a process of its own, to which the signal goes alone, and twice."""
+  suite('--games=pong', '--max_actor_steps=1', slow=('qbert',))
+  code = (
+    f'import sys; sys.path.insert(0, {str(_LAUNCH)!r}); import atari57\n'
+    f'atari57._PROGRAM = {str(tmp_path / "program.py")!r}\n'
+    'sys.exit(atari57.main(sys.argv[1:]))'
+  )
+  flags = [f'--workdir={tmp_path}/suite', '--games=qbert,hero', '--max_actor_steps=1']
+  with subprocess.Popen(
+    [sys.executable, '-c', code, *flags], stdout=subprocess.PIPE, text=True
+  ) as process:
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert lines[1] == 'playing\n'
+    process.send_signal(number)
+    time.sleep(0.05)
+    process.send_signal(number)
+    out = process.stdout.read()
+  assert process.returncode == 0
+  assert out.startswith('stopped: start again')
+  log = (tmp_path / 'log').read_text().splitlines()
+  assert log == ['pong 1 None', 'qbert 1 None', 'asked', 'saved']
+  assert suite(*flags[1:])[1] == ['qbert 1 None', 'hero 1 None']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (['--games=pong'], '--max_actor_steps='),
+    (['--games=pnog', '--collect'], "'pnog' is not one of the 57"),
+    (['--max_actor_steps=5', '--game=pong'], "'--game=pong' has no use"),
+    (['--collect', '--num_actors=5'], "'--num_actors=5' has no use"),
+    (['--max_actor_steps=5', '--max_learner_steps=5'], 'has no use here'),
+    (['--collect', '--episodes=0'], '--episodes'),
+    (['--max_actor_steps=many'], 'many'),
+    (['--collect'], 'has a checkpoint yet'),
+  ],
+)
+def test_refusal_is_one_line_and_code_2(suite, capfd, flags, expected):
+  code, started = suite(*flags)
+  assert (code, started) == (2, [])
+  error = capfd.readouterr().err
+  assert error.startswith('error: ')
+  assert error.count('\n') == 1
+  assert expected in error
+
+
+# The table.
+
+
+def _row(game: str, normalized: float) -> atari57.Row:
+  scores = atari_scores.GAMES[game]
+  value = scores.random + normalized * (scores.human - scores.random)
+  return atari57.Row(
+    game,
+    value,
+    normalized,
+    scores.paper,
+    atari_scores.human_normalized(game, scores.paper),
+    10,
+    'ckpt-3',
+    7,
+    8,
+  )
+
+
+def test_median_and_mean_are_over_the_same_games_for_both():
+  summary = atari57.summarize([_row('pong', 0.5), _row('hero', 3), _row('qbert', 1)])
+  paper = [41.7 / 35.3, 38510.1 / 29799.4, 408686.1 / 13291.1]
+  assert summary['median'] == pytest.approx((1, paper[1]))
+  assert summary['mean'] == pytest.approx((1.5, sum(paper) / 3))
+
+
+def test_table_comes_back_from_its_file_without_the_summary(tmp_path):
+  rows = [_row('pong', 0.5), _row('hero', -1 / 3)]
+  path = str(tmp_path / 'scores.csv')
+  atari57._write_table(path, rows)
+  assert atari57._read_table(path) == rows
+  with open(path, newline='') as file:
+    last = list(csv.DictReader(file))[-2:]
+  assert [line['game'] for line in last] == ['median', 'mean']
+  assert float(last[1]['human_normalized']) == pytest.approx((0.5 - 1 / 3) / 2)
+  assert float(last[1]['paper_human_normalized']) == pytest.approx(
+    (41.7 / 35.3 + 38510.1 / 29799.4) / 2
+  )
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> pathlib.Path:
+  """A suite in which pong has a checkpoint of a network that knows nothing."""
+  folder = tmp_path_factory.mktemp('suite')
+  config = helpers.make_config()
+  learner = R2D2Builder(
+    config, acme.make_environment_spec(make_atari('pong'))
+  ).make_learner(iter(()))
+  checkpointing.Checkpointer(str(folder / 'pong'), learner, {}, 1e9).save(
+    {'actor_frames': 12}, force=True
+  )
+  stored = {'environment': {'game': 'pong'}, 'config': dataclasses.asdict(config)}
+  (folder / 'pong' / 'config.json').write_text(json.dumps(stored))
+  return folder
+
+
+def _collect(folder: pathlib.Path, capsys) -> tuple[str, list[str]]:
+  """All that is printed, and the cells of pong."""
+  assert atari57.main(['--collect', f'--workdir={folder}', '--episodes=1']) == 0
+  out = capsys.readouterr().out
+  (line,) = [line for line in out.splitlines() if line.startswith('│ pong')]
+  return out, [cell.strip() for cell in line.strip('│').split('│')]
+
+
+def test_collected_score_is_of_episodes_that_were_played_once(
+  trained, capsys, monkeypatch
+):
+  monkeypatch.setenv('COLUMNS', '200')
+  out, cells = _collect(trained, capsys)
+  assert 'pong: playing 1 episodes' in out
+  with open(trained / 'scores.csv', newline='') as file:
+    row = next(csv.DictReader(file))
+  value = float(row['mean_return'])
+  assert -21 <= value < -10  # it knows nothing
+  assert value == int(value)
+  normalized = (value + 20.7) / 35.3
+  assert float(row['human_normalized']) == pytest.approx(normalized)
+  assert (row['game'], row['checkpoint'], row['actor_frames']) == (
+    'pong',
+    'ckpt-1',
+    '12',
+  )
+  assert cells[:5] == [
+    'pong',
+    f'{value:.1f}',
+    f'{100 * normalized:.1f} %',
+    '21.0',
+    '118.1 %',
+  ]
+  out, again = _collect(trained, capsys)
+  assert again == cells
+  assert 'playing' not in out

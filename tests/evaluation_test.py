@@ -1,0 +1,467 @@
+"""Playing with a checkpoint, its scores and its video."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+from typing import NamedTuple
+
+import acme
+import cv2
+import numpy as np
+import pytest
+import sonnet as snt
+import tensorflow as tf
+
+from r2d2_acme import atari_scores, checkpointing, evaluation, runtime, video
+from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.environments import atari, make_atari, make_cue_recall, make_gymnasium
+from r2d2_acme.types import Observation
+from tests import helpers
+
+_EVALUATE = pathlib.Path(__file__).parent.parent / 'launch' / 'evaluate.py'
+_CONFIG = helpers.make_config(evaluator_epsilon=0.0)
+# A user's, who has not imported what these tests have.
+_ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
+
+
+# Scores.
+
+
+def test_columns_give_the_numbers_that_the_paper_states():
+  """A wrong digit anywhere that matters would change them: see `atari_scores`."""
+  assert len(atari_scores.GAMES) == 57
+  scores = [
+    atari_scores.human_normalized(game, game_scores.paper)
+    for game, game_scores in atari_scores.GAMES.items()
+  ]
+  assert f'{100 * statistics.mean(scores):.1f}' == '4024.9'
+  assert sum(score > 1 for score in scores) == 52
+  # Of Double Dunk, between 23.65 and 23.75.
+  assert statistics.median(scores) == pytest.approx(19.206, abs=0.05 / 2.2)
+
+
+def test_normalized_score_of_pong():
+  assert atari_scores.human_normalized('pong', 21.0) == pytest.approx(41.7 / 35.3)
+  assert atari_scores.human_normalized('pong', -20.7) == 0
+  assert atari_scores.human_normalized('pong', 14.6) == 1
+
+
+def test_every_game_is_found_by_all_its_names_and_can_be_played():
+  assert set(atari_scores.GAMES) <= set(atari.game_names())
+  for game in atari_scores.GAMES:
+    camel = ''.join(word.capitalize() for word in game.split('_'))
+    for name in (game, camel, f'ALE/{camel}-v5'):
+      assert atari_scores.find_game(name) == game
+  for name in ('CartPole-v1', 'memory/cue_recall', 'adventure', 'ALE/Pong-v4'):
+    assert atari_scores.find_game(name) is None
+
+
+# Episodes.
+
+
+class _Constant:
+  """Takes the environment's number as its action."""
+
+  def select_actions(self, actions, timesteps):
+    return np.arange(len(timesteps), dtype=np.int32)
+
+
+def test_each_environment_plays_its_own_episodes_however_long():
+  lengths = [[2, 3, 2], [9, 4]]  # the fast one must not take over the slow one's
+  environments = [
+    helpers.ScriptedEnvironment(
+      [helpers.Episode(length, terminates=True) for length in lengths[i]], index=i
+    )
+    for i in range(2)
+  ]
+  told = []
+  episodes = evaluation.play(
+    _Constant(), environments, 5, lambda number, episode: told.append((number, episode))
+  )
+  assert [episode.length for episode in episodes] == [2, 9, 3, 4, 2]
+  assert sorted(told, key=lambda pair: pair[0]) == list(enumerate(episodes))
+  for number, episode in enumerate(episodes):
+    tape = environments[number % 2].tape
+    assert {t.action for key, t in tape.items() if key.step} == {number % 2}
+    rewards = [
+      transition.reward
+      for key, transition in tape.items()
+      if key.episode == number // 2
+    ]
+    assert len(rewards) == episode.length + 1
+    assert episode.total == pytest.approx(sum(rewards), abs=1e-5)
+
+
+# Checkpoints.
+
+
+class _Saved(NamedTuple):
+  workdir: pathlib.Path
+  networks: list[list[np.ndarray]]  # of ckpt-1, ckpt-2 …: their variables
+
+
+def _save(workdir, config, spec, number=1) -> _Saved:
+  """Checkpoints of different networks, none as they are made."""
+  learner = R2D2Builder(config, spec).make_learner(iter(()))
+  checkpointer = checkpointing.Checkpointer(str(workdir), learner, {}, 1e9)
+  rng = np.random.default_rng(1)
+  networks = []
+  for i in range(number):
+    for variable in learner.state['network'].variables:
+      variable.assign(rng.normal(size=variable.shape, scale=0.3))
+    checkpointer.save({'actor_frames': 400 * (i + 1)}, force=True)
+    networks.append([v.numpy() for v in learner.state['network'].variables])
+  return _Saved(pathlib.Path(workdir), networks)
+
+
+@pytest.fixture(scope='module')
+def _cues():
+  environment = make_cue_recall(delay=3, seed=0)
+  return acme.make_environment_spec(environment)
+
+
+@pytest.fixture
+def saved(tmp_path, _cues) -> _Saved:
+  return _save(tmp_path / 'run', _CONFIG, _cues, number=2)
+
+
+def _make_network(spec) -> snt.Module:
+  return R2D2Builder(_CONFIG, spec).make_network()
+
+
+def _equal(network, values) -> bool:
+  return all(map(np.array_equal, (v.numpy() for v in network.variables), values))
+
+
+def _contents(workdir) -> dict[str, tuple[int, bytes]]:
+  return {
+    str(path): (path.stat().st_mtime_ns, path.read_bytes())
+    for path in workdir.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.mark.parametrize(
+  ('name', 'number'),
+  [(None, 2), ('ckpt-2', 2), ('ckpt-1', 1), ('checkpoints/learner/ckpt-1', 1)],
+)
+def test_network_is_that_of_the_checkpoint_and_nothing_is_written(
+  saved, _cues, name, number, monkeypatch
+):
+  monkeypatch.chdir(saved.workdir)
+  before = _contents(saved.workdir)
+  network = _make_network(_cues)
+  assert not _equal(network, saved.networks[number - 1])
+  prefix, counts = checkpointing.restore_network(network, str(saved.workdir), name)
+  assert _equal(network, saved.networks[number - 1])
+  assert os.path.basename(prefix) == f'ckpt-{number}'
+  assert counts['actor_frames'] == 400 * number
+  assert _contents(saved.workdir) == before
+
+
+def test_unknown_checkpoint_is_refused_with_those_there_are(saved, _cues):
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-7.*ckpt-1.*ckpt-2$'):
+    checkpointing.restore_network(_make_network(_cues), str(saved.workdir), 'ckpt-7')
+
+
+def test_corrupt_checkpoint_is_refused_in_one_line(saved, _cues, monkeypatch):
+  monkeypatch.setattr(checkpointing, '_READ_PAUSE', 0.0)
+  folder = pathlib.Path(checkpointing.directory(str(saved.workdir)))
+  path = max(folder.glob('ckpt-2.data*'), key=lambda path: path.stat().st_size)
+  os.truncate(path, path.stat().st_size // 2)
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-2 is corrupt') as error:
+    checkpointing.restore_network(_make_network(_cues), str(saved.workdir))
+  assert '\n' not in str(error.value)
+
+
+def test_checkpoint_that_goes_while_it_is_read_gives_way_to_the_next(
+  saved, _cues, monkeypatch
+):
+  monkeypatch.setattr(checkpointing, '_READ_PAUSE', 0.0)
+  find = checkpointing.find
+  answers = [[f'{checkpointing.directory(str(saved.workdir))}/ckpt-0']]  # just deleted
+  monkeypatch.setattr(
+    checkpointing, 'find', lambda workdir: answers.pop() if answers else find(workdir)
+  )
+  network = _make_network(_cues)
+  prefix, _ = checkpointing.restore_network(network, str(saved.workdir))
+  assert os.path.basename(prefix) == 'ckpt-2'
+  assert _equal(network, saved.networks[1])
+
+
+# Both.
+
+
+def _evaluate(saved, spec, seed=0, config=_CONFIG, **arguments):
+  return evaluation.evaluate(
+    config,
+    lambda seed: make_cue_recall(delay=3, seed=seed),
+    spec,
+    str(saved.workdir),
+    num_episodes=20,
+    seed=seed,
+    **arguments,
+  )
+
+
+def test_actions_are_the_greedy_ones_of_the_checkpoints_network(saved, _cues):
+  """The watcher's Q-values are those of an own unroll of what it saw."""
+  seen = []
+
+  def make_watcher(environment, checkpoint):
+    assert os.path.basename(checkpoint) == 'ckpt-2'
+    return lambda timestep, q, action: seen.append((timestep, q.copy(), action))
+
+  result = _evaluate(saved, _cues, make_watcher=make_watcher)
+  assert len(seen) == result.episodes[0].length == 5
+  network = _make_network(_cues)
+  for variable, value in zip(network.variables, saved.networks[1], strict=True):
+    variable.assign(value)
+  state, action_tm1 = network.initial_state(1), 0
+  for timestep, q, action in seen:
+    observation = Observation(
+      observation=tf.constant(timestep.observation[np.newaxis]),
+      action=tf.constant([action_tm1]),
+      reward=tf.constant([timestep.reward or 0.0], tf.float32),
+    )
+    expected, state = network(observation, state)
+    np.testing.assert_allclose(q, expected[0], atol=1e-5)  # float32, another batch
+    assert action == np.argmax(q)
+    action_tm1 = action
+  assert len({tuple(q) for _, q, _ in seen}) == 5
+
+
+def test_seed_decides_the_episodes(saved, _cues):
+  first, again, other = (_evaluate(saved, _cues, seed=seed) for seed in (3, 3, 4))
+  assert first.episodes == again.episodes
+  assert first.episodes != other.episodes
+  # Episodes of one evaluation differ too: each environment has a seed of its own.
+  assert set(first.returns) == {-1.0, 1.0}
+
+
+def test_epsilon_is_the_configs(saved, _cues):
+  actions = []
+
+  def make_watcher(environment, checkpoint):
+    return lambda timestep, q, action: actions.append(action == np.argmax(q))
+
+  random = dataclasses.replace(_CONFIG, evaluator_epsilon=1.0)
+  for seed in range(5):
+    _evaluate(saved, _cues, seed, random, make_watcher=make_watcher)
+  assert not all(actions)
+
+
+# Video.
+
+_Q = np.array([-1.0, 1.0, 0.0], np.float32)
+
+
+def _bar_lengths(frame: np.ndarray, num_actions: int) -> list[int]:
+  """Of the rows of the panel, in pixels that are not black."""
+  rows = [(i + 1) * video._ROW_HEIGHT + 10 for i in range(num_actions)]
+  bars = frame[rows, -video._PANEL_WIDTH + 8 + video._NAME_WIDTH :]
+  return [int(np.any(bar != 0, axis=-1).sum()) for bar in bars]
+
+
+def test_frame_shows_the_screen_and_a_bar_for_each_action():
+  screen = np.random.default_rng(0).integers(256, size=(210, 160, 3), dtype=np.uint8)
+  frame = video.compose(screen, _Q, 2, ['NOOP', 'FIRE', 'UP'], 3.0)
+  np.testing.assert_array_equal(frame[:420:2, :320:2], screen)
+  smallest, largest, half = _bar_lengths(frame, 3)
+  assert smallest == 1
+  assert (half - 1) == pytest.approx((largest - 1) / 2, abs=1)
+  bar = (3 * video._ROW_HEIGHT + 10, 320 + 8 + video._NAME_WIDTH)
+  assert tuple(frame[bar]) == video._GREEN
+  other = video.compose(screen, _Q, 1, ['NOOP', 'FIRE', 'UP'], 3.0)
+  assert tuple(other[bar]) == video._GREY
+
+
+def test_all_actions_fit_beside_a_small_screen():
+  screen = np.full((5, 300, 3), 9, np.uint8)
+  q = np.arange(18, dtype=np.float32)
+  frame = video.compose(screen, q, 0, [str(i) for i in range(18)], 0.0)
+  lengths = _bar_lengths(frame, 18)
+  assert lengths == sorted(lengths)
+  assert len(set(lengths)) == 18
+  assert not frame.shape[0] % 2
+  assert not frame.shape[1] % 2
+
+
+def test_atari_shows_the_colours_of_the_emulator():
+  environment = make_atari('pong', seed=0)
+  timestep = environment.reset()
+  show = video.screen_of(environment)
+  screen = show(timestep)
+  assert screen.shape == (210, 160, 3)
+  assert np.ptp(screen.astype(int), axis=-1).max() > 50  # not grey
+  for _ in range(60):
+    timestep = environment.step(0)
+  assert not np.array_equal(show(timestep), screen)
+  assert video.action_names(environment)[:3] == ['NOOP', 'FIRE', 'UP']
+  assert video.frames_per_second(environment) == 15
+
+
+@pytest.mark.parametrize(
+  ('make', 'shape'),
+  [
+    (lambda: make_cue_recall(), (30, 180, 3)),
+    (lambda: helpers.ScriptedEnvironment([helpers.Episode(1, True)]), (36, 36, 3)),
+  ],
+)
+def test_elsewhere_the_observation_is_shown(make, shape):
+  environment = make()
+  timestep = environment.reset()
+  screen = video.screen_of(environment)(timestep)
+  assert screen.shape == shape
+  assert screen.dtype == np.uint8
+  if shape == (36, 36, 3):
+    np.testing.assert_array_equal(screen[..., :1], timestep.observation)
+  else:  # the cue and its flag are 1
+    fields = screen[15, 15::30, 0]
+    np.testing.assert_array_equal(fields, 255 * timestep.observation)
+
+
+# The program.
+
+_RUN_ALL = """
+import json, os, runpy, sys
+from r2d2_acme import evaluation, experiment, video
+
+for argv in json.loads(sys.argv[1]):
+  pid = os.fork()
+  if pid:
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    continue
+  code = 1
+  try:
+    for number in (1, 2):
+      path = os.path.join(argv[1], str(number))
+      os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    sys.argv = [argv[0], *argv[2:]]
+    runpy.run_path(argv[0], run_name='__main__')
+  except SystemExit as error:
+    code = error.code
+  except BaseException as error:
+    print('not caught:', repr(error), file=sys.stderr)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+"""
+
+_STARTS = {
+  'video': ['--workdir={run}', '--episodes=3', '--seed=5', '--video'],
+  'older': ['--workdir={run}', '--episodes=1', '--checkpoint=ckpt-1'],
+  'no workdir': [],
+  'no run': ['--workdir={empty}'],
+  'no checkpoint': ['--workdir={run}', '--checkpoint=ckpt-9'],
+  'none': ['--workdir={run}', '--episodes=0'],
+  'another game': ['--workdir={run}', '--game=pong'],
+  'another config': ['--workdir={run}', '--config.n_step=1'],
+}
+_REFUSALS = {
+  'no workdir': 'give --workdir=',
+  'no run': 'is not the workdir of a run',
+  'no checkpoint': 'no checkpoint ckpt-9 in',
+  'none': 'episodes',
+  'another game': '--game cannot be changed here',
+  'another config': '--config.n_step cannot be changed here',
+}
+
+
+class _Ended(NamedTuple):
+  code: int
+  out: str
+  err: str
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """That of `run`, a run of CartPole as a program left it."""
+  folder = tmp_path_factory.mktemp('evaluate')
+  (folder / 'empty').mkdir()
+  spec = acme.make_environment_spec(make_gymnasium('CartPole-v1'))
+  _save(folder / 'run', _CONFIG, spec, number=2)
+  stored = {
+    'environment': {'env': 'CartPole-v1'},
+    'config': dataclasses.asdict(_CONFIG),
+  }
+  (folder / 'run' / 'config.json').write_text(json.dumps(stored))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def ended(folder) -> dict[str, _Ended]:
+  """What each of `_STARTS` came to."""
+  before = _contents(folder / 'run')
+  paths = {name: folder / 'empty' / name for name in _STARTS}
+  arguments = []
+  for name, flags in _STARTS.items():
+    paths[name].mkdir()
+    flags = [flag.format(run=folder / 'run', empty=folder / 'empty') for flag in flags]
+    arguments.append([str(_EVALUATE), str(paths[name]), *flags])
+  codes = subprocess.run(
+    [sys.executable, '-c', _RUN_ALL, json.dumps(arguments)],
+    stdout=subprocess.PIPE,
+    env=_ENVIRON,
+    text=True,
+    check=True,
+  ).stdout.split()
+  after = _contents(folder / 'run')
+  assert {path: after[path] for path in before} == before
+  return {
+    name: _Ended(int(code), *((path / number).read_text() for number in '12'))
+    for code, (name, path) in zip(codes, paths.items(), strict=True)
+  }
+
+
+def test_table_says_what_the_episodes_came_to(ended):
+  code, out, err = ended['video']
+  assert (code, err) == (0, '')
+  lines = [line.split() for line in out.splitlines() if line.startswith('episode')]
+  assert sorted(line[1] for line in lines) == ['0:', '1:', '2:']
+  returns = [float(line[3]) for line in lines]
+  assert returns == [float(line[5]) for line in lines]  # a point for each step
+  numbers = [line for line in out.splitlines() if line.startswith('│')]
+  assert [float(x) for x in numbers[-1].strip('│').split('│')] == pytest.approx(
+    [
+      3,
+      statistics.mean(returns),
+      statistics.median(returns),
+      min(returns),
+      max(returns),
+    ],
+    abs=0.006,
+  )
+  assert 'CartPole-v1: ckpt-2, after 800 frames' in out
+  assert 'human' not in out
+
+
+def test_named_checkpoint_is_played(ended):
+  assert 'CartPole-v1: ckpt-1, after 400 frames' in ended['older'].out
+
+
+def test_video_has_a_frame_for_each_step_of_the_first_episode(ended, folder):
+  (first,) = [line for line in ended['video'].out.splitlines() if 'episode 0:' in line]
+  path = folder / 'run' / 'videos' / 'ckpt-2_seed_5.mp4'
+  assert f'video: {path}' in ended['video'].out
+  capture = cv2.VideoCapture(str(path))
+  frames = []
+  while (frame := capture.read()[1]) is not None:
+    frames.append(frame)
+  assert len(frames) == int(first.split()[5])
+  # The position and speed in the first and the last: not one picture again and again.
+  assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
+  assert os.listdir(folder / 'run' / 'videos') == [path.name]
+
+
+@pytest.mark.parametrize('name', sorted(_REFUSALS))
+def test_refusal_is_one_line_and_code_2(ended, name):
+  code, out, err = ended[name]
+  assert (code, out) == (2, '')
+  assert err.startswith('error: ')
+  assert err.count('\n') == 1
+  assert _REFUSALS[name] in err
