@@ -15,7 +15,7 @@ import trfl
 from acme.tf import savers
 from acme.utils import counting, loggers
 
-from r2d2_acme import losses, replay
+from r2d2_acme import diagnostics, losses, replay
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Batch
@@ -64,6 +64,8 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self._lock = threading.Lock()
     self._last_row_time = 0.0
     self._last_row_steps: int | None = None
+    # Of the newest step: scalars, and [B] where a metric is of single windows.
+    self.last_metrics: Mapping[str, tf.Tensor] = {}
 
   @property
   def state(self) -> Mapping[str, savers.Checkpointable]:
@@ -103,6 +105,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     batch = next(self._iterator)  # without the lock: it may wait for ever
     with self._lock:
       priorities, metrics = self._update(batch)
+    self.last_metrics = metrics
     if not np.isfinite(metrics['gradient_norm']):
       raise FloatingPointError(
         'the gradient is not finite: learning diverged, or the environment gives '
@@ -116,7 +119,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
 
   @tf.function(autograph=False)
   def _update(self, batch: Batch):
-    """One learner step; returns priorities [B] and a dict of scalars."""
+    """One learner step; returns priorities [B] and a dict of scalars or [B]."""
     config = self._config
     burn_in = config.burn_in_length
     context = tree.map_structure(lambda x: x[:burn_in], batch.observations)
@@ -155,6 +158,8 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
         epsilon=config.value_rescaling_epsilon,
       )
       loss = losses.r2d2_loss(td_errors, mask, weights)
+    # Before the update: all of it with the same parameters.
+    delta_q = diagnostics.delta_q(q, self._stored_q(batch), mask)  # [2, B]
     variables = self._network.trainable_variables
     gradients = tape.gradient(loss, variables)
     gradients, gradient_norm = tf.clip_by_global_norm(
@@ -185,12 +190,30 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       'mean_q': tf.reduce_sum(max_q * real_rows) / tf.reduce_sum(real_rows),
       'max_q': tf.reduce_max(tf.where(real_rows > 0, max_q, tf.float32.min)),
       # Learner steps since the parameters that acted.
-      'parameter_age': tf.reduce_mean(
-        tf.cast(self._num_steps - batch.learner_steps, tf.float32)
-      ),
+      'parameter_age': tf.cast(self._num_steps - batch.learner_steps, tf.float32),
+      'delta_q_initial': delta_q[0],
+      'delta_q_final': delta_q[1],
       'replay_size': batch.table_size[-1],
     }
     return priorities, metrics
+
+  def _stored_q(self, batch: Batch) -> tf.Tensor:
+    """Q-values [2, B, A] from the actor's states at both ends of the trained part."""
+    burn_in = self._config.burn_in_length
+    index = diagnostics.end_indices(batch.mask[burn_in + 1 :]) + [burn_in, 0]
+    # From the whole batch, which is on the CPU: a GPU cannot gather uint8, and its
+    # share of the frames would come back.
+    observations = tree.map_structure(
+      lambda x: tf.gather_nd(x, index), batch.observations
+    )
+    core_state = tree.map_structure(
+      lambda x: tf.transpose(x[:, 1:], [1, 0, 2]), batch.core_state
+    )
+    inputs = tree.map_structure(
+      lambda x: snt.merge_leading_dims(x, 2), (observations, core_state)
+    )
+    q, _ = self._network(*inputs)  # [2 x B, A]
+    return tf.reshape(q, [2, -1, q.shape[-1]])
 
   def _initial_state(self, batch: Batch):
     if self._config.state_strategy == 'zero':
@@ -212,7 +235,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     if self._logger is not None:
       self._logger.write(
         {
-          **{name: value.numpy() for name, value in metrics.items()},
+          **{name: _median(value.numpy()) for name, value in metrics.items()},
           **self._replay_ratio(),
           'steps_per_second': steps_per_second,
           **counts,
@@ -230,3 +253,8 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     limiter = table.rate_limiter_info
     inserted = max(limiter.insert_stats.completed, 1)
     return {'sampled_to_inserted': limiter.sample_stats.completed / inserted}
+
+
+def _median(values: np.ndarray):
+  """Of a batch's windows; a scalar as it is. Delta-Q is a ratio: no means."""
+  return np.median(values) if values.ndim else values

@@ -21,6 +21,8 @@ COLUMNS = {
     'mean_q',
     'max_q',
     'parameter_age',
+    'delta_q_initial',
+    'delta_q_final',
     'replay_size',
     'sampled_to_inserted',
     'steps_per_second',

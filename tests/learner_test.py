@@ -9,11 +9,14 @@ import pytest
 import sonnet as snt
 import tensorflow as tf
 from acme import specs
+from acme.utils import counting, loggers
 
+from r2d2_acme import loggers as columns
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.learner import R2D2Learner
 from r2d2_acme.types import Batch, Observation
-from tests import oracles
+from tests import helpers, oracles
 
 _NUM_ACTIONS = 3
 _SIZE = 5
@@ -140,6 +143,104 @@ def test_loss_and_priorities_match_float64_arithmetic(strategy, burn_in):
   actual_priorities, metrics = _update(learner, batch)
   np.testing.assert_allclose(actual_priorities, priorities, rtol=1e-4)
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
+
+
+def _expected_delta_q(learner, batch, config):
+  """[2, B] in float64, each of the actor's states through a call of its own."""
+  burn_in, network = config.burn_in_length, learner.state['network']
+  lengths = batch.mask[burn_in + 1 :].sum(axis=0).astype(int)
+  stored_q = np.zeros([2, 4, _NUM_ACTIONS])
+  for b, length in enumerate(lengths):
+    for end, row in enumerate((burn_in, burn_in + length)):
+      observation = tf.nest.map_structure(
+        lambda x, b=b, row=row: x[row, b : b + 1], batch.observations
+      )
+      state = snt.LSTMState(*(x[b : b + 1, end + 1] for x in batch.core_state))
+      stored_q[end, b] = network(observation, state)[0][0]
+  return oracles.delta_q(_q_values(network, batch, config), stored_q, lengths)
+
+
+@pytest.mark.parametrize('strategy', ['stored', 'zero'])
+@pytest.mark.parametrize('burn_in', [0, 3])
+def test_delta_q_matches_float64_arithmetic_before_the_update(strategy, burn_in):
+  config = dataclasses.replace(_CONFIG, state_strategy=strategy, burn_in_length=burn_in)
+  batch = _make_batch(config)
+  learner = _make_learner([batch], config)
+  expected = _expected_delta_q(learner, batch, config)
+  learner.step()
+  metrics = learner.last_metrics
+  actual = [metrics['delta_q_initial'], metrics['delta_q_final']]
+  np.testing.assert_allclose(actual, expected, rtol=1e-4)
+  assert np.all(expected[1] > 1e-2)
+  # The update moved the parameters by far more than the tolerance.
+  assert np.abs(_expected_delta_q(learner, batch, config) / expected - 1).max() > 1e-2
+
+
+_EPISODES = [
+  [helpers.Episode(length, length % 2 == end) for length in (11, 1, 3, 6, 9, 14, 8, 2)]
+  for end in range(2)
+]
+
+
+def _delta_q_of_replay(parameters_changed=False, **overrides):
+  """Delta-Q [2, B] of all windows of some episodes; and which start an episode."""
+  config = helpers.make_config(trace_length=4, sequence_period=3, **overrides)
+  run = helpers.run(config, _EPISODES, image=False)
+  network = run.network.network
+  if parameters_changed:
+    _shake(network.variables)
+  batch = helpers.make_batch(run.windows)
+  learner = R2D2Learner(network, run.builder.make_network(), iter([batch]), run.config)
+  learner.step()
+  metrics = learner.last_metrics
+  first = batch.observations.observation[config.burn_in_length].numpy()
+  starts_episode = np.array([helpers.key_of(x).step == 0 for x in first])
+  assert 0 < starts_episode.sum() < len(starts_episode)
+  return np.stack(
+    [metrics['delta_q_initial'], metrics['delta_q_final']]
+  ), starts_episode
+
+
+@pytest.mark.parametrize('burn_in', [0, 2])
+def test_delta_q_is_0_while_the_parameters_that_acted_are_the_learners(burn_in):
+  # Were a state of another row compared, padded tails included, this would not hold.
+  delta_q, _ = _delta_q_of_replay(burn_in_length=burn_in)
+  assert delta_q.max() < 1e-3  # rounding, over values that may be near 0
+
+
+def test_delta_q_of_a_zero_state_is_0_in_an_episodes_first_window_only():
+  delta_q, starts_episode = _delta_q_of_replay(burn_in_length=0, state_strategy='zero')
+  assert delta_q[:, starts_episode].max() < 1e-3
+  assert delta_q[0, ~starts_episode].min() > 1e-3
+  # The state recovers along the trained part.
+  initial, final = delta_q[:, ~starts_episode].mean(axis=1)
+  assert final < initial
+
+
+def test_delta_q_shows_changed_parameters_but_not_where_an_episode_starts():
+  delta_q, starts_episode = _delta_q_of_replay(parameters_changed=True)
+  assert delta_q[0, starts_episode].max() < 1e-3
+  assert delta_q[0, ~starts_episode].min() > 1e-3
+  assert delta_q[1].min() > 1e-3
+
+
+def test_row_holds_the_medians_over_the_batch():
+  log = loggers.InMemoryLogger()
+  batch = _make_batch()._replace(learner_steps=np.array([-1, -2, -3, -6]))
+  learner = R2D2Builder(_CONFIG, _SPEC).make_learner(
+    iter([tf.nest.map_structure(tf.constant, batch)]),
+    counter=counting.Counter(prefix='learner'),
+    logger=log,
+  )
+  learner.step()
+  (row,) = log.data
+  # A logger leaves out what has no column.
+  assert row.keys() <= set(columns.COLUMNS['learner'])
+  assert row['parameter_age'] == 1 + (2 + 3) / 2
+  for name in ('delta_q_initial', 'delta_q_final'):
+    values = learner.last_metrics[name].numpy()
+    assert values.shape == (4,)
+    assert row[name] == pytest.approx(np.sort(values)[1:3].mean())
 
 
 def test_stored_state_is_used():

@@ -1,4 +1,4 @@
-"""Slow and obvious versions of the arithmetic in `r2d2_acme/losses.py`.
+"""Slow and obvious versions of the arithmetic of `losses.py` and `diagnostics.py`.
 
 Plain float64 loops over NumPy arrays, written from the equations of the spec
 (`000_f23a6e98c087527c.txt`), of Kapturowski et al. (2019), Pohlen et al. (2018) and
@@ -133,6 +133,19 @@ def r2d2_loss(td_errors, mask, weights) -> float:
       if mask[t, b]:
         total += weights[b] * 0.5 * td_errors[t, b] ** 2
   return total / td_errors.shape[1]
+
+
+def delta_q(q: np.ndarray, stored_q: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+  """Delta-Q [2, B] of windows of `lengths` transitions; section 3 of the paper."""
+  result = np.zeros([2, len(lengths)])
+  for b, length in enumerate(lengths):
+    values = [float(x) for row in q[: length + 1, b] for x in row]
+    for end, row in enumerate((0, length)):
+      square = 0.0
+      for x, y in zip(q[row, b], stored_q[end, b], strict=True):
+        square += (float(x) - float(y)) ** 2
+      result[end, b] = square**0.5 / max(abs(max(values)), 1e-3)
+  return result
 
 
 class Steps(NamedTuple):

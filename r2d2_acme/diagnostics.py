@@ -1,0 +1,59 @@
+"""Delta-Q: what stale recurrent states do to the Q-values.
+
+"The paper" is Kapturowski et al., "Recurrent Experience Replay in Distributed
+Reinforcement Learning" (2019), section 3. Rows and transitions are those of
+`losses.py`.
+"""
+
+import tensorflow as tf
+
+# In rescaled units. Q-values that pass through 0 would otherwise let one sequence
+# outweigh all others in a mean.
+_MIN_SCALE = 1e-3
+
+
+def end_indices(mask: tf.Tensor) -> tf.Tensor:
+  """Where the trained part begins and ends: row 0, and that after the last transition.
+
+  With padding at an episode's end, the latter is the episode's last observation. For
+  these rows replay holds the actor's states.
+
+  Args:
+    mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
+
+  Returns:
+    For `tf.gather_nd` from [T + 1, B, ...], which then gives [2, B, ...]; int32
+    [2, B, 2].
+  """
+  last = tf.reduce_sum(tf.cast(mask, tf.int32), axis=0)  # [B]
+  rows = tf.stack([tf.zeros_like(last), last])  # [2, B]
+  return tf.stack([rows, tf.zeros_like(rows) + tf.range(tf.size(last))], axis=-1)
+
+
+def delta_q(q: tf.Tensor, stored_q: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+  """Computes Delta-Q at both ends of the trained part (the paper, section 3).
+
+    Delta-Q_i = ||q(h^_i; theta) - q(h_i; theta)||_2 / |max_{a,j} q(h^_j; theta)_a|
+
+  h^ is the state that training unrolls to, from a stored or zero state and through
+  burn-in; h the one that the actor stored at the same step; theta the parameters now,
+  for both. j runs over real rows. We take at least 0.001 for the denominator; the paper
+  says nothing about Q-values near 0.
+
+  0 means that training sees what the actor saw. h is the reference although it is stale
+  too: without burn-in, a stored state is at distance 0 from itself.
+
+  Args:
+    q: from h^, of s_0 ... s_T; <float>[T + 1, B, A].
+    stored_q: from h, of the rows at `end_indices`; <float>[2, B, A].
+    mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
+
+  Returns:
+    Delta-Q of the first row and of that after the last real transition; <float>[2, B].
+  """
+  q = tf.convert_to_tensor(q)
+  difference = tf.norm(tf.gather_nd(q, end_indices(mask)) - stored_q, axis=-1)  # [2, B]
+  is_real = tf.pad(tf.cast(mask, tf.bool), [[1, 0], [0, 0]], constant_values=True)
+  max_q = tf.where(is_real, tf.reduce_max(q, axis=-1), q.dtype.min)  # [T + 1, B]
+  scale = tf.abs(tf.reduce_max(max_q, axis=0))  # [B]
+  return difference / tf.maximum(scale, tf.constant(_MIN_SCALE, q.dtype))
