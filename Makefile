@@ -71,14 +71,14 @@ clean: ## remove .venv and caches; leaves runs/ alone
 	@$(PIP_INSTALL) -r requirements.txt
 	@echo 'Installing r2d2_acme ...'
 	@$(PIP_INSTALL) -e .
-	@$(PIP) check -q
+	@$(PIP) check -q || $(PIP) check  # quiet unless it has something to say
 	@$(PY) -m r2d2_acme.doctor --fix
 	@touch $@ && echo 'Installed. Next: make doctor, make train, make test.'
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
 	@echo 'Installing requirements-dev.txt (about 60 s the first time) ...'
 	@$(PIP_INSTALL) -r requirements-dev.txt
-	@$(PIP) check -q
+	@$(PIP) check -q || $(PIP) check  # quiet unless it has something to say
 	@touch $@
 
 # Names the folder that .venv was made for: one that is half made, was moved along with
