@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 try:
   from r2d2_acme import doctor
@@ -26,7 +26,7 @@ doctor.check_installation()
 
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import atari_scores  # noqa: E402
+from r2d2_acme import atari_scores, runtime  # noqa: E402
 
 if TYPE_CHECKING:
   from r2d2_acme import evaluation
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'error: failed: {", ".join(failed)}', file=sys.stderr, flush=True)
     return 1
   if not rows:
-    _exit(f'no game in {args.workdir} has a checkpoint yet')
+    runtime.exit_with_error(f'no game in {args.workdir} has a checkpoint yet')
   return 0
 
 
@@ -143,7 +143,7 @@ def _run(command: Sequence[str]) -> int:
 def _collect(args: argparse.Namespace) -> list[Row]:
   """Plays with each game's newest checkpoint, where that is not in the table yet."""
   # TensorFlow takes memory: not beside a run that trains.
-  from r2d2_acme import checkpointing, evaluation, experiment, runtime
+  from r2d2_acme import checkpointing, evaluation, experiment
 
   runtime.hide_gpu()
   path = os.path.join(args.workdir, _TABLE)
@@ -169,7 +169,7 @@ def _collect(args: argparse.Namespace) -> list[Row]:
           seed=run.config.seed,
         )
       except (experiment.BadInput, checkpointing.CheckpointError) as error:
-        _exit(str(error))
+        runtime.exit_with_error(str(error))
       row = make_row(game, result)
     known[game] = row
     rows.append(row)
@@ -262,7 +262,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     formatter_class=argparse.RawTextHelpFormatter,
     allow_abbrev=False,
   )
-  parser.error = _exit  # type: ignore[method-assign]
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
   parser.add_argument(
     '--games', metavar='A,B,…', help='such as pong,ms_pacman; by default all 57'
   )
@@ -281,12 +281,14 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   args, others = parser.parse_known_args(argv)
   args.games = _parse_games(args.games)
   if args.episodes < 1:
-    _exit('--episodes must be at least 1')
+    runtime.exit_with_error('--episodes must be at least 1')
   if not args.collect and (args.max_actor_steps or 0) < 1:
-    _exit('say how long: give each game --max_actor_steps=, or --collect what is there')
+    runtime.exit_with_error(
+      'say how long: give each game --max_actor_steps=, or --collect what is there'
+    )
   for flag in others:
     if args.collect or flag.split('=')[0].lstrip('-') in _OURS:
-      _exit(f'{flag!r} has no use here: see --help')
+      runtime.exit_with_error(f'{flag!r} has no use here: see --help')
   return args, others
 
 
@@ -297,14 +299,11 @@ def _parse_games(given: str | None) -> list[str]:
   for name in given.split(','):
     game = atari_scores.find_game(name.strip())
     if game is None:
-      _exit(f'{name!r} is not one of the 57 games: {", ".join(atari_scores.GAMES)}')
+      runtime.exit_with_error(
+        f'{name!r} is not one of the 57 games: {", ".join(atari_scores.GAMES)}'
+      )
     games.append(game)
   return list(dict.fromkeys(games))
-
-
-def _exit(message: str) -> NoReturn:
-  print('error:', ' '.join(message.split()), file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -28,7 +28,7 @@ def main() -> int:
   args = _parse()
   missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
   if missing:
-    _exit(f'{", ".join(missing)} not installed; cure: make bench')
+    runtime.exit_with_error(f'{", ".join(missing)} not installed; cure: make bench')
   with contextlib.redirect_stderr(io.StringIO()):
     import gym  # noqa: F401 (prints a notice, once)
   from benchmarks import measuring, report
@@ -60,7 +60,7 @@ def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     'benchmark.py', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.error = _exit  # type: ignore[method-assign]
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
   parser.add_argument(
     'parts', nargs='*', metavar='part', help=f'{", ".join(PARTS)}; by default all'
   )
@@ -71,15 +71,10 @@ def _parse() -> argparse.Namespace:
   args = parser.parse_args()
   for part in args.parts:
     if part not in PARTS:
-      _exit(f'{part!r} is not a part: give one of {", ".join(PARTS)}')
+      runtime.exit_with_error(f'{part!r} is not a part: give one of {", ".join(PARTS)}')
   if args.rounds < 1:
-    _exit('--rounds must be at least 1')
+    runtime.exit_with_error('--rounds must be at least 1')
   return args
-
-
-def _exit(message: str):
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 if __name__ == '__main__':

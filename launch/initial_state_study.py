@@ -9,14 +9,13 @@ import collections
 import concurrent.futures
 import csv
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 try:
   from r2d2_acme import doctor
@@ -31,7 +30,7 @@ from acme.utils import counting  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, experiment, loggers, runtime  # noqa: E402
+from r2d2_acme import environments, experiment, loggers, plotting, runtime  # noqa: E402
 from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
@@ -249,7 +248,7 @@ def in_bins(
 
 def plot_delta_q(rows: Sequence[tuple], title: str, path: pathlib.Path):
   """Writes the spec's figure of Delta-Q: bars, over training, over age."""
-  pyplot, colors, curves = _pyplot(), _colors(rows), _by_curve(rows)
+  pyplot, colors, curves = plotting.pyplot(), _colors(rows), _by_curve(rows)
   figure, axes = pyplot.subplots(3, 2, figsize=(9, 10), sharey='row')
   for column, (metric, end) in enumerate(zip(_DELTA_Q, ('first', 'last'), strict=True)):
     bars, lines, ages = axes[:, column]
@@ -273,7 +272,7 @@ def plot_delta_q(rows: Sequence[tuple], title: str, path: pathlib.Path):
 
 def plot_returns(rows: Sequence[tuple], title: str, path: pathlib.Path):
   """Writes the spec's figure of learning curves."""
-  figure, axis = _pyplot().subplots(figsize=(6, 4))
+  figure, axis = plotting.pyplot().subplots(figsize=(6, 4))
   _draw(axis, _by_curve(rows)['episode_return', 'steps'], _colors(rows))
   axis.set_xlabel('environment steps')
   axis.set_ylabel(f'return of environments with epsilon <= {_GREEDY}')
@@ -309,24 +308,15 @@ def _colors(rows: Sequence[tuple]) -> dict[str, tuple]:
     state, _, burn_in = case.partition('_')
     colormap = {'zero': 'Oranges', 'stored': 'Blues'}.get(state, 'Greys')
     shade = burn_ins.index(int(burn_in)) / len(burn_ins) if burn_in else 0.5
-    colors[case] = _pyplot().get_cmap(colormap)(0.4 + 0.5 * shade)
+    colors[case] = plotting.pyplot().get_cmap(colormap)(0.4 + 0.5 * shade)
   return colors
-
-
-def _pyplot():
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
-  return pyplot
 
 
 def _save(figure, title: str, path: pathlib.Path):
   figure.suptitle(title, fontsize=10)
   figure.tight_layout()
   figure.savefig(path, dpi=110)
-  _pyplot().close(figure)
+  plotting.pyplot().close(figure)
 
 
 def _write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence]):
@@ -360,7 +350,9 @@ def main() -> int:
   cases = args.cases.split(',') if args.cases else list(task.cases)
   for case in cases:
     if case not in task.cases:
-      _exit(f'{case!r} is not a case: give some of {", ".join(task.cases)}')
+      runtime.exit_with_error(
+        f'{case!r} is not a case: give some of {", ".join(task.cases)}'
+      )
   # Seed by seed: what there is after an interruption compares all cases.
   if not train_all(
     [f'{c}/{s}' for s in range(args.seeds) for c in cases], workdir, args
@@ -410,12 +402,12 @@ def _make_task(args: argparse.Namespace) -> Task:
   """Exits if there is no such environment."""
   if not args.game and not args.env:
     return cue_recall()
-  make = environments.make_atari if args.game else environments.make_gymnasium
+  make = environments.make_atari if args.game else environments.make
   name = args.game or args.env
   try:
     make(name).close()
   except ValueError as error:
-    _exit(str(error))
+    runtime.exit_with_error(str(error))
   return laptop(name, lambda seed: make(name, seed=seed))
 
 
@@ -425,9 +417,9 @@ def _parse() -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawTextHelpFormatter,
   )
-  parser.error = _exit  # type: ignore[method-assign]
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
   parser.add_argument('--game', help='an Atari game instead of cue recall')
-  parser.add_argument('--env', help='a Gymnasium id instead of cue recall')
+  parser.add_argument('--env', help='instead of cue recall, as --env elsewhere')
   parser.add_argument('--seeds', type=int, default=3, help='so many, from 0 on')
   parser.add_argument(
     '--cases', help='of zero_<burn-in>, stored_<burn-in>, trajectory; by default all'
@@ -445,19 +437,12 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--run', help=argparse.SUPPRESS)  # one run, in this process
   args = parser.parse_args()
   if args.game and args.env:
-    _exit('give --game or --env, not both')
+    runtime.exit_with_error('give --game or --env, not both')
   if args.seeds < 1:
-    _exit('--seeds must be at least 1')
+    runtime.exit_with_error('--seeds must be at least 1')
   if args.max_steps is not None and args.max_steps < 1:
-    _exit('--max_steps must be at least 1')
-  if importlib.util.find_spec('matplotlib') is None:
-    _exit('matplotlib is not installed; cure: make test')
+    runtime.exit_with_error('--max_steps must be at least 1')
   return args
-
-
-def _exit(message: str) -> NoReturn:
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 if __name__ == '__main__':

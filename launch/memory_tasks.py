@@ -30,13 +30,12 @@ except ModuleNotFoundError:
 doctor.check_installation()
 
 import acme  # noqa: E402
-import numpy as np  # noqa: E402
 from acme.utils import counting, loggers  # noqa: E402
 from rich import console, table  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, runtime  # noqa: E402
+from r2d2_acme import environments, evaluation, plotting, runtime  # noqa: E402
 from r2d2_acme.actor import BatchedActor, VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
@@ -158,16 +157,8 @@ class _Evaluator:
   def mean_return(self, source: acme.VariableSource) -> float:
     """Of one episode of each environment, with the source's parameters."""
     self._actor.fetch(source)
-    timesteps = [environment.reset() for environment in self._environments]
-    returns = np.zeros(len(timesteps))
-    actions = np.zeros(len(timesteps), np.int32)
-    while not all(timestep.last() for timestep in timesteps):
-      actions = self._actor.select_actions(actions, timesteps)
-      for i, environment in enumerate(self._environments):
-        if not timesteps[i].last():
-          timesteps[i] = environment.step(actions[i])
-          returns[i] += timesteps[i].reward
-    return float(returns.mean())
+    episodes = evaluation.play(self._actor, self._environments, len(self._environments))
+    return statistics.mean(episode.total for episode in episodes)
 
 
 def train(
@@ -323,11 +314,7 @@ def write_csv(curves: Sequence[Curve], path: pathlib.Path):
 
 def plot(curves: Sequence[Curve], path: pathlib.Path):
   """A panel for each task: return against steps, a line for each run."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
+  pyplot = plotting.pyplot()
   tasks = list(dict.fromkeys(curve.task for curve in curves))
   columns = min(len(tasks), 3)
   rows = -(-len(tasks) // columns)
@@ -415,7 +402,7 @@ def _parse() -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawTextHelpFormatter,
   )
-  parser.error = _exit  # type: ignore[method-assign]
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
   names = [task.env for task in TASKS]
   parser.add_argument(
     '--tasks', default=','.join(names), help='by default ' + ',\n'.join(names)
@@ -442,31 +429,22 @@ def _parse() -> argparse.Namespace:
   args.tasks = args.tasks.split(',')
   unknown = [name for name in args.tasks if name not in names]
   if unknown:
-    _exit(f'--tasks: {unknown[0]!r} is none of {", ".join(names)}')
+    runtime.exit_with_error(f'--tasks: {unknown[0]!r} is none of {", ".join(names)}')
   if not all(seed.isdecimal() for seed in args.seeds.split(',')):
-    _exit(f'--seeds={args.seeds} must be numbers, such as 0,1,2')
+    runtime.exit_with_error(f'--seeds={args.seeds} must be numbers, such as 0,1,2')
   args.seeds = [int(seed) for seed in args.seeds.split(',')]
   for name in ('max_steps', 'processes'):
     value = getattr(args, name)
     if value is not None and value < 1:
-      _exit(f'--{name} must be at least 1')
+      runtime.exit_with_error(f'--{name} must be at least 1')
   if args.out.suffix != '.png':
-    _exit(f'--out={args.out} must end in .png')
+    runtime.exit_with_error(f'--out={args.out} must end in .png')
   try:
-    import matplotlib  # noqa: F401
-
     for name in args.tasks:
       environments.make(name).close()
-  except ModuleNotFoundError:
-    _exit('matplotlib is not installed; cure: pip install -r requirements-dev.txt')
   except ValueError as error:
-    _exit(str(error))
+    runtime.exit_with_error(str(error))
   return args
-
-
-def _exit(message: str):
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 if __name__ == '__main__':

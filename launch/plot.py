@@ -4,7 +4,6 @@ python launch/plot.py runs/pong 'runs/breakout_*' --out=curves.png
 """
 
 import argparse
-import importlib.util
 import sys
 
 try:
@@ -13,25 +12,25 @@ except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 doctor.check_installation()
 
-from r2d2_acme import plotting  # noqa: E402
+from r2d2_acme import plotting, runtime  # noqa: E402
 
 
 def main() -> int:
   args = _parse()
-  if importlib.util.find_spec('matplotlib') is None:
-    _exit('matplotlib is not installed; cure: make install')
   try:
     runs = plotting.read_runs(args.workdirs)
     empty = [run.workdir for run in runs if run.is_empty]
     if len(empty) == len(runs):
-      _exit(f'{empty[0]} has no finished episode yet: try again in a few minutes')
+      runtime.exit_with_error(
+        f'{empty[0]} has no finished episode yet: try again in a few minutes'
+      )
     if empty:
       print(f'left out, without an episode yet: {", ".join(empty)}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
     plotting.draw(groups, args.out)
   except (plotting.NoRun, OSError, ValueError) as error:
-    _exit(str(error))
+    runtime.exit_with_error(str(error))
   for label, members in groups.items():
     print(f'{label}: {", ".join(run.workdir for run in members)}')
   print(args.out)
@@ -42,7 +41,7 @@ def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     'plot.py', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.error = _exit  # type: ignore[method-assign]
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
   parser.add_argument(
     'workdirs',
     nargs='+',
@@ -57,11 +56,6 @@ def _parse() -> argparse.Namespace:
     '--separate', action='store_true', help='a curve for each run, whatever its seed'
   )
   return parser.parse_args()
-
-
-def _exit(message: str):
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,14 @@ from absl import app, flags
 from acme import specs
 from ml_collections import config_dict, config_flags
 
-from r2d2_acme import builder, checkpointing, environments, networks, replay
+from r2d2_acme import (
+  builder,
+  checkpointing,
+  environments,
+  networks,
+  replay,
+  runtime,
+)
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 
@@ -102,7 +109,7 @@ def run(main: Callable[[], int]) -> NoReturn:
       # Warnings and errors only; the default is INFO.
       return flags.FLAGS([argv[0], '--verbosity=-1', *argv[1:]])
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
-      _exit_with(error)
+      runtime.exit_with_error(str(error))
 
   def checked(argv: Sequence[str]) -> NoReturn:
     try:
@@ -110,15 +117,10 @@ def run(main: Callable[[], int]) -> NoReturn:
         raise BadInput(f'{argv[1]!r} is not a flag: see --help')
       code = main()
     except (BadInput, checkpointing.CheckpointError) as error:
-      _exit_with(error)
+      runtime.exit_with_error(str(error))
     sys.exit(code)
 
   app.run(checked, flags_parser=parse)
-
-
-def _exit_with(error: Exception) -> NoReturn:
-  print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
-  sys.exit(2)
 
 
 def from_flags(**fixed: Any) -> Experiment:

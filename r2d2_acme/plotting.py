@@ -57,6 +57,16 @@ class Curve(NamedTuple):
   spread: np.ndarray  # standard deviation over the runs; NaN where there is but one
 
 
+def pyplot():
+  """Matplotlib's, which draws to files only; imported when first needed."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  return pyplot
+
+
 def read_runs(patterns: Sequence[str]) -> list[Run]:
   """The runs in these workdirs, which may be patterns such as `runs/pong_*`.
 
@@ -134,13 +144,9 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str):
   Raises:
     OSError: it cannot be written.
   """
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
+  plt = pyplot()
   environments = list(dict.fromkeys(runs[0].environment for runs in groups.values()))
-  figure, rows = pyplot.subplots(
+  figure, rows = plt.subplots(
     len(environments),
     len(_AXES),
     figsize=(11, 0.6 + 3.6 * len(environments)),
@@ -161,7 +167,7 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str):
   try:
     figure.savefig(path, dpi=120)
   finally:
-    pyplot.close(figure)
+    plt.close(figure)
 
 
 def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):

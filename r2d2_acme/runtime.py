@@ -46,6 +46,12 @@ def hide_gpu():
   tf.config.set_visible_devices([], 'GPU')
 
 
+def exit_with_error(message: str) -> NoReturn:
+  """Ends a program that was given bad input: one line on stderr, code 2."""
+  print('error:', ' '.join(message.split()), file=sys.stderr, flush=True)
+  sys.exit(2)
+
+
 def exit_now(code: int) -> NoReturn:
   """Ends this process although threads of it still wait inside C++.
 

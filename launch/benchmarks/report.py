@@ -13,7 +13,7 @@ import psutil
 from rich import console, table
 
 from benchmarks import measuring
-from r2d2_acme import experiment
+from r2d2_acme import experiment, plotting
 
 # Sides; the ratios are to the first two.
 ACME = 'Acme'
@@ -143,11 +143,7 @@ def print_tables(part: str, comparisons: Sequence[Comparison]):
 
 def plot(curves: Sequence[Comparison], path: str):
   """Writes a PNG: a log-log panel for each curve, with its exponent."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
-
+  pyplot = plotting.pyplot()
   figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.5))
   for curve, axis in zip(curves, np.atleast_1d(axes), strict=True):
     medians = [curve.median(side) for side in curve.points]

@@ -4,11 +4,13 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
+from r2d2_acme.environments import base
+
 _REQUIREMENT = 'bsuite==0.3.6'  # in setup.py's extra `test`
 _EXPERIMENTS = ('memory_len', 'memory_size')
 
 
-class BsuiteAdapter(dm_env.Environment):
+class BsuiteAdapter(base.Environment):
   """A bsuite environment with observations <float32>[D], rewards of float32.
 
   Attributes:
@@ -19,7 +21,6 @@ class BsuiteAdapter(dm_env.Environment):
 
   max_return = 1.0
   chance_return = 0.0
-  frames_per_step = 1
 
   def __init__(self, environment: dm_env.Environment):
     self._environment = environment
@@ -37,14 +38,6 @@ class BsuiteAdapter(dm_env.Environment):
   def action_spec(self) -> specs.DiscreteArray:
     num_actions = self._environment.action_spec().num_values
     return specs.DiscreteArray(num_actions, dtype=np.int32, name='action')
-
-  def reward_spec(self) -> specs.Array:
-    return specs.Array(shape=(), dtype=np.float32, name='reward')
-
-  def discount_spec(self) -> specs.BoundedArray:
-    return specs.BoundedArray(
-      shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
-    )
 
   def close(self) -> None:
     self._environment.close()

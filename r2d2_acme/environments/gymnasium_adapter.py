@@ -7,8 +7,10 @@ import gymnasium
 import numpy as np
 from dm_env import specs
 
+from r2d2_acme.environments import base
 
-class GymnasiumAdapter(dm_env.Environment):
+
+class GymnasiumAdapter(base.Environment):
   """Makes a Gymnasium environment with Discrete actions a `dm_env.Environment`.
 
   | Gymnasium                        | dm_env                           |
@@ -78,14 +80,6 @@ class GymnasiumAdapter(dm_env.Environment):
 
   def action_spec(self) -> specs.DiscreteArray:
     return self._action_spec
-
-  def reward_spec(self) -> specs.Array:
-    return specs.Array(shape=(), dtype=np.float32, name='reward')
-
-  def discount_spec(self) -> specs.BoundedArray:
-    return specs.BoundedArray(
-      shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
-    )
 
   def close(self) -> None:
     self.gymnasium_env.close()

@@ -4,8 +4,10 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
+from r2d2_acme.environments import base
 
-class _MemoryTask(dm_env.Environment):
+
+class _MemoryTask(base.Environment):
   """What the tasks share.
 
   Attributes:
@@ -16,7 +18,6 @@ class _MemoryTask(dm_env.Environment):
 
   max_return = 1.0
   chance_return: float
-  frames_per_step = 1
 
   def __init__(self, observation_size: int, num_actions: int, seed: int | None):
     self._observation_size = observation_size
@@ -35,14 +36,6 @@ class _MemoryTask(dm_env.Environment):
 
   def action_spec(self) -> specs.DiscreteArray:
     return specs.DiscreteArray(self._num_actions, dtype=np.int32, name='action')
-
-  def reward_spec(self) -> specs.Array:
-    return specs.Array(shape=(), dtype=np.float32, name='reward')
-
-  def discount_spec(self) -> specs.BoundedArray:
-    return specs.BoundedArray(
-      shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
-    )
 
   def _last(self, reward: float, discount: float) -> dm_env.TimeStep:
     """Ends the episode; its last observation is all zeros."""
