@@ -252,8 +252,12 @@ class SequenceAdder:
 
 def make_priority_fn(config: R2D2Config) -> PriorityFn:
   """The learner's arithmetic on the actor's Q-values, which stand in for both
-  networks' (section 2.3 of the paper leaves open which the actor uses)."""
+  networks' (section 2.3 of the paper leaves open which the actor uses).
 
+  Without `actor_priorities`, 1 whatever the window.
+  """
+  if not config.actor_priorities:
+    return lambda *_: 1.0
   length = config.trace_length
 
   def priority(q, actions, rewards, discounts, mask):
@@ -269,7 +273,7 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
       mask=mask,
       gamma=config.discount,
       n_step=config.n_step,
-      epsilon=config.value_rescaling_epsilon,
+      epsilon=config.rescaling_epsilon,
     )
     return losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]
 

@@ -31,6 +31,7 @@ class R2D2Config:
   # Loss.
   discount: float = 0.997  # gamma; paper: 0.997
   n_step: int = 5  # steps; paper: 5
+  value_rescaling: bool = True  # False: Q-values in units of reward, unrescaled
   value_rescaling_epsilon: float = 1e-3  # of h; paper: 1e-3
   importance_sampling_exponent: float = 0.6  # beta; paper: 0.6
 
@@ -51,6 +52,7 @@ class R2D2Config:
   samples_per_insert_tolerance: float = 0.1
   priority_exponent: float = 0.9  # paper: 0.9
   priority_eta: float = 0.9  # eta max|td| + (1 - eta) mean|td|; paper: 0.9
+  actor_priorities: bool = True  # False: a new window's priority is 1, as in Acme
 
   # Acting.
   num_actors: int = 256  # processes; paper: 256
@@ -141,6 +143,11 @@ class R2D2Config:
   def sequence_length(self) -> int:
     """Transitions in a window: burn-in and trace."""
     return self.burn_in_length + self.trace_length
+
+  @property
+  def rescaling_epsilon(self) -> float | None:
+    """What `losses` takes: None without value rescaling."""
+    return self.value_rescaling_epsilon if self.value_rescaling else None
 
   @property
   def num_environments(self) -> int:

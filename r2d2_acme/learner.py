@@ -155,7 +155,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
         mask=mask,
         gamma=config.discount,
         n_step=config.n_step,
-        epsilon=config.value_rescaling_epsilon,
+        epsilon=config.rescaling_epsilon,
       )
       loss = losses.r2d2_loss(td_errors, mask, weights)
     # Before the update: all of it with the same parameters.

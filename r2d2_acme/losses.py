@@ -194,7 +194,7 @@ def double_q_td_errors(
   rewards: tf.Tensor,
   discounts: tf.Tensor,
   n_step: int,
-  epsilon: float = 1e-3,
+  epsilon: float | None = 1e-3,
 ) -> tf.Tensor:
   """Computes n-step double-Q errors of rescaled values.
 
@@ -214,7 +214,8 @@ def double_q_td_errors(
     rewards: r_t, not rescaled; <float>[T, B].
     discounts: gamma included, 0 at a termination; <float>[T, B].
     n_step: n, in transitions; may be greater than T.
-    epsilon: of the rescaling, see `signed_hyperbolic`.
+    epsilon: of the rescaling, see `signed_hyperbolic`; None for Q-values in units of
+      reward, that is h(x) = x.
 
   Returns:
     delta_t in rescaled units; <float>[T, B]. Its gradient reaches q[t, a_t] only.
@@ -230,10 +231,12 @@ def double_q_td_errors(
 
   best_actions = tf.argmax(q[1:], axis=-1, output_type=tf.int32)  # [T, B]
   next_values = tf.gather(target_q[1:], best_actions, batch_dims=2)  # [T, B]
-  values = signed_parabolic(next_values, epsilon)  # [T, B], in units of reward.
-  returns = n_step_bootstrapped_returns(rewards, discounts, values, n_step)  # [T, B]
-  targets = tf.stop_gradient(signed_hyperbolic(returns, epsilon))  # [T, B]
-  return targets - tf.gather(q[:-1], actions, batch_dims=2)  # [T, B]
+  if epsilon is not None:
+    next_values = signed_parabolic(next_values, epsilon)  # [T, B], in units of reward.
+  targets = n_step_bootstrapped_returns(rewards, discounts, next_values, n_step)
+  if epsilon is not None:
+    targets = signed_hyperbolic(targets, epsilon)  # [T, B]
+  return tf.stop_gradient(targets) - tf.gather(q[:-1], actions, batch_dims=2)  # [T, B]
 
 
 def window_td_errors(
@@ -246,7 +249,7 @@ def window_td_errors(
   mask: tf.Tensor,
   gamma: float,
   n_step: int,
-  epsilon: float = 1e-3,
+  epsilon: float | None = 1e-3,
 ) -> tf.Tensor:
   """Computes `double_q_td_errors` on a window of replay, padding and all.
 
@@ -261,7 +264,7 @@ def window_td_errors(
     mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
     gamma: the discount of one step.
     n_step: n, in transitions.
-    epsilon: of the value rescaling.
+    epsilon: of the value rescaling; None for none.
 
   Returns:
     TD errors in rescaled units, without meaning on padding; <float>[T, B].

@@ -383,6 +383,13 @@ def test_a_window_is_written_with_its_last_row(serve, config):
   assert helpers.table_info(client).current_size == 1
 
 
+def test_without_actor_priorities_each_window_starts_at_1():
+  config = helpers.make_config(actor_priorities=False)
+  run = helpers.run(config, [[Episode(11, True), Episode(3, False)]])
+  assert len(run.priorities) > 2
+  np.testing.assert_array_equal(run.priorities, 1.0)
+
+
 def test_an_episode_without_transitions_leaves_nothing(serve, config):
   client = serve(make_counting_tables(config))
   adder = make_adder(config, client)

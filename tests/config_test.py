@@ -22,6 +22,7 @@ _PAPER = {
   'state_strategy': 'stored',
   'discount': 0.997,
   'n_step': 5,
+  'value_rescaling': True,
   'value_rescaling_epsilon': 0.001,
   'importance_sampling_exponent': 0.6,
   'batch_size': 64,
@@ -32,6 +33,7 @@ _PAPER = {
   'min_replay_size': 5_000,
   'priority_exponent': 0.9,
   'priority_eta': 0.9,
+  'actor_priorities': True,
   'num_actors': 256,
   'envs_per_actor': 1,
   'epsilon_base': 0.4,
@@ -140,7 +142,7 @@ def test_refusal_names_the_field_and_its_value(name, value):
 
 
 def test_every_field_has_a_bound():
-  is_free = {'full_action_space', 'recurrent'}  # bools
+  is_free = {'full_action_space', 'recurrent', 'value_rescaling', 'actor_priorities'}
   assert _JUST_REFUSED.keys() == _FIELDS - is_free
 
 

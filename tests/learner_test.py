@@ -118,7 +118,7 @@ def _expected(learner, batch, config=_CONFIG):
       batch.observations.reward[rows, b : b + 1].astype(np.float64),
       config.discount * batch.discount[rows, b : b + 1].astype(np.float64),
       config.n_step,
-      config.value_rescaling_epsilon,
+      config.value_rescaling_epsilon if config.value_rescaling else None,
     )[:, 0]
     loss += weights[b] * 0.5 * np.sum(np.square(td_errors)) / 4
     absolute = np.abs(td_errors)
@@ -131,10 +131,16 @@ def _update(learner, batch):
   return priorities.numpy(), {k: v.numpy() for k, v in metrics.items()}
 
 
+@pytest.mark.parametrize('rescaling', [True, False])
 @pytest.mark.parametrize('strategy', ['stored', 'zero'])
 @pytest.mark.parametrize('burn_in', [0, 3])
-def test_loss_and_priorities_match_float64_arithmetic(strategy, burn_in):
-  config = dataclasses.replace(_CONFIG, state_strategy=strategy, burn_in_length=burn_in)
+def test_loss_and_priorities_match_float64_arithmetic(strategy, burn_in, rescaling):
+  config = dataclasses.replace(
+    _CONFIG,
+    state_strategy=strategy,
+    burn_in_length=burn_in,
+    value_rescaling=rescaling,
+  )
   batch = _make_batch(config)
   learner = _make_learner([], config)
   # Were the target burned in with the online parameters, this would not match.

@@ -402,6 +402,33 @@ class TdErrorsTest(parameterized.TestCase):
       rtol=1e-10,
     )
 
+  def test_without_epsilon_it_is_rlaxs_double_q_learning(self):
+    batch = make_batch(dtype=np.float32)
+    td_errors = losses.double_q_td_errors(**batch, n_step=1, epsilon=None)
+    expected = jax.vmap(jax.vmap(rlax.double_q_learning))(
+      batch['q'][:-1],
+      batch['actions'],
+      batch['rewards'],
+      batch['discounts'],
+      batch['target_q'][1:],
+      batch['q'][1:],
+    )
+    np.testing.assert_allclose(td_errors, expected, rtol=1e-5, atol=1e-5)
+
+  def test_without_epsilon_two_steps_by_hand(self):
+    td_errors = losses.double_q_td_errors(
+      q=np.array([[[1.0, 0.0]], [[0.0, 5.0]], [[2.0, 4.0]]]),
+      target_q=np.array([[[0.0, 0.0]], [[7.0, 8.0]], [[30.0, 20.0]]]),
+      actions=np.array([[0], [1]], np.int32),
+      rewards=np.array([[100.0], [10.0]]),
+      discounts=np.array([[0.5], [0.9]]),
+      n_step=2,
+      epsilon=None,
+    )
+    second = 10 + 0.9 * 20 - 5
+    first = 100 + 0.5 * (10 + 0.9 * 20) - 1
+    np.testing.assert_allclose(td_errors, [[first], [second]], rtol=1e-12)
+
   def test_unknown_shapes_and_tracing_give_the_same(self):
     batch = make_batch(dtype=np.float32)
     rows = tf.TensorSpec([None, None, None], tf.float32)

@@ -81,13 +81,20 @@ def double_q_td_errors(
   rewards: np.ndarray,
   discounts: np.ndarray,
   n_step: int,
-  epsilon: float = 1e-3,
+  epsilon: float | None = 1e-3,
   mask: np.ndarray | None = None,
 ) -> np.ndarray:
   """delta_t = y_t - Q(s_t, a_t), and 0 where `mask` says padding.
 
   Looks at the first `mask[:, b].sum()` transitions of each column and at no others.
   """
+
+  def h(x):
+    return x if epsilon is None else float(signed_hyperbolic(x, epsilon))
+
+  def h_inverse(x):
+    return x if epsilon is None else float(signed_parabolic(x, epsilon))
+
   num_steps, batch_size = rewards.shape
   errors = np.zeros([num_steps, batch_size])
   for b in range(batch_size):
@@ -96,12 +103,12 @@ def double_q_td_errors(
     for t in range(1, length + 1):
       online, target = list(q[t, b]), list(target_q[t, b])
       best_action = online.index(max(online))
-      values.append(float(signed_parabolic(target[best_action], epsilon)))
+      values.append(h_inverse(target[best_action]))
     for t in range(length):
       target = n_step_return(
         rewards[t:length, b], discounts[t:length, b], values[t:], n_step
       )
-      errors[t, b] = float(signed_hyperbolic(target, epsilon)) - q[t, b, actions[t, b]]
+      errors[t, b] = h(target) - q[t, b, actions[t, b]]
   return errors
 
 
