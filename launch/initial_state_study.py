@@ -152,6 +152,7 @@ def train(
     counter=counter,
     logger=loggers.make_logger(str(workdir), 'learner'),
   )
+  agent.learner.always_diagnose = True
   loop = VectorEnvironmentLoop(
     [
       task.make_environment(builder_lib.environment_seed(config, i))

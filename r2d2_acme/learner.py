@@ -66,6 +66,9 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self._last_row_steps: int | None = None
     # Of the newest step: scalars, and [B] where a metric is of single windows.
     self.last_metrics: Mapping[str, tf.Tensor] = {}
+    # Delta-Q in each step, for a study; else in those that a row is written of, and
+    # NaN in the others: it costs 3 % of a step.
+    self.always_diagnose = False
 
   @property
   def state(self) -> Mapping[str, savers.Checkpointable]:
@@ -103,8 +106,11 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       FloatingPointError: the gradient is not finite; the parameters stay as they were.
     """
     batch = next(self._iterator)  # without the lock: it may wait for ever
+    row_is_due = time.time() - self._last_row_time >= _LOG_PERIOD
     with self._lock:
-      priorities, metrics = self._update(batch)
+      priorities, metrics = self._update(
+        batch, tf.constant(row_is_due or self.always_diagnose)
+      )
     self.last_metrics = metrics
     if not np.isfinite(metrics['gradient_norm']):
       raise FloatingPointError(
@@ -114,12 +120,15 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     if self._priorities is not None:
       self._priorities.update(batch.keys.numpy(), priorities.numpy())
     counts = self._counter.increment(steps=1)
-    if time.time() - self._last_row_time >= _LOG_PERIOD:
+    if row_is_due:
       self._write_row(metrics, counts)
 
   @tf.function(autograph=False)
-  def _update(self, batch: Batch):
-    """One learner step; returns priorities [B] and a dict of scalars or [B]."""
+  def _update(self, batch: Batch, diagnose: tf.Tensor):
+    """One learner step; returns priorities [B] and a dict of scalars or [B].
+
+    Without `diagnose`, Delta-Q is NaN.
+    """
     config = self._config
     burn_in = config.burn_in_length
     context = tree.map_structure(lambda x: x[:burn_in], batch.observations)
@@ -159,7 +168,11 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       )
       loss = losses.r2d2_loss(td_errors, mask, weights)
     # Before the update: all of it with the same parameters.
-    delta_q = diagnostics.delta_q(q, self._stored_q(batch), mask)  # [2, B]
+    delta_q = tf.cond(
+      diagnose,
+      lambda: diagnostics.delta_q(q, self._stored_q(batch), mask),
+      lambda: tf.fill([2, tf.shape(mask)[1]], np.nan),
+    )  # [2, B]
     variables = self._network.trainable_variables
     gradients = tape.gradient(loss, variables)
     gradients, gradient_norm = tf.clip_by_global_norm(

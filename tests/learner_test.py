@@ -127,7 +127,9 @@ def _expected(learner, batch, config=_CONFIG):
 
 
 def _update(learner, batch):
-  priorities, metrics = learner._update(tf.nest.map_structure(tf.constant, batch))
+  priorities, metrics = learner._update(
+    tf.nest.map_structure(tf.constant, batch), tf.constant(True)
+  )
   return priorities.numpy(), {k: v.numpy() for k, v in metrics.items()}
 
 
@@ -249,6 +251,21 @@ def test_row_holds_the_medians_over_the_batch():
     assert row[name] == pytest.approx(np.sort(values)[1:3].mean())
 
 
+def test_delta_q_is_left_out_of_steps_without_a_row():
+  batch, log = _make_batch(), loggers.InMemoryLogger()
+  learner = R2D2Builder(_CONFIG, _SPEC).make_learner(
+    iter([tf.nest.map_structure(tf.constant, batch)] * 3), logger=log
+  )
+  is_nan = []
+  for always in (False, False, True):
+    learner.always_diagnose = always
+    learner.step()
+    is_nan.append(np.isnan(learner.last_metrics['delta_q_initial']).all())
+  assert is_nan == [False, True, False]
+  (row,) = log.data  # rows are seconds apart
+  assert np.isfinite(row['delta_q_final'])
+
+
 def test_stored_state_is_used():
   batch = _make_batch()
   other = batch._replace(
@@ -299,7 +316,7 @@ def test_no_gradient_flows_into_burn_in():
   batch = tf.nest.map_structure(tf.constant, _make_batch())
   with tf.GradientTape() as tape:
     tape.watch([batch.observations.observation, batch.core_state])
-    loss = learner._update.python_function(batch)[1]['loss']
+    loss = learner._update.python_function(batch, tf.constant(False))[1]['loss']
   into_frames, into_state = tape.gradient(
     loss,
     [batch.observations.observation, batch.core_state],
