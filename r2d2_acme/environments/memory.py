@@ -47,9 +47,10 @@ class _MemoryTask(base.Environment):
 
 
 class CueRecall(_MemoryTask):
-  """Shows a cue, then distractors, then asks which cue it was.
+  """Shows a cue, then distractors, then asks which cue it was, perhaps repeatedly.
 
-  An episode has `delay + 2` actions. Its observations, <float32>[num_cues + 2]:
+  With one question an episode has `delay + 2` actions. Its observations,
+  <float32>[num_cues + 2]:
 
       time         first num_cues entries      cue flag   go flag
       0            one-hot cue                        1         0
@@ -60,27 +61,41 @@ class CueRecall(_MemoryTask):
   The action at the go flag earns +1 if it equals the cue and -1 if not; all others
   earn 0. Cue and distractors are independent and uniform: without memory no policy
   expects more than `chance_return`.
+
+  With more questions, `delay` more distractors and another go flag follow each but the
+  last, and an answer earns +-1 / `num_questions`: the first question is a short lesson
+  in what the last one asks for.
   """
 
-  def __init__(self, delay: int = 10, num_cues: int = 4, seed: int | None = 0):
+  def __init__(
+    self,
+    delay: int = 10,
+    num_cues: int = 4,
+    num_questions: int = 1,
+    seed: int | None = 0,
+  ):
     """Makes the task.
 
     Args:
       delay: steps between the cue and the go flag, at least 0.
       num_cues: number of different cues, and of actions, at least 2.
+      num_questions: all about the same cue, at least 1.
       seed: seeds all episodes; None seeds from the operating system.
 
     Raises:
-      ValueError: `delay` or `num_cues` is too small.
+      ValueError: one of the sizes is too small.
     """
     if delay < 0:
       raise ValueError(f'delay={delay} must be at least 0 steps')
     if num_cues < 2:
       raise ValueError(f'num_cues={num_cues} must be at least 2')
+    if num_questions < 1:
+      raise ValueError(f'num_questions={num_questions} must be at least 1')
     super().__init__(observation_size=num_cues + 2, num_actions=num_cues, seed=seed)
     self.chance_return = 2.0 / num_cues - 1.0
-    self._delay = delay
+    self._period = delay + 1
     self._num_cues = num_cues
+    self._num_questions = num_questions
     self._cue = 0
     self._time = 0
 
@@ -93,12 +108,16 @@ class CueRecall(_MemoryTask):
   def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
     if self._reset_next_step:
       return self.reset()
+    num_asked, since_question = divmod(self._time, self._period)
+    reward = 0.0
+    if num_asked and not since_question:  # the action answers
+      reward = (1.0 if int(action) == self._cue else -1.0) / self._num_questions
+      if num_asked == self._num_questions:
+        return self._last(reward, discount=0.0)
     self._time += 1
-    if self._time == self._delay + 2:
-      return self._last(1.0 if int(action) == self._cue else -1.0, discount=0.0)
-    go_flag = float(self._time == self._delay + 1)
+    go_flag = float(self._time % self._period == 0)
     observation = self._observation(self._draw(), go_flag=go_flag)
-    return dm_env.transition(np.float32(0.0), observation, discount=np.float32(1.0))
+    return dm_env.transition(np.float32(reward), observation, discount=np.float32(1.0))
 
   def _draw(self) -> int:
     return int(self._rng.integers(self._num_cues))
@@ -194,10 +213,10 @@ class TMaze(_MemoryTask):
 
 
 def make_cue_recall(
-  delay: int = 10, num_cues: int = 4, seed: int | None = 0
+  delay: int = 10, num_cues: int = 4, num_questions: int = 1, seed: int | None = 0
 ) -> CueRecall:
   """Makes a `CueRecall` task; see there."""
-  return CueRecall(delay=delay, num_cues=num_cues, seed=seed)
+  return CueRecall(delay, num_cues, num_questions, seed)
 
 
 def make_t_maze(length: int = 10, seed: int | None = 0) -> TMaze:

@@ -88,6 +88,23 @@ def test_only_the_last_action_is_rewarded_and_ends_the_episode():
   assert discounts == [1, 1, 1, 1, 0]
 
 
+@pytest.mark.parametrize('delay', [0, 4])
+def test_each_of_several_questions_is_a_share_of_the_return(delay):
+  env = make_cue_recall(delay=delay, num_questions=3)
+
+  def wrong_at_the_second(observations):
+    num_asked = np.stack(observations)[:, _GO_FLAG].sum()
+    return (_remember(observations) + (num_asked == 2)) % _NUM_CUES
+
+  observations, rewards, discounts = _play(env, wrong_at_the_second)
+  wait = [0] * delay
+  assert observations[:, _GO_FLAG].tolist() == [0, *(wait + [1]) * 3, 0]
+  assert observations[:, _CUE_FLAG].tolist() == [1] + [0] * (len(observations) - 1)
+  expected = [0, *wait, 1 / 3, *wait, -1 / 3, *wait, 1 / 3]
+  assert rewards == pytest.approx(expected)
+  assert discounts == [*[1] * (len(rewards) - 1), 0]
+
+
 def test_wrong_answer_earns_minus_1():
   _, rewards, _ = _play(make_cue_recall(), lambda o: (_remember(o) + 1) % _NUM_CUES)
   assert sum(rewards) == -1
@@ -120,6 +137,7 @@ def test_one_frame_passes_in_a_step():
   [
     ({'delay': -1}, 'delay=-1 must be at least 0'),
     ({'num_cues': 1}, 'num_cues=1 must be at least 2'),
+    ({'num_questions': 0}, 'num_questions=0 must be at least 1'),
   ],
 )
 def test_impossible_sizes_are_refused(arguments, message):
