@@ -10,6 +10,7 @@ import sys
 import time
 
 import acme
+import atari57
 import pytest
 
 from r2d2_acme import atari_scores, checkpointing
@@ -18,9 +19,6 @@ from r2d2_acme.environments import make_atari
 from tests import helpers
 
 _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
-sys.path.insert(0, str(_LAUNCH))
-
-import atari57  # noqa: E402
 
 # In place of launch/atari_distributed.py: notes what it was asked for.
 _PROGRAM = """

@@ -9,13 +9,11 @@ import dm_env
 import numpy as np
 import pytest
 from acme import specs
+from benchmarks import learner, measuring, report
+
+from tests import helpers
 
 _ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(_ROOT / 'launch'))
-
-from benchmarks import learner, measuring, report  # noqa: E402
-
-from tests import helpers  # noqa: E402
 
 
 def _record(name, path):

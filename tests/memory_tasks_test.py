@@ -8,16 +8,14 @@ import pathlib
 import subprocess
 import sys
 
+import memory_tasks
 import pytest
 from rich import console
 
+from r2d2_acme import environments
+
 _ROOT = pathlib.Path(__file__).parent.parent
 _PROGRAM = _ROOT / 'launch' / 'memory_tasks.py'
-sys.path.insert(0, str(_ROOT / 'launch'))
-
-import memory_tasks  # noqa: E402
-
-from r2d2_acme import environments  # noqa: E402
 
 _TASK = memory_tasks.Task(
   'memory/cue_recall/1',

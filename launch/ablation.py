@@ -1,0 +1,114 @@
+"""What each of R2D2's parts is worth: learning curves with one of them left out.
+
+python launch/ablation.py                           cue recall, minutes for each run
+python launch/ablation.py --game=pong --seeds=1     the laptop preset, hours
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+try:
+  from r2d2_acme import doctor
+except ModuleNotFoundError:
+  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+doctor.check_installation()
+
+import dm_env  # noqa: E402
+import studies  # noqa: E402
+
+from r2d2_acme import config as config_lib  # noqa: E402
+from r2d2_acme import environments, plotting, runtime  # noqa: E402
+from r2d2_acme.config import R2D2Config  # noqa: E402
+
+# What to change in the full agent's config.
+CASES: Mapping[str, Mapping[str, Any]] = {
+  'full': {},
+  'no_actor_priorities': {'actor_priorities': False},
+  'no_prioritization': {'priority_exponent': 0.0},
+  'no_rescaling': {'value_rescaling': False},
+  'no_burn_in': {'burn_in_length': 0},
+  'zero_state': {'state_strategy': 'zero'},
+  'zero_state_no_burn_in': {'state_strategy': 'zero', 'burn_in_length': 0},
+}
+
+
+def make_study(
+  name: str,
+  make_environment: Callable[[int], dm_env.Environment],
+  config: R2D2Config,
+  max_steps: int,
+) -> studies.Study:
+  cases = {case: dataclasses.replace(config, **CASES[case]) for case in CASES}
+  return studies.Study(name, make_environment, cases, max_steps)
+
+
+def plot(rows: Sequence[tuple], title: str, path: pathlib.Path):
+  """Return against steps, a line for each case."""
+  curves = studies.by_curve(rows)['episode_return', 'steps']
+  styles = {
+    case: {'color': 'black', 'linewidth': 2} if case == 'full' else {'color': f'C{i}'}
+    for i, case in enumerate(CASES)
+  }
+  figure, axis = plotting.pyplot().subplots(figsize=(8, 5))
+  studies.draw(axis, curves, styles)
+  axis.set_xlabel('environment steps')
+  axis.set_ylabel(f'return of environments with epsilon <= {studies.GREEDY}')
+  axis.legend(fontsize=8)
+  studies.save(figure, title, path)
+
+
+def main() -> int:
+  args = _parse()
+  study = _make_study(args)
+
+  def train_one(*run):
+    studies.train(study, *run)
+
+  runs = studies.run(study, args, train_one)
+  if runs is None:
+    return 0 if args.run else 1
+  max_steps = args.max_steps or study.max_steps
+  rows: list[tuple] = []
+  for case, workdirs in runs.items():
+    seeds = [studies.returns_by_steps(workdir, max_steps) for workdir in workdirs]
+    rows += studies.over_seeds(case, 'episode_return', 'steps', seeds)
+  out = pathlib.Path(args.out) / study.name
+  out.mkdir(parents=True, exist_ok=True)
+  studies.write_csv(out / 'curves.csv', studies.CURVE_COLUMNS, rows)
+  title = f'{study.name}: mean and standard deviation of {args.seeds} seeds'
+  plot(rows, title, out / 'returns.png')
+  studies.write_about(study, args, out / 'about.json')
+  print(f'see {out}')
+  return 0
+
+
+def _make_study(args: argparse.Namespace) -> studies.Study:
+  """Exits if there is no such game."""
+  if not args.game:
+    make = studies.make_cue_recall
+    return make_study('cue_recall', make, studies.CUE_RECALL, max_steps=20_000)
+  try:
+    environments.make_atari(args.game).close()
+  except ValueError as error:
+    runtime.exit_with_error(str(error))
+  return make_study(
+    args.game,
+    lambda seed: environments.make_atari(args.game, seed=seed),
+    config_lib.laptop(),
+    max_steps=1_000_000,
+  )
+
+
+def _parse() -> argparse.Namespace:
+  parser = studies.make_parser('ablation.py', __doc__, 'ablation')
+  parser.add_argument('--game', help='an Atari game instead of cue recall')
+  return parser.parse_args()
+
+
+if __name__ == '__main__':
+  code = main()
+  runtime.exit_now(code)

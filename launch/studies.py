@@ -1,0 +1,306 @@
+"""What the studies share: a task, runs of several configs on it, and their curves.
+
+A study trains each of its cases with several seeds, each run in a process of its own
+(`--run=<case>/<seed>`, which the program gives itself). Finished runs stay in the
+workdir and are not run again.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import csv
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import acme
+import dm_env
+import numpy as np
+from acme.utils import counting
+
+from r2d2_acme import builder as builder_lib
+from r2d2_acme import environments, experiment, loggers, plotting, runtime
+from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme.agent import R2D2
+from r2d2_acme.config import R2D2Config
+
+GREEDY = 0.05  # returns are those of environments with at most this epsilon
+NUM_BINS = 20  # points of a curve over training
+CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
+
+_FINISHED = 'finished'  # an empty file, written last
+
+# By metric and x-axis, then by case: (x, mean, std).
+Curves = Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float, float]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """Configs to compare on one environment.
+
+  Attributes:
+    name: of its workdir and its figures.
+    make_environment: from a seed.
+    cases: by name.
+    max_steps: environment steps of each run, unless the user says otherwise.
+  """
+
+  name: str
+  make_environment: Callable[[int], dm_env.Environment]
+  cases: Mapping[str, R2D2Config]
+  max_steps: int
+
+
+def make_cue_recall(seed: int) -> dm_env.Environment:
+  """Three questions about one cue, in episodes of 16 steps: see `CUE_RECALL`."""
+  return environments.make_cue_recall(delay=4, num_questions=3, seed=seed)
+
+
+# For `make_cue_recall`, at a tenth of the paper's lengths: of an episode's windows,
+# [0, 8), [4, 12) and [8, 16), only the first has both the cue and a question.
+CUE_RECALL = R2D2Config(
+  burn_in_length=4,
+  trace_length=8,
+  sequence_period=4,
+  n_step=3,
+  discount=0.99,
+  batch_size=32,
+  learning_rate=1e-3,
+  adam_epsilon=1e-6,
+  target_update_period=50,
+  max_replay_size=4_000,
+  min_replay_size=150,
+  samples_per_insert=8.0,
+  num_actors=1,
+  envs_per_actor=8,
+  variable_update_period=1,
+  epsilon_alpha=5.0,
+  torso_size=32,
+  core_size=32,
+  head_size=32,
+)
+
+
+def train(
+  study: Study,
+  case: str,
+  seed: int,
+  max_steps: int,
+  workdir: pathlib.Path,
+  observe: Callable[[int, R2D2], None] = lambda steps, agent: None,
+):
+  """One run, from nothing, in this process.
+
+  Args:
+    study: what to train on.
+    case: one of the study's.
+    seed: of the run.
+    max_steps: environment steps.
+    workdir: for its logs, and `observe`'s files; what it held is lost.
+    observe: called with the steps so far, after each of all environments.
+  """
+  shutil.rmtree(workdir, ignore_errors=True)
+  config = dataclasses.replace(study.cases[case], seed=seed)
+  counter = loggers.WallTimeCounter()
+  agent = R2D2(
+    acme.make_environment_spec(study.make_environment(0)),
+    config,
+    counter=counter,
+    logger=loggers.make_logger(str(workdir), 'learner'),
+  )
+  loop = VectorEnvironmentLoop(
+    [
+      study.make_environment(builder_lib.environment_seed(config, i))
+      for i in range(config.envs_per_actor)
+    ],
+    agent,
+    counting.Counter(counter, prefix='actor', time_delta=0.0),
+    loggers.make_logger(str(workdir), 'actor'),
+  )
+  steps = 0
+  while steps < max_steps:
+    loop.run(num_steps=config.envs_per_actor)
+    steps = counter.get_counts()['actor_steps']
+    observe(steps, agent)
+
+
+def run(
+  study: Study,
+  args: argparse.Namespace,
+  train_one: Callable[[str, int, int, pathlib.Path], None],
+) -> dict[str, list[pathlib.Path]] | None:
+  """Trains what is not finished; the workdirs of each case, one a seed.
+
+  None: a run failed, or this process was only to train one, and has.
+
+  Args:
+    study: its cases are all that `--cases` may name.
+    args: of `make_parser`.
+    train_one: called with case, seed, steps and workdir in the run's own process.
+  """
+  max_steps = args.max_steps or study.max_steps
+  workdir = pathlib.Path(args.workdir) / f'{study.name}_{max_steps}'
+  if args.run:
+    case, seed = args.run.split('/')
+    runtime.limit_threads(max(1, runtime.num_cores() // args.processes))
+    train_one(case, int(seed), max_steps, workdir / args.run)
+    (workdir / args.run / _FINISHED).touch()
+    return None
+  # Seed by seed: what there is after an interruption compares all cases.
+  cases = _chosen_cases(study, args)
+  names = [f'{case}/{seed}' for seed in range(args.seeds) for case in cases]
+  if not _train_all(names, workdir, args.processes):
+    return None
+  return {case: [workdir / case / str(s) for s in range(args.seeds)] for case in cases}
+
+
+def _chosen_cases(study: Study, args: argparse.Namespace) -> list[str]:
+  """Exits if one is unknown."""
+  cases = args.cases.split(',') if args.cases else list(study.cases)
+  for case in cases:
+    if case not in study.cases:
+      runtime.exit_with_error(
+        f'{case!r} is not a case: give some of {", ".join(study.cases)}'
+      )
+  return cases
+
+
+def _train_all(names: Sequence[str], workdir: pathlib.Path, processes: int) -> bool:
+  """Whether all of it worked."""
+
+  def run_one(name: str) -> bool:
+    if (workdir / name / _FINISHED).exists():
+      return True
+    output = workdir / f'{name.replace("/", "_")}.txt'
+    with open(output, 'w') as file:
+      command = [sys.executable, *sys.argv, f'--run={name}']
+      code = subprocess.run(command, stdout=file, stderr=file).returncode
+    print(f'{name}: code {code}, see {output}' if code else f'{name}: finished')
+    return code == 0
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    return all(list(pool.map(run_one, names)))
+
+
+def in_bins(
+  x: np.ndarray, y: np.ndarray, width: float, reduce: Callable[[np.ndarray], float]
+) -> dict[float, float]:
+  """y by the middle of the bins (k width, (k + 1) width] of x > 0."""
+  bins = np.ceil(x / width) - 1
+  return {(k + 0.5) * width: float(reduce(y[bins == k])) for k in np.unique(bins)}
+
+
+def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float]:
+  """The mean return of nearly greedy episodes, in bins of a run's steps."""
+  episodes = read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
+  greedy = episodes['epsilon'] <= GREEDY
+  steps, returns = (
+    episodes[name][greedy] for name in ('actor_steps', 'episode_return')
+  )
+  return in_bins(steps, returns, max_steps / NUM_BINS, np.mean)
+
+
+def over_seeds(
+  case: str, metric: str, over: str, seeds: Sequence[Mapping[float, float]]
+) -> list[tuple]:
+  """Rows of `CURVE_COLUMNS`: mean and standard deviation of the seeds that have x."""
+  rows = []
+  for x in sorted(set().union(*seeds)):
+    ys = [seed[x] for seed in seeds if x in seed]
+    rows.append((case, metric, over, x, np.mean(ys), np.std(ys), len(ys)))
+  return rows
+
+
+def by_curve(rows: Iterable[tuple]) -> Curves:
+  """Rows of `CURVE_COLUMNS`, as they are drawn."""
+  curves: dict = collections.defaultdict(lambda: collections.defaultdict(list))
+  for case, metric, over, x, mean, std, _ in rows:
+    curves[metric, over][case].append((x, mean, std))
+  return curves
+
+
+def draw(
+  axis, curves: Mapping[str, Sequence[tuple]], styles: Mapping[str, Mapping[str, Any]]
+):
+  """A line for each case, in its style, and a band of one standard deviation."""
+  for case, points in curves.items():
+    x, mean, std = np.array(points).T
+    (line,) = axis.plot(x, mean, label=case, **styles[case])
+    color = line.get_color()
+    axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.12, lw=0)
+  axis.grid(True, alpha=0.3)
+
+
+def save(figure, title: str, path: pathlib.Path):
+  figure.suptitle(title, fontsize=10)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plotting.pyplot().close(figure)
+
+
+def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence]):
+  with open(path, 'w', newline='') as file:
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(columns)
+    for row in rows:
+      writer.writerow(x if isinstance(x, str) else f'{x:.6g}' for x in row)
+
+
+def read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Columns of numbers by their name."""
+  with open(path, newline='') as file:
+    names, *rows = csv.reader(file)
+  columns = np.array(rows, float).reshape(-1, len(names)).T
+  return dict(zip(names, columns, strict=True))
+
+
+def write_about(study: Study, args: argparse.Namespace, path: pathlib.Path):
+  """What made the figures, as JSON."""
+  about = {
+    'command': sys.argv,
+    'revision': experiment.revision(),
+    'max_steps': args.max_steps or study.max_steps,
+    'seeds': args.seeds,
+    'cases': {
+      case: dataclasses.asdict(study.cases[case]) for case in _chosen_cases(study, args)
+    },
+  }
+  path.write_text(json.dumps(about, indent=2) + '\n')
+
+
+def make_parser(name: str, description: str | None, results: str):
+  """The flags of every study; `results` is where its figures go by default."""
+  parser = argparse.ArgumentParser(
+    name,
+    description=description,
+    formatter_class=argparse.RawTextHelpFormatter,
+  )
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
+  positive = _positive_int
+  parser.add_argument(
+    '--seeds', type=positive, default=3, help='so many, from 0 on; by default 3'
+  )
+  parser.add_argument('--cases', help='by default all')
+  parser.add_argument('--max_steps', type=positive, help='of each run, in steps')
+  parser.add_argument(
+    '--processes', type=int, default=1, choices=(1, 2), help='runs at once'
+  )
+  parser.add_argument(
+    '--workdir', default=f'runs/{results}', help='finished runs stay there'
+  )
+  parser.add_argument('--out', default=f'results/{results}', help='figures and CSV')
+  parser.add_argument('--run', help=argparse.SUPPRESS)  # one run, in this process
+  return parser
+
+
+def _positive_int(text: str) -> int:
+  number = int(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError('must be at least 1')
+  return number
