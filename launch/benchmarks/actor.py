@@ -53,7 +53,6 @@ def run(rounds: int) -> list[Comparison]:
       {
         LIMIT: dataclasses.replace(emulators, processes=each),
         OURS: Side(our_parts.act, (laptop, cores), each),
-        'ours, 1 process': Side(our_parts.act, (laptop, cores), (cores[:2],)),
         ACME: Side(acme_parts.act, (laptop, cores), each),
       },
       rounds,

@@ -62,8 +62,7 @@ def run(rounds: int) -> list[Comparison]:
 
 def _end_to_end(num_actors: int, rounds: int) -> list[float]:
   measuring.progress(f'scaling: end to end, {num_actors} actors')
-  ratio = config_lib.paper().samples_per_insert
-  with end_to_end.our_program(num_actors, ratio) as program:
+  with end_to_end.our_program(num_actors) as program:
     program.settle()
     return [program.steps_per_second() for _ in range(rounds)]
 
