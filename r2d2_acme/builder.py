@@ -20,6 +20,7 @@ from r2d2_acme.types import Batch
 _NETWORK_LOCK = threading.Lock()
 # What a seed is for; the first part of its path.
 _NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
+EVALUATION_ENVIRONMENT, EVALUATION_POLICY = 4, 5  # of `evaluation`
 
 
 def derive_seed(seed: int, *path: int) -> int:

@@ -14,8 +14,6 @@ from r2d2_acme.actor import BatchedActor
 from r2d2_acme.config import R2D2Config
 
 _MAX_ENVIRONMENTS = 16  # that share one network call
-# What a seed is for; `builder` has the paths that begin with 0 … 3.
-_ENVIRONMENT, _POLICY = 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +109,15 @@ def evaluate(
     config,
     environment_spec,
     epsilons=[config.evaluator_epsilon for _ in indices],
-    seeds=[builder_lib.derive_seed(seed, _POLICY, i) for i in indices],
+    seeds=[
+      builder_lib.derive_seed(seed, builder_lib.EVALUATION_POLICY, i) for i in indices
+    ],
   )
   environments = [
-    environment_factory(builder_lib.derive_seed(seed, _ENVIRONMENT, i)) for i in indices
+    environment_factory(
+      builder_lib.derive_seed(seed, builder_lib.EVALUATION_ENVIRONMENT, i)
+    )
+    for i in indices
   ]
   if make_watcher is not None:
     actor.watcher = make_watcher(environments[0], prefix)
