@@ -11,7 +11,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from r2d2_acme import adder as adder_lib
-from r2d2_acme import networks, replay
+from r2d2_acme import networks, replay, runtime
 from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
@@ -36,11 +36,11 @@ class R2D2Builder:
     self._config = config
     self._spec = environment_spec
 
-  def make_network(self) -> networks.R2D2Network:
+  def make_network(self, torso_dtype: tf.DType = tf.float32) -> networks.R2D2Network:
     """A network with its variables, the same for the same `seed`."""
     with _NETWORK_LOCK:  # the seed is the process's, and nodes may be threads
       tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
-      return networks.make_network(self._config, self._spec)
+      return networks.make_network(self._config, self._spec, torso_dtype)
 
   def make_tables(
     self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
@@ -116,9 +116,12 @@ class R2D2Builder:
     counter: counting.Counter | None = None,
     logger: loggers.Logger | None = None,
   ) -> R2D2Learner:
+    dtype = tf.float32
+    if self._config.learner_dtype == 'auto' and runtime.multiplies_bfloat16():
+      dtype = tf.bfloat16
     return R2D2Learner(
-      network or self.make_network(),
-      self.make_network(),
+      network or self.make_network(dtype),
+      self.make_network(dtype),
       iterator,
       self._config,
       replay_client=replay_client,

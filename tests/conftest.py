@@ -4,6 +4,7 @@ import gc
 
 import pytest
 
+import r2d2_acme  # noqa: F401 (sets what TensorFlow reads when it is imported)
 from tests import helpers
 
 

@@ -12,6 +12,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from r2d2_acme import loggers as columns
+from r2d2_acme import runtime
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
@@ -309,6 +310,27 @@ def test_padding_changes_neither_loss_nor_priorities_nor_parameters():
   np.testing.assert_array_equal(results[0][2], results[1][2])
   for a, b in zip(results[0][3].variables, results[1][3].variables, strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_convolutions_have_the_learner_dtype():
+  spec = _SPEC._replace(observations=specs.BoundedArray((36, 36, 1), np.uint8, 0, 255))
+  rng = np.random.default_rng(0)
+  vectors = _make_batch()
+  shape = (*vectors.mask.shape, 36, 36, _CONFIG.frame_stack)
+  images = rng.integers(0, 256, shape).astype(np.uint8)
+  batch = vectors._replace(
+    observations=vectors.observations._replace(observation=images)
+  )
+  losses = {}
+  for dtype in ('float32', 'auto'):
+    config = dataclasses.replace(_CONFIG, learner_dtype=dtype)
+    learner = R2D2Builder(config, spec).make_learner(iter([]))
+    losses[dtype] = float(_update(learner, batch)[1]['loss'])
+    variables = [*learner.state['network'].variables, *learner.state['optimizer'].v]
+    assert {variable.dtype for variable in variables} == {tf.float32}
+  is_bfloat16 = losses['auto'] != losses['float32']
+  assert is_bfloat16 == runtime.multiplies_bfloat16()
+  assert losses['auto'] == pytest.approx(losses['float32'], rel=1e-2)
 
 
 def test_no_gradient_flows_into_burn_in():
