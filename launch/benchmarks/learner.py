@@ -16,6 +16,7 @@ from r2d2_acme.config import R2D2Config
 
 _BATCH_SIZES = (16, 64)
 _MATMUL_SIZES = (2048, 3072, 4096)
+_BFLOAT16 = 'ours, learner_dtype=auto'  # where that is something else
 _SLOW_ROUNDS = 2  # of a side that takes more than ten seconds a step
 # Three convolutions: kernel, stride (Mnih et al. 2015).
 _CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
@@ -30,20 +31,20 @@ def _compare(batch_size: int, rounds: int) -> Comparison:
   config = dataclasses.replace(config_lib.paper(), batch_size=batch_size)
   case = f'paper network, B = {batch_size}, 40 + 80'
   slow = min(rounds, _SLOW_ROUNDS) if batch_size == max(_BATCH_SIZES) else None
-  samples = alternate(
-    case,
-    {
-      LIMIT: Side(matmul_peak),
-      OURS: Side(our_parts.learn, (config,)),
-      ACME: Side(acme_parts.learn, (config,)),
-      ACME_OWN: Side(acme_parts.learn, (config, True), max_rounds=slow),
-    },
-    rounds,
-  )
+  sides = {
+    LIMIT: Side(matmul_peak),
+    OURS: Side(our_parts.learn, (config,)),
+    ACME: Side(acme_parts.learn, (config,)),
+    ACME_OWN: Side(acme_parts.learn, (config, True), max_rounds=slow),
+  }
+  if runtime.multiplies_bfloat16():
+    fast = dataclasses.replace(config, learner_dtype='auto')
+    sides[_BFLOAT16] = Side(our_parts.learn, (fast,))
+  samples = alternate(case, sides, rounds)
   flops = count_flops(config, our_parts.environment_spec())
   peaks = samples[LIMIT]
   note = (
-    f'limit: {flops / 1e9:,.0f} useful GFLOP at the matmul peak, '
+    f'limit: {flops / 1e9:,.0f} useful GFLOP at the float32 matmul peak, '
     f'{sorted(peaks)[len(peaks) // 2] / 1e9:,.0f} GFLOP/s'
   )
   if slow is not None:
