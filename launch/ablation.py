@@ -2,9 +2,10 @@
 
 python launch/ablation.py                           cue recall, minutes for each run
 python launch/ablation.py --game=pong --seeds=1     the laptop preset, hours
+
+Cases are those of `CASES` below.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -21,10 +22,10 @@ import dm_env  # noqa: E402
 import studies  # noqa: E402
 
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, plotting, runtime  # noqa: E402
+from r2d2_acme import plotting, runtime  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
 
-# What to change in the full agent's config.
+# What to change in the full agent's config; `full` is drawn in black.
 CASES: Mapping[str, Mapping[str, Any]] = {
   'full': {},
   'no_actor_priorities': {'actor_priorities': False},
@@ -33,6 +34,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
   'no_burn_in': {'burn_in_length': 0},
   'zero_state': {'state_strategy': 'zero'},
   'zero_state_no_burn_in': {'state_strategy': 'zero', 'burn_in_length': 0},
+  'no_memory': {'recurrent': False},
 }
 
 
@@ -44,6 +46,17 @@ def make_study(
 ) -> studies.Study:
   cases = {case: dataclasses.replace(config, **CASES[case]) for case in CASES}
   return studies.Study(name, make_environment, cases, max_steps)
+
+
+def summarize(
+  runs: Mapping[str, Sequence[pathlib.Path]], max_steps: int
+) -> list[tuple]:
+  """The returns of each case, over steps."""
+  rows: list[tuple] = []
+  for case, workdirs in runs.items():
+    seeds = [studies.returns_by_steps(workdir, max_steps) for workdir in workdirs]
+    rows += studies.over_seeds(case, 'episode_return', 'steps', seeds)
+  return rows
 
 
 def plot(rows: Sequence[tuple], title: str, path: pathlib.Path):
@@ -62,51 +75,14 @@ def plot(rows: Sequence[tuple], title: str, path: pathlib.Path):
 
 
 def main() -> int:
-  args = _parse()
-  study = _make_study(args)
-
-  def train_one(*run):
-    studies.train(study, *run)
-
-  runs = studies.run(study, args, train_one)
-  if runs is None:
-    return 0 if args.run else 1
-  max_steps = args.max_steps or study.max_steps
-  rows: list[tuple] = []
-  for case, workdirs in runs.items():
-    seeds = [studies.returns_by_steps(workdir, max_steps) for workdir in workdirs]
-    rows += studies.over_seeds(case, 'episode_return', 'steps', seeds)
-  out = pathlib.Path(args.out) / study.name
-  out.mkdir(parents=True, exist_ok=True)
-  studies.write_csv(out / 'curves.csv', studies.CURVE_COLUMNS, rows)
-  title = f'{study.name}: mean and standard deviation of {args.seeds} seeds'
-  plot(rows, title, out / 'returns.png')
-  studies.write_about(study, args, out / 'about.json')
-  print(f'see {out}')
-  return 0
-
-
-def _make_study(args: argparse.Namespace) -> studies.Study:
-  """Exits if there is no such game."""
-  if not args.game:
+  args = studies.make_parser('ablation.py', __doc__, 'ablation').parse_args()
+  environment = studies.make_environment_from(args)
+  if environment:
+    study = make_study(*environment, config_lib.laptop(), max_steps=1_000_000)
+  else:
     make = studies.make_cue_recall
-    return make_study('cue_recall', make, studies.CUE_RECALL, max_steps=20_000)
-  try:
-    environments.make_atari(args.game).close()
-  except ValueError as error:
-    runtime.exit_with_error(str(error))
-  return make_study(
-    args.game,
-    lambda seed: environments.make_atari(args.game, seed=seed),
-    config_lib.laptop(),
-    max_steps=1_000_000,
-  )
-
-
-def _parse() -> argparse.Namespace:
-  parser = studies.make_parser('ablation.py', __doc__, 'ablation')
-  parser.add_argument('--game', help='an Atari game instead of cue recall')
-  return parser.parse_args()
+    study = make_study('cue_recall', make, studies.CUE_RECALL, max_steps=20_000)
+  return studies.main(study, args, studies.train, summarize, {'returns.png': plot})
 
 
 if __name__ == '__main__':

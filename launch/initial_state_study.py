@@ -3,10 +3,10 @@
 python launch/initial_state_study.py                cue recall, half an hour on a core
 python launch/initial_state_study.py --game=pong    hours; see --max_steps and --cases
 
-Cases are zero_<burn-in>, stored_<burn-in> and, on cue recall, trajectory.
+Cases are zero_<burn-in>, stored_<burn-in> and, on cue recall, trajectory. Burn-ins are
+0, 20 and 40; on cue recall 0, 2 and 4.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import sys
@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 import studies  # noqa: E402
 
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, plotting, runtime  # noqa: E402
+from r2d2_acme import plotting, runtime  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
 
@@ -40,20 +40,20 @@ _ITEM_COLUMNS = ('actor_steps', 'learner_steps', *_METRICS)
 def cue_recall() -> studies.Study:
   """Lengths are a tenth of the paper's, burn-ins too.
 
-  Updates for each step, and trained transitions for each update, are the same in all
-  cases: an episode of 16 transitions is three windows of 8, or one of 16.
+  Updates for each step are the same in all cases, and trained transitions for each
+  update nearly so: an episode of 26 transitions is four windows of 8, or one of 26.
   """
   config = studies.CUE_RECALL
   trajectory = dataclasses.replace(
     config,
     state_strategy='zero',
     burn_in_length=0,
-    trace_length=16,
-    sequence_period=16,
-    batch_size=config.batch_size // 2,
-    samples_per_insert=1.5 * config.samples_per_insert,
-    max_replay_size=config.max_replay_size // 3,
-    min_replay_size=config.min_replay_size // 3,
+    trace_length=26,
+    sequence_period=26,
+    batch_size=10,
+    samples_per_insert=10.0,
+    max_replay_size=config.max_replay_size // 4,
+    min_replay_size=config.min_replay_size // 4,
   )
   return studies.Study(
     'cue_recall',
@@ -68,7 +68,7 @@ def laptop(
 ) -> studies.Study:
   """The laptop preset, with the paper's burn-ins."""
   return studies.Study(
-    name.replace('/', '_'),
+    name,
     make_environment,
     _state_cases(config_lib.laptop(), burn_ins=(0, 20, 40)),
     max_steps=100_000,
@@ -94,7 +94,7 @@ def train(
 
   def observe(steps: int, agent: R2D2):
     nonlocal updates, next_snapshot
-    agent.learner.always_diagnose = True
+    agent.learner.always_diagnose = True  # from the start
     if steps >= next_snapshot and agent.learner.num_steps > updates:
       updates = agent.learner.num_steps
       next_snapshot = steps + max_steps / _NUM_SNAPSHOTS
@@ -197,48 +197,13 @@ def _styles(rows: Sequence[tuple]) -> dict[str, dict]:
 
 
 def main() -> int:
-  args = _parse()
-  study = _make_study(args)
-
-  def train_one(*run):
-    train(study, *run)
-
-  runs = studies.run(study, args, train_one)
-  if runs is None:
-    return 0 if args.run else 1
-  rows = summarize(runs, args.max_steps or study.max_steps)
-  out = pathlib.Path(args.out) / study.name
-  out.mkdir(parents=True, exist_ok=True)
-  studies.write_csv(out / 'curves.csv', studies.CURVE_COLUMNS, rows)
-  title = f'{study.name}: mean and standard deviation of {args.seeds} seeds'
-  plot_delta_q(rows, title, out / 'delta_q.png')
-  plot_returns(rows, title, out / 'returns.png')
-  studies.write_about(study, args, out / 'about.json')
-  print(f'see {out}')
-  return 0
-
-
-def _make_study(args: argparse.Namespace) -> studies.Study:
-  """Exits if there is no such environment."""
-  if not args.game and not args.env:
-    return cue_recall()
-  make = environments.make_atari if args.game else environments.make
-  name = args.game or args.env
-  try:
-    make(name).close()
-  except ValueError as error:
-    runtime.exit_with_error(str(error))
-  return laptop(name, lambda seed: make(name, seed=seed))
-
-
-def _parse() -> argparse.Namespace:
-  parser = studies.make_parser('initial_state_study.py', __doc__, 'initial_state_study')
-  parser.add_argument('--game', help='an Atari game instead of cue recall')
-  parser.add_argument('--env', help='instead of cue recall, as --env elsewhere')
-  args = parser.parse_args()
-  if args.game and args.env:
-    runtime.exit_with_error('give --game or --env, not both')
-  return args
+  args = studies.make_parser(
+    'initial_state_study.py', __doc__, 'initial_state_study'
+  ).parse_args()
+  environment = studies.make_environment_from(args)
+  study = laptop(*environment) if environment else cue_recall()
+  plots = {'delta_q.png': plot_delta_q, 'returns.png': plot_returns}
+  return studies.main(study, args, train, summarize, plots)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,7 @@
 
 A study trains each of its cases with several seeds, each run in a process of its own
 (`--run=<case>/<seed>`, which the program gives itself). Finished runs stay in the
-workdir and are not run again.
+workdir and are not run again, unless their config has changed.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import numpy as np
 from acme.utils import counting
 
 from r2d2_acme import builder as builder_lib
+from r2d2_acme import config as config_lib
 from r2d2_acme import environments, experiment, loggers, plotting, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
@@ -33,7 +34,7 @@ GREEDY = 0.05  # returns are those of environments with at most this epsilon
 NUM_BINS = 20  # points of a curve over training
 CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
 
-_FINISHED = 'finished'  # an empty file, written last
+_FINISHED = 'finished.json'  # written last: config and revision
 
 # By metric and x-axis, then by case: (x, mean, std).
 Curves = Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float, float]]]]
@@ -57,16 +58,17 @@ class Study:
 
 
 def make_cue_recall(seed: int) -> dm_env.Environment:
-  """Three questions about one cue, in episodes of 16 steps: see `CUE_RECALL`."""
-  return environments.make_cue_recall(delay=4, num_questions=3, seed=seed)
+  """Five questions about one cue, in episodes of 26 steps: see `CUE_RECALL`."""
+  return environments.make_cue_recall(delay=4, num_questions=5, seed=seed)
 
 
-# For `make_cue_recall`, at a tenth of the paper's lengths: of an episode's windows,
-# [0, 8), [4, 12) and [8, 16), only the first has both the cue and a question.
+# For `make_cue_recall`, at a tenth of the paper's lengths. An episode's windows train
+# [0, 8), [6, 14), [12, 20) and [18, 26): all have a question, but only the first has
+# the cue. No other's burn-in reaches back to it.
 CUE_RECALL = R2D2Config(
   burn_in_length=4,
   trace_length=8,
-  sequence_period=4,
+  sequence_period=6,
   n_step=3,
   discount=0.99,
   batch_size=32,
@@ -102,7 +104,8 @@ def train(
     seed: of the run.
     max_steps: environment steps.
     workdir: for its logs, and `observe`'s files; what it held is lost.
-    observe: called with the steps so far, after each of all environments.
+    observe: called with the steps so far, at the start and after each of all
+      environments.
   """
   shutil.rmtree(workdir, ignore_errors=True)
   config = dataclasses.replace(study.cases[case], seed=seed)
@@ -122,6 +125,7 @@ def train(
     counting.Counter(counter, prefix='actor', time_delta=0.0),
     loggers.make_logger(str(workdir), 'actor'),
   )
+  observe(0, agent)
   steps = 0
   while steps < max_steps:
     loop.run(num_steps=config.envs_per_actor)
@@ -129,52 +133,93 @@ def train(
     observe(steps, agent)
 
 
-def run(
+def main(
   study: Study,
   args: argparse.Namespace,
-  train_one: Callable[[str, int, int, pathlib.Path], None],
-) -> dict[str, list[pathlib.Path]] | None:
-  """Trains what is not finished; the workdirs of each case, one a seed.
-
-  None: a run failed, or this process was only to train one, and has.
+  train_one: Callable[[Study, str, int, int, pathlib.Path], None],
+  summarize: Callable[[Mapping[str, Sequence[pathlib.Path]], int], list[tuple]],
+  plots: Mapping[str, Callable[[Sequence[tuple], str, pathlib.Path], None]],
+) -> int:
+  """Trains what is not finished, then writes curves and figures; the exit code.
 
   Args:
     study: its cases are all that `--cases` may name.
     args: of `make_parser`.
-    train_one: called with case, seed, steps and workdir in the run's own process.
+    train_one: as `train`, in the run's own process.
+    summarize: rows of `CURVE_COLUMNS` from each case's workdirs, one a seed, and the
+      steps of a run.
+    plots: each writes the file of its name from the rows and a title.
   """
   max_steps = args.max_steps or study.max_steps
   workdir = pathlib.Path(args.workdir) / f'{study.name}_{max_steps}'
   if args.run:
     case, seed = args.run.split('/')
     runtime.limit_threads(max(1, runtime.num_cores() // args.processes))
-    train_one(case, int(seed), max_steps, workdir / args.run)
-    (workdir / args.run / _FINISHED).touch()
-    return None
-  # Seed by seed: what there is after an interruption compares all cases.
+    train_one(study, case, int(seed), max_steps, workdir / args.run)
+    finish(study, args.run, workdir)
+    return 0
   cases = _chosen_cases(study, args)
+  # Seed by seed: what there is after an interruption compares all cases.
   names = [f'{case}/{seed}' for seed in range(args.seeds) for case in cases]
-  if not _train_all(names, workdir, args.processes):
-    return None
-  return {case: [workdir / case / str(s) for s in range(args.seeds)] for case in cases}
+  if not _train_all(study, names, workdir, args.processes):
+    return 1
+  runs = {c: [workdir / c / str(s) for s in range(args.seeds)] for c in cases}
+  rows = summarize(runs, max_steps)
+  out = pathlib.Path(args.out) / study.name
+  out.mkdir(parents=True, exist_ok=True)
+  write_csv(out / 'curves.csv', CURVE_COLUMNS, rows)
+  title = f'{study.name}: mean and standard deviation of {args.seeds} seeds'
+  for name, plot in plots.items():
+    plot(rows, title, out / name)
+  about = {
+    'command': sys.argv,
+    'max_steps': max_steps,
+    'runs': {name: read_finished(workdir / name) for name in names},
+  }
+  (out / 'about.json').write_text(json.dumps(about, indent=1) + '\n')
+  print(f'see {out}')
+  return 0
+
+
+def finish(study: Study, name: str, workdir: pathlib.Path):
+  """Marks the run `<case>/<seed>` as finished, and by what."""
+  finished = {'revision': experiment.revision(), 'config': _config(study, name)}
+  (workdir / name / _FINISHED).write_text(json.dumps(finished))
+
+
+def read_finished(workdir: pathlib.Path) -> dict[str, Any]:
+  """What `finish` wrote; empty for a run that is not."""
+  try:
+    return json.loads((workdir / _FINISHED).read_text())
+  except (OSError, ValueError):
+    return {}
+
+
+def _config(study: Study, name: str) -> dict[str, Any]:
+  """That of the run `<case>/<seed>`, as JSON has it."""
+  case, seed = name.split('/')
+  config = dataclasses.replace(study.cases[case], seed=int(seed))
+  return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _chosen_cases(study: Study, args: argparse.Namespace) -> list[str]:
   """Exits if one is unknown."""
-  cases = args.cases.split(',') if args.cases else list(study.cases)
+  cases = args.cases.split(',') if args.cases else study.cases
   for case in cases:
     if case not in study.cases:
       runtime.exit_with_error(
         f'{case!r} is not a case: give some of {", ".join(study.cases)}'
       )
-  return cases
+  return list(dict.fromkeys(cases))
 
 
-def _train_all(names: Sequence[str], workdir: pathlib.Path, processes: int) -> bool:
+def _train_all(
+  study: Study, names: Sequence[str], workdir: pathlib.Path, processes: int
+) -> bool:
   """Whether all of it worked."""
 
   def run_one(name: str) -> bool:
-    if (workdir / name / _FINISHED).exists():
+    if read_finished(workdir / name).get('config') == _config(study, name):
       return True
     output = workdir / f'{name.replace("/", "_")}.txt'
     with open(output, 'w') as file:
@@ -200,6 +245,10 @@ def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float
   """The mean return of nearly greedy episodes, in bins of a run's steps."""
   episodes = read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
   greedy = episodes['epsilon'] <= GREEDY
+  if not greedy.any():
+    runtime.exit_with_error(
+      f'{workdir}: no episode with epsilon <= {GREEDY} ended; raise --max_steps'
+    )
   steps, returns = (
     episodes[name][greedy] for name in ('actor_steps', 'episode_return')
   )
@@ -253,25 +302,34 @@ def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequenc
 
 
 def read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Columns of numbers by their name."""
+  """Columns of numbers by their name; all of them empty if there is no row."""
   with open(path, newline='') as file:
-    names, *rows = csv.reader(file)
-  columns = np.array(rows, float).reshape(-1, len(names)).T
-  return dict(zip(names, columns, strict=True))
+    names, *rows = [*csv.reader(file)] or [[]]
+  columns = np.array(rows, float).reshape(len(rows), len(names)).T
+  return collections.defaultdict(lambda: np.zeros(0), zip(names, columns, strict=True))
 
 
-def write_about(study: Study, args: argparse.Namespace, path: pathlib.Path):
-  """What made the figures, as JSON."""
-  about = {
-    'command': sys.argv,
-    'revision': experiment.revision(),
-    'max_steps': args.max_steps or study.max_steps,
-    'seeds': args.seeds,
-    'cases': {
-      case: dataclasses.asdict(study.cases[case]) for case in _chosen_cases(study, args)
-    },
-  }
-  path.write_text(json.dumps(about, indent=2) + '\n')
+def make_environment_from(
+  args: argparse.Namespace,
+) -> tuple[str, Callable[[int], dm_env.Environment]] | None:
+  """What `--game` or `--env` name, and how it is made; None without either.
+
+  Exits if there is no such environment.
+  """
+  if args.game and args.env:
+    runtime.exit_with_error('give --game or --env, not both')
+  name = args.game or args.env
+  if not name:
+    return None
+  make = environments.make_atari if args.game else environments.make
+  try:
+    make(name).close()
+  except ValueError as error:
+    runtime.exit_with_error(str(error))
+  full = config_lib.laptop().full_action_space
+  return name.replace('/', '_'), lambda seed: make(
+    name, seed=seed, full_action_space=full
+  )
 
 
 def make_parser(name: str, description: str | None, results: str):
@@ -286,7 +344,7 @@ def make_parser(name: str, description: str | None, results: str):
   parser.add_argument(
     '--seeds', type=positive, default=3, help='so many, from 0 on; by default 3'
   )
-  parser.add_argument('--cases', help='by default all')
+  parser.add_argument('--cases', help='such as one,another; by default all')
   parser.add_argument('--max_steps', type=positive, help='of each run, in steps')
   parser.add_argument(
     '--processes', type=int, default=1, choices=(1, 2), help='runs at once'
@@ -295,12 +353,13 @@ def make_parser(name: str, description: str | None, results: str):
     '--workdir', default=f'runs/{results}', help='finished runs stay there'
   )
   parser.add_argument('--out', default=f'results/{results}', help='figures and CSV')
+  parser.add_argument('--game', help='an Atari game instead of cue recall')
+  parser.add_argument('--env', help='instead of cue recall, as --env elsewhere')
   parser.add_argument('--run', help=argparse.SUPPRESS)  # one run, in this process
   return parser
 
 
 def _positive_int(text: str) -> int:
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError('must be at least 1')
-  return number
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError('must be a number, at least 1')
+  return int(text)

@@ -20,7 +20,7 @@ from r2d2_acme.types import Batch
 _NETWORK_LOCK = threading.Lock()
 # What a seed is for; the first part of its path.
 _NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
-EVALUATION_ENVIRONMENT, EVALUATION_POLICY = 4, 5  # of `evaluation`
+_EVALUATION_ENVIRONMENT, _EVALUATION_POLICY = range(4, 6)
 
 
 def derive_seed(seed: int, *path: int) -> int:
@@ -111,7 +111,6 @@ class R2D2Builder:
     self,
     iterator: Iterator[Batch],
     *,
-    network: networks.R2D2Network | None = None,
     replay_client: reverb.Client | None = None,
     counter: counting.Counter | None = None,
     logger: loggers.Logger | None = None,
@@ -120,7 +119,7 @@ class R2D2Builder:
     if self._config.learner_dtype == 'auto' and runtime.multiplies_bfloat16():
       dtype = tf.bfloat16
     return R2D2Learner(
-      network or self.make_network(dtype),
+      self.make_network(dtype),
       self.make_network(dtype),
       iterator,
       self._config,
@@ -138,3 +137,11 @@ def environment_seed(config: R2D2Config, index: int) -> int:
 def evaluator_seed(config: R2D2Config) -> int:
   """The seed of the evaluator's environment."""
   return derive_seed(config.seed, _EVALUATOR, 0)
+
+
+def evaluation_seeds(seed: int, index: int) -> tuple[int, int]:
+  """Those of the `index`-th environment of an evaluation, and of its policy."""
+  return (
+    derive_seed(seed, _EVALUATION_ENVIRONMENT, index),
+    derive_seed(seed, _EVALUATION_POLICY, index),
+  )

@@ -31,7 +31,7 @@ class R2D2Config:
   # Loss.
   discount: float = 0.997  # gamma; paper: 0.997
   n_step: int = 5  # steps; paper: 5
-  value_rescaling: bool = True  # False: Q-values in units of reward, unrescaled
+  value_rescaling: bool = True  # False: Q-values in units of reward; paper: yes
   value_rescaling_epsilon: float = 1e-3  # of h; paper: 1e-3
   importance_sampling_exponent: float = 0.6  # beta; paper: 0.6
 
@@ -41,8 +41,8 @@ class R2D2Config:
   adam_epsilon: float = 1e-3  # paper: 1e-3
   max_gradient_norm: float = 40.0  # global norm; not in the paper, as in SEED RL
   target_update_period: int = 2_500  # learner steps; paper: 2,500
-  # Of the learner's convolutions: 'float32', or 'auto', which is bfloat16 where the CPU
-  # multiplies it (a step is then 1.4 times as fast). All else is float32.
+  # Of the products in the learner's torso for images: 'float32', or 'auto', which is
+  # bfloat16 where the CPU multiplies it. All else is float32.
   learner_dtype: str = 'float32'
 
   # Replay.
@@ -55,7 +55,7 @@ class R2D2Config:
   samples_per_insert_tolerance: float = 0.1
   priority_exponent: float = 0.9  # paper: 0.9
   priority_eta: float = 0.9  # eta max|td| + (1 - eta) mean|td|; paper: 0.9
-  actor_priorities: bool = True  # False: a new window's priority is 1, as in Acme
+  actor_priorities: bool = True  # False: a new window gets 1, as in Acme; paper: yes
 
   # Acting.
   num_actors: int = 256  # processes; paper: 256

@@ -103,22 +103,18 @@ def evaluate(
   """
   network = builder_lib.R2D2Builder(config, environment_spec).make_network()
   prefix, counts = checkpointing.restore_network(network, workdir, checkpoint)
-  indices = range(min(num_episodes, _MAX_ENVIRONMENTS))
+  seeds = [
+    builder_lib.evaluation_seeds(seed, i)
+    for i in range(min(num_episodes, _MAX_ENVIRONMENTS))
+  ]
   actor = _WatchedActor(
     network,
     config,
     environment_spec,
-    epsilons=[config.evaluator_epsilon for _ in indices],
-    seeds=[
-      builder_lib.derive_seed(seed, builder_lib.EVALUATION_POLICY, i) for i in indices
-    ],
+    epsilons=[config.evaluator_epsilon] * len(seeds),
+    seeds=[policy_seed for _, policy_seed in seeds],
   )
-  environments = [
-    environment_factory(
-      builder_lib.derive_seed(seed, builder_lib.EVALUATION_ENVIRONMENT, i)
-    )
-    for i in indices
-  ]
+  environments = [environment_factory(seed) for seed, _ in seeds]
   if make_watcher is not None:
     actor.watcher = make_watcher(environments[0], prefix)
 

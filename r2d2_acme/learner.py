@@ -106,7 +106,8 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       FloatingPointError: the gradient is not finite; the parameters stay as they were.
     """
     batch = next(self._iterator)  # without the lock: it may wait for ever
-    row_is_due = time.time() - self._last_row_time >= _LOG_PERIOD
+    now = time.time()
+    row_is_due = now - self._last_row_time >= _LOG_PERIOD
     with self._lock:
       priorities, metrics = self._update(
         batch, tf.constant(row_is_due or self.always_diagnose)
@@ -121,7 +122,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       self._priorities.update(batch.keys.numpy(), priorities.numpy())
     counts = self._counter.increment(steps=1)
     if row_is_due:
-      self._write_row(metrics, counts)
+      self._write_row(metrics, counts, now)
 
   @tf.function(autograph=False)
   def _update(self, batch: Batch, diagnose: tf.Tensor):
@@ -199,7 +200,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       'mean_abs_td': tf.reduce_sum(abs_td) / num_real,
       'max_abs_td': tf.reduce_max(abs_td),
       'mean_priority': tf.reduce_mean(priorities),
-      # Of the greedy actions, in rescaled units.
+      # Of the greedy actions.
       'mean_q': tf.reduce_sum(max_q * real_rows) / tf.reduce_sum(real_rows),
       'max_q': tf.reduce_max(tf.where(real_rows > 0, max_q, tf.float32.min)),
       # Learner steps since the parameters that acted.
@@ -238,8 +239,9 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
       self._target_network.variables, self._network.variables
     )
 
-  def _write_row(self, metrics: Mapping[str, tf.Tensor], counts: Mapping[str, Any]):
-    now = time.time()
+  def _write_row(
+    self, metrics: Mapping[str, tf.Tensor], counts: Mapping[str, Any], now: float
+  ):
     steps = self.num_steps
     steps_per_second = 0.0
     if self._last_row_steps is not None:

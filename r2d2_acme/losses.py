@@ -218,7 +218,7 @@ def double_q_td_errors(
       reward, that is h(x) = x.
 
   Returns:
-    delta_t in rescaled units; <float>[T, B]. Its gradient reaches q[t, a_t] only.
+    delta_t in the units of `q`; <float>[T, B]. Its gradient reaches q[t, a_t] only.
 
   Raises:
     ValueError: if `n_step` < 1, `epsilon` < 0 or shapes disagree.
@@ -267,7 +267,7 @@ def window_td_errors(
     epsilon: of the value rescaling; None for none.
 
   Returns:
-    TD errors in rescaled units, without meaning on padding; <float>[T, B].
+    TD errors in the units of `q`, without meaning on padding; <float>[T, B].
 
   Raises:
     ValueError: if `n_step` < 1 or shapes disagree.

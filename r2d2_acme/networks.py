@@ -35,18 +35,22 @@ class AtariTorso(snt.Module):
     Args:
       channels: the three convolutions' widths.
       size: the number of features.
-      dtype: of the arithmetic inside a `tf.function`; variables and features are
-        float32 in any case.
+      dtype: of the products inside a `tf.function`; variables, the linear layer's
+        bias and features are float32 in any case.
       name: of the module.
     """
     super().__init__(name=name)
-    first, second, third = channels
+    layers = zip(channels, (8, 4, 3), (4, 2, 1), strict=True)
     self._convolutions = [
-      snt.Conv2D(first, 8, stride=4, padding='VALID', name='conv_1'),
-      snt.Conv2D(second, 4, stride=2, padding='VALID', name='conv_2'),
-      snt.Conv2D(third, 3, stride=1, padding='VALID', name='conv_3'),
+      snt.Conv2D(width, kernel, stride, padding='VALID', name=f'conv_{i}')
+      for i, (width, kernel, stride) in enumerate(layers, start=1)
     ]
     self._linear = snt.Linear(size)
+    relu = tf.nn.relu
+    first, second, third = self._convolutions
+    self._network = snt.Sequential(
+      [first, relu, second, relu, third, relu, snt.Flatten(), self._linear, relu]
+    )
     self._dtype = dtype
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
@@ -66,23 +70,20 @@ class AtariTorso(snt.Module):
     if images.dtype == tf.uint8:
       images = _to_unit_interval(images)
     images = tf.cast(images, tf.float32)
-    self._create_variables(images)
     # Eagerly, TensorFlow 2.8 takes oneDNN's kernel for the dtype that an op saw first.
-    dtype = self._dtype if tf.inside_function() else tf.float32
-    x = tf.cast(images, dtype)
+    if self._dtype == tf.float32 or not tf.inside_function():
+      return self._network(images)
+    return self._call_in_dtype(images)
+
+  def _call_in_dtype(self, images: tf.Tensor) -> tf.Tensor:
+    """The same as `self._network`, but for rounding."""
+    x = tf.cast(images, self._dtype)
     for convolution in self._convolutions:
-      w, b = tf.cast(convolution.w, dtype), tf.cast(convolution.b, dtype)
+      w, b = (tf.cast(v, self._dtype) for v in (convolution.w, convolution.b))
       x = tf.nn.conv2d(x, w, convolution.stride, 'VALID')
       x = tf.nn.relu(tf.nn.bias_add(x, b))
-    w, b = tf.cast(self._linear.w, dtype), tf.cast(self._linear.b, dtype)
-    x = tf.nn.bias_add(tf.matmul(snt.flatten(x), w), b)
-    return tf.cast(tf.nn.relu(x), tf.float32)
-
-  @snt.once
-  def _create_variables(self, images: tf.Tensor):
-    for convolution in self._convolutions:
-      images = convolution(images)
-    self._linear(snt.flatten(images))
+    x = tf.matmul(snt.flatten(x), tf.cast(self._linear.w, self._dtype))
+    return tf.nn.relu(tf.cast(x, tf.float32) + self._linear.b)
 
 
 class MLPTorso(snt.Module):
@@ -228,7 +229,7 @@ def make_network(
   Args:
     config: sizes, and the number of frames in an image's stack.
     environment_spec: discrete actions; a single frame [H, W, C] or a vector [D].
-    torso_dtype: of the convolutions' arithmetic, see `AtariTorso`.
+    torso_dtype: of the products in the torso for images, see `AtariTorso`.
 
   Raises:
     ValueError: no network here fits the environment.

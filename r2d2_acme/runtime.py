@@ -1,4 +1,4 @@
-"""What a process must set before, and right after, it imports TensorFlow."""
+"""The process: what it sets around TensorFlow's import, its cores, how it ends."""
 
 import os
 import sys
@@ -38,7 +38,7 @@ def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
   ones = tf.ones([1, 1, 1, 1], tf.bfloat16)
   try:
     tf.function(lambda: tf.nn.conv2d(ones, ones, 1, 'VALID'))()
-  except tf.errors.OpError:  # TensorFlow came before the environment variables
+  except tf.errors.OpError:  # without oneDNN, see `_ENVIRONMENT`
     return False
   return True
 

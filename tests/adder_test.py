@@ -32,6 +32,7 @@ RUNS = {
   'no burn-in, S < T': dict(burn_in_length=0, trace_length=4, sequence_period=3),
   'single frames': dict(burn_in_length=2, trace_length=4, frame_stack=1),
   'vectors': dict(burn_in_length=3, trace_length=4, n_step=4),
+  'unscaled': dict(burn_in_length=2, trace_length=4, value_rescaling=False),
   'trajectories': dict(
     burn_in_length=0, trace_length=12, sequence_period=12, state_strategy='zero'
   ),
@@ -237,7 +238,7 @@ def test_priority_is_the_learners_formula_on_the_acted_q(run):
       np.array([[transition.reward] for transition in transitions]),
       config.discount * np.array([[t.discount] for t in transitions]),
       config.n_step,
-      config.value_rescaling_epsilon,
+      config.value_rescaling_epsilon if config.value_rescaling else None,
     )
     expected = oracles.sequence_priorities(
       td_errors, np.ones([length, 1]), config.priority_eta
@@ -265,7 +266,7 @@ class _PrioritySink:
 
 
 # Tracing the learner takes seconds: not for all runs.
-@pytest.mark.parametrize('run', ['S < T', 'no burn-in'], indirect=True)
+@pytest.mark.parametrize('run', ['S < T', 'no burn-in', 'unscaled'], indirect=True)
 def test_learner_with_the_actors_parameters_finds_the_actors_priorities(run):
   client = _PrioritySink()
   learner = R2D2Learner(

@@ -157,6 +157,9 @@ _SPECIAL = {
   'state_strategy': 'zero',
   'full_action_space': False,
   'recurrent': False,
+  'value_rescaling': False,
+  'actor_priorities': False,
+  'learner_dtype': 'auto',
   'conv_channels': (4, 5, 6),
   'trace_length': 50,
   'sequence_period': 39,
@@ -172,7 +175,10 @@ def _other(name: str):
 
 
 _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Config)}
-_FREE = {'num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'}
+_FREE = {
+  *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
+  'learner_dtype',
+}
 
 
 # Good input.

@@ -21,7 +21,11 @@ def test_bfloat16_needs_the_flag_and_onednn(onednn):
   code = 'from r2d2_acme import runtime; print(runtime.multiplies_bfloat16())'
   ended = subprocess.run(
     [sys.executable, '-c', code],
-    env={**os.environ, 'TF_ENABLE_ONEDNN_OPTS': onednn},
+    env={
+      **os.environ,
+      'TF_ENABLE_ONEDNN_OPTS': onednn,
+      'CUDA_VISIBLE_DEVICES': '-1',
+    },
     capture_output=True,
     text=True,
     check=True,

@@ -1,6 +1,8 @@
 """`launch/studies.py`: which runs start, what stays, and the arithmetic of curves."""
 
+import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,35 +13,49 @@ from tests import study_helpers
 
 
 @pytest.fixture
-def study():
-  config = config_lib.memory()
-  return studies.Study('task', studies.make_cue_recall, {'a': config, 'b': config}, 100)
+def run(monkeypatch, tmp_path):
+  """`studies.main` with these flags: its code, and the runs that it trained.
 
+  `fail` is a run that fails; `config` what both cases have.
+  """
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, study):
-  """`studies.run` with these flags: its result, and the runs that it started."""
-
-  def run(*flags, fail=''):
-    started = []
-
-    def fake(case, seed, workdir):
-      started.append(f'{case}/{seed}')
-      if started[-1] == fail:
-        raise RuntimeError('no')
-      workdir.mkdir(parents=True)
-
-    study_helpers.fake_runs(monkeypatch, fake)
-    args = studies.make_parser('study.py', None, 'study').parse_args(
-      [f'--workdir={tmp_path}', *flags]
+  def run(*flags, fail='', config=None):
+    config = config or config_lib.memory()
+    trained = []
+    study = studies.Study(
+      'task', studies.make_cue_recall, {'a': config, 'b': config}, 100
     )
-    return studies.run(study, args, train_one=None), started
+
+    def train(study, case, seed, max_steps, workdir):
+      trained.append(f'{case}/{seed}')
+      if trained[-1] == fail:
+        raise RuntimeError('no')
+      workdir.mkdir(parents=True, exist_ok=True)
+
+    def summarize(runs, max_steps):
+      return [
+        (case, 'metric', 'steps', max_steps, i, 0, len(workdirs))
+        for case, workdirs in runs.items()
+        for i, workdir in enumerate(workdirs)
+        if workdir.is_dir()
+      ]
+
+    def plot(rows, title, path):
+      path.write_text(f'{title}, {len(rows)} rows')
+
+    def main():
+      args = studies.make_parser('study.py', None, 'study').parse_args()
+      return studies.main(study, args, train, summarize, {'plot.png': plot})
+
+    study_helpers.run_in_this_process(monkeypatch, main)
+    out = f'--out={tmp_path / "out"}'
+    monkeypatch.setattr(sys, 'argv', ['study', f'--workdir={tmp_path}', out, *flags])
+    return main(), trained
 
   return run
 
 
-def test_two_windows_of_cue_recall_have_questions_but_no_cue():
-  """So a zero state knows nothing there."""
+def test_only_the_first_window_of_cue_recall_has_the_cue_and_all_have_questions():
   environment, config = studies.make_cue_recall(0), studies.CUE_RECALL
   timesteps = [environment.reset()]
   while not timesteps[-1].last():
@@ -52,39 +68,51 @@ def test_two_windows_of_cue_recall_have_questions_but_no_cue():
     [t for t in questions if start <= t < start + config.trace_length]
     for start in starts
   ]
-  assert trained == [[5], [5, 10], [10, 15]]
+  assert trained == [[5], [10], [15], [20, 25]]
+  # The cue is in row 0.
+  assert all(start - config.burn_in_length > 0 for start in starts[1:])
 
 
 def test_finished_runs_are_skipped_seed_by_seed(run, tmp_path):
-  workdirs, started = run('--seeds=1')
-  assert started == ['a/0', 'b/0']
-  assert workdirs == {c: [tmp_path / 'task_100' / c / '0'] for c in 'ab'}
-  workdirs, started = run('--seeds=3', '--cases=b,a')
-  assert started == ['b/1', 'a/1', 'b/2', 'a/2']
-  assert list(map(len, workdirs.values())) == [3, 3]
+  assert run('--seeds=1') == (0, ['a/0', 'b/0'])
+  code, trained = run('--seeds=3', '--cases=b,a,b')
+  assert (code, trained) == (0, ['b/1', 'a/1', 'b/2', 'a/2'])
+  out = tmp_path / 'out' / 'task'
+  assert (out / 'plot.png').read_text().endswith('of 3 seeds, 6 rows')
+  rows = (out / 'curves.csv').read_text().split()
+  assert rows[0] == 'case,metric,over,x,mean,std,seeds'
+  assert rows[1:4] == [f'b,metric,steps,100,{i},0,3' for i in range(3)]
+
+
+def test_runs_of_another_config_are_trained_again(run, tmp_path):
+  run('--seeds=1')
+  other = dataclasses.replace(config_lib.memory(), n_step=2)
+  assert run('--seeds=1', config=other)[1] == ['a/0', 'b/0']
+  assert run('--seeds=1', config=other)[1] == []
+  about = json.loads((tmp_path / 'out' / 'task' / 'about.json').read_text())
+  assert about['runs'].keys() == {'a/0', 'b/0'}
+  assert about['runs']['a/0']['config']['n_step'] == 2
+  assert about['runs']['a/0']['revision']
 
 
 def test_runs_of_another_length_are_others(run):
   run('--seeds=1')
-  _, started = run('--seeds=1', '--max_steps=50')
-  assert started == ['a/0', 'b/0']
+  assert run('--seeds=1', '--max_steps=50') == (0, ['a/0', 'b/0'])
 
 
-def test_failed_run_is_said_and_tried_again(run, capsys):
-  workdirs, started = run('--seeds=1', fail='a/0')
-  assert workdirs is None
-  assert started == ['a/0', 'b/0']
+def test_failed_run_is_said_and_tried_again(run, tmp_path, capsys):
+  assert run('--seeds=1', fail='a/0') == (1, ['a/0', 'b/0'])
   assert 'a/0: code 1, see ' in capsys.readouterr().out
-  _, started = run('--seeds=1')
-  assert started == ['a/0']
+  assert not (tmp_path / 'out').exists()
+  assert run('--seeds=1') == (0, ['a/0'])
 
 
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
     ('--cases=a,c', "'c' is not a case: give some of a, b"),
-    ('--seeds=0', '--seeds: must be at least 1'),
-    ('--max_steps=0', '--max_steps: must be at least 1'),
+    ('--seeds=0', '--seeds: must be a number, at least 1'),
+    ('--max_steps=x', '--max_steps: must be a number, at least 1'),
     ('--processes=3', 'invalid choice'),
   ],
 )
@@ -94,6 +122,36 @@ def test_bad_input_is_one_line_and_code_2(run, capsys, flag, message):
   assert exit_.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert message in line
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--game=no_such_game'], 'no_such_game'),
+    (['--env=memory/maze'], 'maze'),
+    (['--game=pong', '--env=CartPole-v1'], 'give --game or --env, not both'),
+  ],
+)
+def test_unknown_environment_is_one_line_and_code_2(capsys, flags, message):
+  args = studies.make_parser('study.py', None, 'study').parse_args(flags)
+  with pytest.raises(SystemExit) as exit_:
+    studies.make_environment_from(args)
+  assert exit_.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert message in line
+
+
+def test_environments_are_called_what_may_be_a_folder():
+  parser = studies.make_parser('study.py', None, 'study')
+  assert studies.make_environment_from(parser.parse_args([])) is None
+  names = {
+    '--game=ALE/Pong-v5': 'ALE_Pong-v5',
+    '--env=memory/t_maze/3': 'memory_t_maze_3',
+  }
+  for flag, name in names.items():
+    found, make = studies.make_environment_from(parser.parse_args([flag]))
+    assert found == name
+    assert make(1).reset().first()
 
 
 def test_bins_are_open_at_their_start():
@@ -111,6 +169,17 @@ def test_returns_are_those_of_nearly_greedy_environments(tmp_path):
   assert studies.returns_by_steps(tmp_path, max_steps=100) == {2.5: 1.5}
 
 
+def test_no_nearly_greedy_episode_is_one_line_and_code_2(tmp_path, capsys):
+  study_helpers.write_actor_log(tmp_path, steps=[3], epsilons=[0.4], returns=[9])
+  for _ in range(2):
+    with pytest.raises(SystemExit) as exit_:
+      studies.returns_by_steps(tmp_path, max_steps=100)
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'raise --max_steps' in line
+    (tmp_path / 'logs' / 'actor' / 'logs.csv').write_text('')  # no episode at all
+
+
 def test_a_curve_is_mean_and_spread_of_the_seeds_that_are_there():
   rows = studies.over_seeds('a', 'm', 'steps', [{1.0: 2.0, 3.0: 5.0}, {1.0: 4.0}])
   assert rows == [
@@ -120,13 +189,3 @@ def test_a_curve_is_mean_and_spread_of_the_seeds_that_are_there():
   assert studies.by_curve(rows)['m', 'steps'] == {
     'a': [(1.0, 3.0, 1.0), (3.0, 5.0, 0.0)]
   }
-
-
-def test_about_says_what_was_compared(study, tmp_path, monkeypatch):
-  monkeypatch.setattr(studies.experiment, 'revision', lambda: 'abc')
-  args = studies.make_parser('study.py', None, 'study').parse_args(['--cases=b'])
-  studies.write_about(study, args, tmp_path / 'about.json')
-  about = json.loads((tmp_path / 'about.json').read_text())
-  assert about['cases'].keys() == {'b'}
-  assert about['cases']['b']['n_step'] == config_lib.memory().n_step
-  assert (about['max_steps'], about['seeds'], about['revision']) == (100, 3, 'abc')

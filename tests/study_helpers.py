@@ -23,23 +23,23 @@ def write_actor_log(
   studies.write_csv(path, columns, zip(steps, epsilons, returns, strict=True))
 
 
-def fake_runs(monkeypatch, train: Callable[[str, int, pathlib.Path], None]):
-  """In place of a process for each run, `train(case, seed, workdir)`; it may raise."""
+def run_in_this_process(monkeypatch, main: Callable[[], int]):
+  """In place of a process for each run, `main` with that process's flags.
 
+  If it raises, the process counts as failed.
+  """
   really_run = subprocess.run
 
   def run(command, **kwargs):
     if not command[-1].startswith('--run='):
       return really_run(command, **kwargs)
-    name = command[-1].removeprefix('--run=')
-    case, seed = name.split('/')
-    workdir = pathlib.Path(kwargs['stdout'].name).parent / name
+    flags, sys.argv = sys.argv, command[1:]
     try:
-      train(case, int(seed), workdir)
+      return subprocess.CompletedProcess(command, main())
     except RuntimeError:
       return subprocess.CompletedProcess(command, 1)
-    (workdir / studies._FINISHED).touch()
-    return subprocess.CompletedProcess(command, 0)
+    finally:
+      sys.argv = flags
 
   monkeypatch.setattr(studies.subprocess, 'run', run)
 
