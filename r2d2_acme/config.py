@@ -69,6 +69,8 @@ class R2D2Config:
   # Network (Mnih et al. 2015's torso for images, an MLP for vectors).
   conv_channels: tuple[int, int, int] = (32, 64, 64)  # paper: 32, 64, 64
   torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
+  # Centre images, and layer-normalise what the LSTM sees of them; paper: no.
+  normalize_images: bool = False
   core_size: int = 512  # LSTM units; paper: 512
   head_size: int = 512  # hidden units of each duelling stream; paper: 512
   recurrent: bool = True  # False cuts the LSTM's state: a baseline without memory

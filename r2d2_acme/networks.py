@@ -27,6 +27,7 @@ class AtariTorso(snt.Module):
     self,
     channels: Sequence[int],
     size: int,
+    normalize: bool = False,
     dtype: tf.DType = tf.float32,
     name: str | None = None,
   ):
@@ -35,6 +36,9 @@ class AtariTorso(snt.Module):
     Args:
       channels: the three convolutions' widths.
       size: the number of features.
+      normalize: whether each image is centred on the mean of its pixels, and the
+        features are layer-normalised before the last ReLU. Without it a game's
+        constant background is most of what each layer sees.
       dtype: of the products inside a `tf.function`; variables, the linear layer's
         bias and features are float32 in any case.
       name: of the module.
@@ -46,11 +50,7 @@ class AtariTorso(snt.Module):
       for i, (width, kernel, stride) in enumerate(layers, start=1)
     ]
     self._linear = snt.Linear(size)
-    relu = tf.nn.relu
-    first, second, third = self._convolutions
-    self._network = snt.Sequential(
-      [first, relu, second, relu, third, relu, snt.Flatten(), self._linear, relu]
-    )
+    self._layer_norm = snt.LayerNorm(-1, True, True) if normalize else None
     self._dtype = dtype
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
@@ -70,20 +70,31 @@ class AtariTorso(snt.Module):
     if images.dtype == tf.uint8:
       images = _to_unit_interval(images)
     images = tf.cast(images, tf.float32)
+    if self._layer_norm is not None:
+      images -= tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
     # Eagerly, TensorFlow 2.8 takes oneDNN's kernel for the dtype that an op saw first.
     if self._dtype == tf.float32 or not tf.inside_function():
-      return self._network(images)
-    return self._call_in_dtype(images)
+      x = self._multiply(images)
+    else:
+      x = self._multiply_in_dtype(images)
+    if self._layer_norm is not None:
+      x = self._layer_norm(x)
+    return tf.nn.relu(x)
 
-  def _call_in_dtype(self, images: tf.Tensor) -> tf.Tensor:
-    """The same as `self._network`, but for rounding."""
-    x = tf.cast(images, self._dtype)
+  def _multiply(self, x: tf.Tensor) -> tf.Tensor:
+    for convolution in self._convolutions:
+      x = tf.nn.relu(convolution(x))
+    return self._linear(snt.flatten(x))
+
+  def _multiply_in_dtype(self, x: tf.Tensor) -> tf.Tensor:
+    """The same but for rounding."""
+    x = tf.cast(x, self._dtype)
     for convolution in self._convolutions:
       w, b = (tf.cast(v, self._dtype) for v in (convolution.w, convolution.b))
       x = tf.nn.conv2d(x, w, convolution.stride, 'VALID')
       x = tf.nn.relu(tf.nn.bias_add(x, b))
     x = tf.matmul(snt.flatten(x), tf.cast(self._linear.w, self._dtype))
-    return tf.nn.relu(tf.cast(x, tf.float32) + self._linear.b)
+    return tf.cast(x, tf.float32) + self._linear.b
 
 
 class MLPTorso(snt.Module):
@@ -238,7 +249,9 @@ def make_network(
   if not isinstance(actions, specs.DiscreteArray):
     raise ValueError(f'actions must be discrete (acme.specs.DiscreteArray): {actions}')
   if is_image(observations):
-    torso = AtariTorso(config.conv_channels, config.torso_size, torso_dtype)
+    torso = AtariTorso(
+      config.conv_channels, config.torso_size, config.normalize_images, torso_dtype
+    )
   elif len(observations.shape) == 1:
     torso = MLPTorso(config.torso_size)
   else:

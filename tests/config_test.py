@@ -43,6 +43,7 @@ _PAPER = {
   'evaluator_epsilon': 0.001,
   'conv_channels': (32, 64, 64),
   'torso_size': 512,
+  'normalize_images': False,
   'core_size': 512,
   'head_size': 512,
   'full_action_space': True,
@@ -144,7 +145,13 @@ def test_refusal_names_the_field_and_its_value(name, value):
 
 
 def test_every_field_has_a_bound():
-  is_free = {'full_action_space', 'recurrent', 'value_rescaling', 'actor_priorities'}
+  is_free = {
+    'normalize_images',
+    'full_action_space',
+    'recurrent',
+    'value_rescaling',
+    'actor_priorities',
+  }
   assert _JUST_REFUSED.keys() == _FIELDS - is_free
 
 

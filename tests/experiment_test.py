@@ -157,6 +157,7 @@ _SPECIAL = {
   'state_strategy': 'zero',
   'full_action_space': False,
   'recurrent': False,
+  'normalize_images': True,
   'value_rescaling': False,
   'actor_priorities': False,
   'learner_dtype': 'auto',

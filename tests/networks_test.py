@@ -95,6 +95,21 @@ class AtariTorsoTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'uint8 or float, not int32'):
       torso(tf.zeros([1, 36, 36, 1], tf.int32))
 
+  def test_normalized_torso_sees_no_constant_and_no_scale(self):
+    images = tf.cast(_random_images([5, 40, 36, 2]), tf.float32) / 255
+    torso = networks.AtariTorso((2, 3, 4), 64, normalize=True)
+    features = torso(images)
+    # The layer norm starts as the identity: mean 0 and variance 1 before the ReLU.
+    np.testing.assert_allclose(
+      tf.reduce_mean(features**2, axis=-1), 0.5 * np.ones(5), atol=0.25
+    )
+    brighter = images + tf.constant([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None, None]
+    np.testing.assert_allclose(torso(brighter), features, atol=1e-4)
+    np.testing.assert_allclose(torso(2 * images), features, atol=2e-2)
+    plain = networks.AtariTorso((2, 3, 4), 64)
+    self.assertGreater(np.ptp(plain(brighter) - plain(images)), 1e-3)
+    self.assertLen(torso.trainable_variables, len(plain.trainable_variables) + 2)
+
   def test_bfloat16_is_float32_but_for_its_rounding(self):
     if not runtime.multiplies_bfloat16():
       self.skipTest('this CPU has no bfloat16')
@@ -103,7 +118,7 @@ class AtariTorsoTest(parameterized.TestCase):
     outputs = []
     for dtype in (tf.float32, tf.bfloat16):
       tf.random.set_seed(0)
-      torso = networks.AtariTorso((8, 16, 16), 32, dtype)
+      torso = networks.AtariTorso((8, 16, 16), 32, dtype=dtype)
       torso(images[:1])
 
       @tf.function

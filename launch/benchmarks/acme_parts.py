@@ -36,7 +36,7 @@ class SameNetwork(networks.R2D2AtariNetwork):
 
   def __init__(self, num_actions: int, config: R2D2Config):
     super().__init__(num_actions, core=networks.LSTM(config.core_size))
-    torso = AtariTorso(config.conv_channels, config.torso_size)
+    torso = AtariTorso(config.conv_channels, config.torso_size, config.normalize_images)
     self._embed = embedding.OAREmbedding(torso, num_actions)
     self._head = DuellingHead(num_actions, config.head_size)
 
