@@ -55,7 +55,12 @@ class Checkpointer:
     counts: Mapping[str, float],
     period: float,
   ):
-    """`counts` are those that the program started with, `period` is in seconds."""
+    """`counts` are those that the program started with, `period` is in seconds.
+
+    Raises:
+      CheckpointError: the newest checkpoint is of a learner with other variables.
+    """
+    _check_variables(learner, workdir)
     self._learner = learner
     self._counts = _Counts(learner, counts)
     self._checkpointer = savers.Checkpointer(
@@ -78,6 +83,21 @@ class Checkpointer:
       self._counts.latest = counts
     with self._learner.locked:
       self._checkpointer.save(force)
+
+
+def _check_variables(learner: R2D2Learner, workdir: str):
+  """Acme's checkpointer leaves what it does not find as it was, without a word."""
+  for prefix in find(workdir)[-1:]:
+    status = tf.train.Checkpoint(**learner.state).read(prefix)
+    try:
+      status.assert_existing_objects_matched().expect_partial()
+    except AssertionError as error:
+      status.expect_partial()
+      raise CheckpointError(
+        f'checkpoint {prefix} is of a learner with other variables: it was written by '
+        'another version of r2d2_acme; go on with that one, or start in another '
+        '--workdir'
+      ) from error
 
 
 def directory(workdir: str) -> str:

@@ -137,6 +137,19 @@ def test_files_are_where_the_next_start_looks_and_only_the_newest_are_kept(saved
   assert others == {folder, folder.parent}
 
 
+def test_checkpoint_of_another_network_is_refused(workdir):
+  builder = R2D2Builder(_CONFIG, helpers.make_spec(image=False))
+  other = builder.make_learner(iter(()))
+  # What an older version called otherwise.
+  other.state['network'].renamed = snt.Linear(3)
+  other.state['network'].renamed(tf.zeros([1, 2]))
+  counts = checkpointing.verify(str(workdir))
+  before = _contents(workdir)
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
+    checkpointing.Checkpointer(str(workdir), other, counts, _FOR_EVER)
+  assert _contents(workdir) == before
+
+
 def test_tenth_checkpoint_is_newer_than_the_ninth(tmp_path):
   folder = pathlib.Path(checkpointing.directory(str(tmp_path)))
   folder.mkdir(parents=True)
