@@ -120,17 +120,19 @@ def test_defaults_are_the_papers():
   assert R2D2Config() == config_lib.paper()
 
 
-def test_laptop_differs_from_the_paper_in_sizes_only():
-  sizes = {
+def test_laptop_differs_from_the_paper_in_sizes_and_in_how_fast_it_learns():
+  differing = {
     *('burn_in_length', 'trace_length', 'batch_size'),
     *('conv_channels', 'torso_size', 'core_size', 'head_size'),
     *('samples_per_insert', 'max_replay_size', 'min_replay_size'),
     *('target_update_period', 'num_actors', 'envs_per_actor'),
     *('variable_update_period', 'evaluation_period'),
+    *('normalize_images', 'learner_dtype', 'learning_rate', 'adam_epsilon'),
+    *('discount', 'epsilon_base', 'epsilon_alpha', 'full_action_space'),
   }
   laptop = dataclasses.asdict(config_lib.laptop())
   paper = dataclasses.asdict(config_lib.paper())
-  assert {name for name in _FIELDS if laptop[name] != paper[name]} == sizes
+  assert {name for name in _FIELDS if laptop[name] != paper[name]} == differing
 
 
 @pytest.mark.parametrize('preset', sorted(config_lib.PRESETS))

@@ -155,12 +155,12 @@ def workdir(describe) -> pathlib.Path:
 _SHARES = ('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon')
 _SPECIAL = {
   'state_strategy': 'zero',
-  'full_action_space': False,
+  'full_action_space': True,
   'recurrent': False,
-  'normalize_images': True,
+  'normalize_images': False,
   'value_rescaling': False,
   'actor_priorities': False,
-  'learner_dtype': 'auto',
+  'learner_dtype': 'float32',
   'conv_channels': (4, 5, 6),
   'trace_length': 50,
   'sequence_period': 39,
@@ -340,7 +340,7 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
     (['--config.n_step=41'], ['n_step=41', 'trace_length=40']),
     (
       ['--config.min_replay_size=9'],
-      ['min_replay_size=9', 'samples_per_insert=4.0', 'samples_per_insert_tolerance'],
+      ['min_replay_size=9', 'samples_per_insert=8.0', 'samples_per_insert_tolerance'],
     ),
     (
       ['--config.min_replay_size=10001'],
