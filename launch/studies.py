@@ -172,7 +172,8 @@ def main(
   for name, plot in plots.items():
     plot(rows, title, out / name)
   about = {
-    'command': sys.argv,
+    # Not the folders: they are this machine's.
+    'command': [x for x in sys.argv if not x.startswith(('--workdir', '--out'))],
     'max_steps': max_steps,
     'runs': {name: read_finished(workdir / name) for name in names},
   }

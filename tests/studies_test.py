@@ -90,6 +90,7 @@ def test_runs_of_another_config_are_trained_again(run, tmp_path):
   assert run('--seeds=1', config=other)[1] == ['a/0', 'b/0']
   assert run('--seeds=1', config=other)[1] == []
   about = json.loads((tmp_path / 'out' / 'task' / 'about.json').read_text())
+  assert about['command'] == ['study', '--seeds=1']
   assert about['runs'].keys() == {'a/0', 'b/0'}
   assert about['runs']['a/0']['config']['n_step'] == 2
   assert about['runs']['a/0']['revision']
