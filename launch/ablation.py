@@ -54,22 +54,18 @@ def summarize(
   """The returns of each case, over steps."""
   rows: list[tuple] = []
   for case, workdirs in runs.items():
-    seeds = [studies.returns_by_steps(workdir, max_steps) for workdir in workdirs]
-    rows += studies.over_seeds(case, 'episode_return', 'steps', seeds)
+    rows += studies.return_rows(case, workdirs, max_steps)
   return rows
 
 
 def plot(rows: Sequence[tuple], title: str, path: pathlib.Path):
   """Return against steps, a line for each case."""
-  curves = studies.by_curve(rows)['episode_return', 'steps']
   styles = {
     case: {'color': 'black', 'linewidth': 2} if case == 'full' else {'color': f'C{i}'}
     for i, case in enumerate(CASES)
   }
   figure, axis = plotting.pyplot().subplots(figsize=(8, 5))
-  studies.draw(axis, curves, styles)
-  axis.set_xlabel('environment steps')
-  axis.set_ylabel(f'return of environments with epsilon <= {studies.GREEDY}')
+  studies.draw_returns(axis, rows, styles)
   axis.legend(fontsize=8)
   studies.save(figure, title, path)
 

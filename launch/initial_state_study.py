@@ -141,8 +141,7 @@ def summarize(
       for name in _DELTA_Q:
         seeds = [reduce(run, name) for run in items[case]]
         rows += studies.over_seeds(case, name, over, seeds)
-    returns = [studies.returns_by_steps(workdir, max_steps) for workdir in runs[case]]
-    rows += studies.over_seeds(case, 'episode_return', 'steps', returns)
+    rows += studies.return_rows(case, runs[case], max_steps)
   return rows
 
 
@@ -173,9 +172,7 @@ def plot_delta_q(rows: Sequence[tuple], title: str, path: pathlib.Path):
 def plot_returns(rows: Sequence[tuple], title: str, path: pathlib.Path):
   """Writes the spec's figure of learning curves."""
   figure, axis = plotting.pyplot().subplots(figsize=(6, 4))
-  studies.draw(axis, studies.by_curve(rows)['episode_return', 'steps'], _styles(rows))
-  axis.set_xlabel('environment steps')
-  axis.set_ylabel(f'return of environments with epsilon <= {studies.GREEDY}')
+  studies.draw_returns(axis, rows, _styles(rows))
   axis.legend(fontsize=7)
   studies.save(figure, title, path)
 

@@ -30,7 +30,7 @@ from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
 
-GREEDY = 0.05  # returns are those of environments with at most this epsilon
+_GREEDY = 0.05  # returns are those of environments with at most this epsilon
 NUM_BINS = 20  # points of a curve over training
 CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
 
@@ -245,10 +245,10 @@ def in_bins(
 def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float]:
   """The mean return of nearly greedy episodes, in bins of a run's steps."""
   episodes = read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
-  greedy = episodes['epsilon'] <= GREEDY
+  greedy = episodes['epsilon'] <= _GREEDY
   if not greedy.any():
     runtime.exit_with_error(
-      f'{workdir}: no episode with epsilon <= {GREEDY} ended; raise --max_steps'
+      f'{workdir}: no episode with epsilon <= {_GREEDY} ended; raise --max_steps'
     )
   steps, returns = (
     episodes[name][greedy] for name in ('actor_steps', 'episode_return')
@@ -265,6 +265,14 @@ def over_seeds(
     ys = [seed[x] for seed in seeds if x in seed]
     rows.append((case, metric, over, x, np.mean(ys), np.std(ys), len(ys)))
   return rows
+
+
+def return_rows(
+  case: str, workdirs: Sequence[pathlib.Path], max_steps: int
+) -> list[tuple]:
+  """Rows of `CURVE_COLUMNS`: a case's returns over steps; a workdir is a seed."""
+  seeds = [returns_by_steps(workdir, max_steps) for workdir in workdirs]
+  return over_seeds(case, 'episode_return', 'steps', seeds)
 
 
 def by_curve(rows: Iterable[tuple]) -> Curves:
@@ -285,6 +293,13 @@ def draw(
     color = line.get_color()
     axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.12, lw=0)
   axis.grid(True, alpha=0.3)
+
+
+def draw_returns(axis, rows: Iterable[tuple], styles: Mapping[str, Mapping[str, Any]]):
+  """The curves of all `return_rows`, with the axes' labels."""
+  draw(axis, by_curve(rows)['episode_return', 'steps'], styles)
+  axis.set_xlabel('environment steps')
+  axis.set_ylabel(f'return of environments with epsilon <= {_GREEDY}')
 
 
 def save(figure, title: str, path: pathlib.Path):
