@@ -17,8 +17,6 @@ from benchmarks import acme_parts, emulator, end_to_end
 from r2d2_acme import experiment, launching, loggers, runtime  # noqa: F401 (its flags)
 from r2d2_acme.config import R2D2Config
 
-_SAMPLES_PER_INSERT = flags.DEFINE_float('samples_per_insert', 0.0, 'Of windows.')
-
 
 class _Counting(wrappers.EnvironmentWrapper):
   """Counts each step: `acme.EnvironmentLoop` does at an episode's end only."""
@@ -106,7 +104,7 @@ def make_program(config: R2D2Config, workdir: str) -> lp.Program:
 def main(_) -> None:
   runtime.hide_gpu()
   num_actors, workdir = flags.FLAGS.num_actors, flags.FLAGS.workdir
-  config = end_to_end.config(num_actors, _SAMPLES_PER_INSERT.value)
+  config = end_to_end.config(num_actors)
   program = make_program(config, workdir)
   launching.launch(program, 'local_mp', os.path.join(workdir, 'output'))
 
