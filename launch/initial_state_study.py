@@ -121,7 +121,9 @@ def summarize(
     case: [studies.read_csv(workdir / _ITEMS) for workdir in workdirs]
     for case, workdirs in runs.items()
   }
-  oldest = max(run['parameter_age'].max() for case in items for run in items[case])
+  oldest = max(
+    run['parameter_age'].max(initial=0) for case in items for run in items[case]
+  )
   age_width, step_width = (oldest + 1) / _NUM_AGE_BINS, max_steps / studies.NUM_BINS
 
   def by_steps(run, name: str):

@@ -30,7 +30,6 @@ from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
 
-_GREEDY = 0.05  # returns are those of environments with at most this epsilon
 NUM_BINS = 20  # points of a curve over training
 CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
 
@@ -159,6 +158,7 @@ def main(
     finish(study, args.run, workdir)
     return 0
   cases = _chosen_cases(study, args)
+  _check_steps(study, cases, max_steps)
   # Seed by seed: what there is after an interruption compares all cases.
   names = [f'{case}/{seed}' for seed in range(args.seeds) for case in cases]
   if not _train_all(study, names, workdir, args.processes):
@@ -168,7 +168,8 @@ def main(
   out = pathlib.Path(args.out) / study.name
   out.mkdir(parents=True, exist_ok=True)
   write_csv(out / 'curves.csv', CURVE_COLUMNS, rows)
-  title = f'{study.name}: mean and standard deviation of {args.seeds} seeds'
+  spread = f'mean and standard deviation of {args.seeds} seeds'
+  title = f'{study.name}: {spread if args.seeds > 1 else "one seed"}'
   for name, plot in plots.items():
     plot(rows, title, out / name)
   about = {
@@ -214,6 +215,19 @@ def _chosen_cases(study: Study, args: argparse.Namespace) -> list[str]:
   return list(dict.fromkeys(cases))
 
 
+def _check_steps(study: Study, cases: Sequence[str], max_steps: int):
+  """Exits if one of them would learn for less than about half of its run."""
+  fill = max(
+    study.cases[case].min_replay_size * study.cases[case].sequence_period
+    for case in cases
+  )
+  if max_steps < 2 * fill:
+    runtime.exit_with_error(
+      f'--max_steps={max_steps} is too few: learning begins after some {fill}; give at '
+      f'least {2 * fill}'
+    )
+
+
 def _train_all(
   study: Study, names: Sequence[str], workdir: pathlib.Path, processes: int
 ) -> bool:
@@ -245,10 +259,11 @@ def in_bins(
 def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float]:
   """The mean return of nearly greedy episodes, in bins of a run's steps."""
   episodes = read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
-  greedy = episodes['epsilon'] <= _GREEDY
+  greedy = episodes['epsilon'] <= plotting.LOW_EPSILON
   if not greedy.any():
     runtime.exit_with_error(
-      f'{workdir}: no episode with epsilon <= {_GREEDY} ended; raise --max_steps'
+      f'{workdir}: no episode with epsilon <= {plotting.LOW_EPSILON} ended; raise '
+      '--max_steps'
     )
   steps, returns = (
     episodes[name][greedy] for name in ('actor_steps', 'episode_return')
@@ -259,11 +274,15 @@ def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float
 def over_seeds(
   case: str, metric: str, over: str, seeds: Sequence[Mapping[float, float]]
 ) -> list[tuple]:
-  """Rows of `CURVE_COLUMNS`: mean and standard deviation of the seeds that have x."""
+  """Rows of `CURVE_COLUMNS`: mean and standard deviation of the seeds that have x.
+
+  Where only one has, there is no deviation: NaN.
+  """
   rows = []
   for x in sorted(set().union(*seeds)):
     ys = [seed[x] for seed in seeds if x in seed]
-    rows.append((case, metric, over, x, np.mean(ys), np.std(ys), len(ys)))
+    std = np.std(ys, ddof=1) if len(ys) > 1 else np.nan
+    rows.append((case, metric, over, x, np.mean(ys), std, len(ys)))
   return rows
 
 
@@ -299,7 +318,7 @@ def draw_returns(axis, rows: Iterable[tuple], styles: Mapping[str, Mapping[str, 
   """The curves of all `return_rows`, with the axes' labels."""
   draw(axis, by_curve(rows)['episode_return', 'steps'], styles)
   axis.set_xlabel('environment steps')
-  axis.set_ylabel(f'return of environments with epsilon <= {_GREEDY}')
+  axis.set_ylabel(f'return of environments with epsilon <= {plotting.LOW_EPSILON}')
 
 
 def save(figure, title: str, path: pathlib.Path):
@@ -363,7 +382,7 @@ def make_parser(name: str, description: str | None, results: str):
   parser.add_argument('--cases', help='such as one,another; by default all')
   parser.add_argument('--max_steps', type=positive, help='of each run, in steps')
   parser.add_argument(
-    '--processes', type=int, default=1, choices=(1, 2), help='runs at once'
+    '--processes', type=positive, default=1, help='runs at once; by default 1'
   )
   parser.add_argument(
     '--workdir', default=f'runs/{results}', help='finished runs stay there'

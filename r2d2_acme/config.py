@@ -295,6 +295,7 @@ def memory() -> R2D2Config:
     envs_per_actor=16,
     epsilon_alpha=3.0,  # down to 0.026: a wrong answer at random hides a right one
     variable_update_period=10,
+    evaluation_period=10.0,  # in one process, training waits for it
   )
 
 

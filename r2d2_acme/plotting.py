@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_LOW_EPSILON = 0.01  # of an actor's environment that shows nearly what is learned
+LOW_EPSILON = 0.05  # at most, of an environment that shows nearly what is learned
 _NUM_POINTS = 200  # of a curve
 _SMOOTHING = 10  # a moving mean goes over one in so many of a run's episodes
 _AXES = {'actor_frames': (1e6, 'million frames'), 'wall_time': (3600, 'hours')}
@@ -35,7 +35,8 @@ class Run:
 
   Attributes:
     evaluator: its episodes.
-    actors: those of the actors' environments with an epsilon of at most 0.01.
+    actors: those of the actors' environments with an epsilon of at most
+      `LOW_EPSILON`.
   """
 
   workdir: str
@@ -185,7 +186,7 @@ def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
       axes.plot(position, points, '.', color=color, alpha=0.3, markersize=4)
   if acted:
     curve = average(acted, axis)
-    what = f'{label}, actors with ε ≤ {_LOW_EPSILON}'
+    what = f'{label}, actors with ε ≤ {LOW_EPSILON}'
     axes.plot(
       curve.x / unit, curve.mean, color=color, linewidth=0.7, alpha=0.7, label=what
     )
@@ -222,7 +223,7 @@ def _read_run(workdir: str) -> Run:
     environment,
     config,
     _read_episodes(glob.glob(os.path.join(logs, 'evaluator', 'logs.csv'))),
-    _read_episodes(glob.glob(os.path.join(logs, 'actor*', 'logs.csv')), _LOW_EPSILON),
+    _read_episodes(glob.glob(os.path.join(logs, 'actor*', 'logs.csv')), LOW_EPSILON),
   )
 
 

@@ -42,30 +42,30 @@ def test_each_case_leaves_out_what_it_says_and_nothing_else(config):
 
 def test_figure_has_all_cases(monkeypatch, tmp_path):
   def train(study, case, seed, max_steps, workdir):
-    study_helpers.write_actor_log(workdir, [10, 60], [0.01, 0.01], [0, seed])
+    study_helpers.write_actor_log(workdir, [200, 1200], [0.01, 0.01], [0, seed])
 
   monkeypatch.setattr(studies, 'train', train)
   study_helpers.run_in_this_process(monkeypatch, ablation.main)
-  flags = ['--max_steps=100', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
+  flags = ['--max_steps=2000', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
   monkeypatch.setattr(sys, 'argv', ['ablation', '--seeds=2', *flags])
   assert ablation.main() == 0
   out = tmp_path / 'out' / 'cue_recall'
   with open(out / 'curves.csv') as file:
     rows = list(csv.DictReader(file))
   assert list(dict.fromkeys(row['case'] for row in rows)) == list(ablation.CASES)
-  assert {row['mean'] for row in rows if row['x'] == '57.5'} == {'0.5'}
+  assert {row['mean'] for row in rows if row['x'] == '1150'} == {'0.5'}
   assert (out / 'returns.png').stat().st_size > 500
 
 
 def test_runs_learn_in_processes_of_their_own_and_only_once(tmp_path):
-  workdir = tmp_path / 'work' / 'cue_recall_1600'
+  workdir = tmp_path / 'work' / 'cue_recall_1900'
 
   def run():
     ended = study_helpers.run_program(
       'ablation.py',
       '--cases=zero_state',
       '--seeds=1',
-      '--max_steps=1600',
+      '--max_steps=1900',
       f'--workdir={tmp_path / "work"}',
       f'--out={tmp_path / "out"}',
     )
@@ -75,7 +75,7 @@ def test_runs_learn_in_processes_of_their_own_and_only_once(tmp_path):
   assert 'zero_state/0: finished' in run()
   path = workdir / 'zero_state' / '0' / 'logs'
   episodes = studies.read_csv(path / 'actor' / 'logs.csv')
-  assert len(episodes['episode_return']) == pytest.approx(1600 / 26, abs=8)
+  assert len(episodes['episode_return']) == pytest.approx(1900 / 26, abs=8)
   epsilons = [0.4 ** (1 + 5 * i / 7) for i in range(8)]
   assert sorted(set(episodes['epsilon']), reverse=True) == pytest.approx(epsilons)
   learned = studies.read_csv(path / 'learner' / 'logs.csv')

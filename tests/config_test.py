@@ -135,6 +135,11 @@ def test_laptop_differs_from_the_paper_in_sizes_and_in_how_fast_it_learns():
   assert {name for name in _FIELDS if laptop[name] != paper[name]} == differing
 
 
+def test_presets_for_one_process_pause_between_evaluations():
+  for preset in (config_lib.laptop(), config_lib.memory()):
+    assert preset.evaluation_period >= 10  # an episode may take seconds
+
+
 @pytest.mark.parametrize('preset', sorted(config_lib.PRESETS))
 def test_preset_survives_json(preset):
   config = config_lib.PRESETS[preset]()
@@ -213,25 +218,24 @@ def test_config_cannot_be_changed_afterwards():
   hash(R2D2Config())  # that is, no field is a list
 
 
-def _attributes(path: pathlib.Path) -> set[str]:
-  """Names read as `x.name` in a file."""
-  return _attributes_of(ast.parse(path.read_text()))
-
-
-def _attributes_of(tree: ast.AST) -> set[str]:
+def _attributes(tree: ast.AST, *owners: str) -> set[str]:
+  """What is read as `owner.name` or `x.owner.name`."""
   return {
     node.attr
     for node in ast.walk(tree)
     if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    if getattr(node.value, 'attr', getattr(node.value, 'id', None)) in owners
   }
 
 
 def test_every_field_is_read_somewhere():
   definition = _ROOT / 'r2d2_acme' / 'config.py'
   paths = {*_ROOT.glob('r2d2_acme/**/*.py'), *_ROOT.glob('launch/*.py')}
-  read = set.union(*map(_attributes, paths - {definition}))
+  read = set()
+  for path in paths - {definition}:
+    read |= _attributes(ast.parse(path.read_text()), 'config', '_config')
   # A property that is read reads fields.
   for node in ast.walk(ast.parse(definition.read_text())):
     if isinstance(node, ast.FunctionDef) and node.name in read:
-      read |= _attributes_of(node)
+      read |= _attributes(node, 'self')
   assert _FIELDS <= read

@@ -45,9 +45,13 @@ def test_trajectories_get_as_many_updates_and_trained_transitions():
   assert trajectory.trace_length == length
 
 
-def _write_run(workdir, delta_q, returns, ages=(10.0, 10.0, 10.0, 59.0)):
-  """Items, of steps 25, 50, 75, 100 or all of 100, and episodes of the same steps."""
+def _write_run(workdir, delta_q, returns, ages=(10.0, 10.0, 10.0, 59.0), scale=1):
+  """Items, of steps 25, 50, 75, 100 or all of 100, and episodes of the same steps.
+
+  `scale` multiplies the steps.
+  """
   steps = np.linspace(25, 100, 4) if len(delta_q) == 4 else np.full(len(delta_q), 100)
+  steps = scale * steps
   columns = [steps, steps, ages, delta_q, 10 * np.array(delta_q)]
   workdir.mkdir(parents=True, exist_ok=True)
   studies.write_csv(
@@ -59,6 +63,15 @@ def _write_run(workdir, delta_q, returns, ages=(10.0, 10.0, 10.0, 59.0)):
     workdir, steps, [0.4] + [0.01] * (len(steps) - 1), returns
   )
   return workdir
+
+
+def _spread(first, second):
+  """The standard deviation of two values."""
+  return pytest.approx(abs(first - second) / 2**0.5)
+
+
+def _nan():
+  return pytest.approx(np.nan, nan_ok=True)
 
 
 def _summarize(*workdirs):
@@ -73,17 +86,17 @@ def test_summary_is_the_mean_over_seeds_of_each_seeds_value(tmp_path):
     _write_run(tmp_path / '1', [7.0, 9.0, 5.0, 7.0], [100.0, 3.0, 4.0, 5.0]),
   )
   # Of the second half: seeds 2 and 6.
-  assert rows['delta_q_initial', 'all', 0.0] == (4.0, 2.0, 2)
-  assert rows['delta_q_final', 'all', 0.0] == (40.0, 20.0, 2)
+  assert rows['delta_q_initial', 'all', 0.0] == (4.0, _spread(2, 6), 2)
+  assert rows['delta_q_final', 'all', 0.0] == (40.0, _spread(20, 60), 2)
   # 20 bins of 5 steps.
-  assert rows['delta_q_initial', 'steps', 22.5] == (8.0, 1.0, 2)
-  assert rows['delta_q_initial', 'steps', 97.5] == (5.0, 2.0, 2)
+  assert rows['delta_q_initial', 'steps', 22.5] == (8.0, _spread(9, 7), 2)
+  assert rows['delta_q_initial', 'steps', 97.5] == (5.0, _spread(3, 7), 2)
   # 6 bins of 10 learner steps, of the second half.
-  assert rows['delta_q_initial', 'age', 5.0] == (3.0, 2.0, 2)
-  assert rows['delta_q_initial', 'age', 55.0] == (5.0, 2.0, 2)
+  assert rows['delta_q_initial', 'age', 5.0] == (3.0, _spread(1, 5), 2)
+  assert rows['delta_q_initial', 'age', 55.0] == (5.0, _spread(3, 7), 2)
   # Returns under a large epsilon do not count.
   assert ('episode_return', 'steps', 22.5) not in rows
-  assert rows['episode_return', 'steps', 47.5] == (2.0, 1.0, 2)
+  assert rows['episode_return', 'steps', 47.5] == (2.0, _spread(1, 3), 2)
 
 
 def test_delta_q_is_the_median_and_the_return_the_mean_of_a_bin(tmp_path):
@@ -98,18 +111,18 @@ def test_bin_that_a_seed_lacks_is_the_others_mean(tmp_path):
     _write_run(tmp_path / '0', [1.0] * 4, [0.0] * 4),
     _write_run(tmp_path / '1', [3.0] * 4, [0.0] * 4, ages=[10.0, 10.0, 10.0, 10.0]),
   )
-  assert rows['delta_q_initial', 'age', 5.0] == (2.0, 1.0, 2)
-  assert rows['delta_q_initial', 'age', 55.0] == (1.0, 0.0, 1)
+  assert rows['delta_q_initial', 'age', 5.0] == (2.0, _spread(1, 3), 2)
+  assert rows['delta_q_initial', 'age', 55.0] == (1.0, _nan(), 1)
 
 
 def test_figures_have_all_cases(monkeypatch, tmp_path):
   def train(study, case, seed, max_steps, workdir):
-    _write_run(workdir, [1.0, 2.0, 3.0, 4.0 + seed], [0.0, 1.0, 1.0, 1.0])
+    _write_run(workdir, [1.0, 2.0, 3.0, 4.0 + seed], [0.0, 1.0, 1.0, 1.0], scale=20)
 
   monkeypatch.setattr(initial_state_study, 'train', train)
   study_helpers.run_in_this_process(monkeypatch, initial_state_study.main)
   cases = ['zero_0', 'stored_2', 'trajectory']
-  flags = ['--max_steps=100', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
+  flags = ['--max_steps=2000', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
   argv = ['study', '--seeds=2', f'--cases={",".join(cases)}', *flags]
   monkeypatch.setattr(sys, 'argv', argv)
   assert initial_state_study.main() == 0

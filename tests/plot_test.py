@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from r2d2_acme import plotting
+from r2d2_acme import actor, plotting
+from r2d2_acme import config as config_lib
 
 _PLOT = pathlib.Path(__file__).parent.parent / 'launch' / 'plot.py'
 _COLUMNS = ('actor_frames', 'actor_steps', 'episode_return', 'epsilon', 'wall_time')
@@ -69,6 +70,12 @@ def test_of_the_actors_only_low_epsilons_count_and_all_files(tmp_path):
   assert run.actors.actor_frames.tolist() == [2e6, 2.5e6, 4e6]
   assert not len(run.evaluator.episode_return)
   assert not run.is_empty
+
+
+@pytest.mark.parametrize('preset', sorted(config_lib.PRESETS))
+def test_each_preset_has_actors_that_are_drawn(preset):
+  epsilons = actor.epsilon_ladder(config_lib.PRESETS[preset]())
+  assert epsilons.min() <= plotting.LOW_EPSILON < epsilons.max()
 
 
 # Curves.

@@ -11,6 +11,15 @@ import studies
 from r2d2_acme import config as config_lib
 from tests import study_helpers
 
+# It learns after 20 windows of a step each.
+_CONFIG = dataclasses.replace(
+  config_lib.memory(),
+  trace_length=2,
+  sequence_period=1,
+  n_step=1,
+  min_replay_size=20,
+)
+
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
@@ -20,7 +29,7 @@ def run(monkeypatch, tmp_path):
   """
 
   def run(*flags, fail='', config=None):
-    config = config or config_lib.memory()
+    config = config or _CONFIG
     trained = []
     study = studies.Study(
       'task', studies.make_cue_recall, {'a': config, 'b': config}, 100
@@ -86,7 +95,7 @@ def test_finished_runs_are_skipped_seed_by_seed(run, tmp_path):
 
 def test_runs_of_another_config_are_trained_again(run, tmp_path):
   run('--seeds=1')
-  other = dataclasses.replace(config_lib.memory(), n_step=2)
+  other = dataclasses.replace(_CONFIG, n_step=2)
   assert run('--seeds=1', config=other)[1] == ['a/0', 'b/0']
   assert run('--seeds=1', config=other)[1] == []
   about = json.loads((tmp_path / 'out' / 'task' / 'about.json').read_text())
@@ -114,7 +123,8 @@ def test_failed_run_is_said_and_tried_again(run, tmp_path, capsys):
     ('--cases=a,c', "'c' is not a case: give some of a, b"),
     ('--seeds=0', '--seeds: must be a number, at least 1'),
     ('--max_steps=x', '--max_steps: must be a number, at least 1'),
-    ('--processes=3', 'invalid choice'),
+    ('--processes=0', '--processes: must be a number, at least 1'),
+    ('--max_steps=39', 'learning begins after some 20; give at least 40'),
   ],
 )
 def test_bad_input_is_one_line_and_code_2(run, capsys, flag, message):
@@ -184,9 +194,9 @@ def test_no_nearly_greedy_episode_is_one_line_and_code_2(tmp_path, capsys):
 def test_a_curve_is_mean_and_spread_of_the_seeds_that_are_there():
   rows = studies.over_seeds('a', 'm', 'steps', [{1.0: 2.0, 3.0: 5.0}, {1.0: 4.0}])
   assert rows == [
-    ('a', 'm', 'steps', 1.0, 3.0, 1.0, 2),
-    ('a', 'm', 'steps', 3.0, 5.0, 0.0, 1),
+    ('a', 'm', 'steps', 1.0, 3.0, pytest.approx(2**0.5), 2),
+    ('a', 'm', 'steps', 3.0, 5.0, pytest.approx(np.nan, nan_ok=True), 1),
   ]
-  assert studies.by_curve(rows)['m', 'steps'] == {
-    'a': [(1.0, 3.0, 1.0), (3.0, 5.0, 0.0)]
-  }
+  ((first, second),) = studies.by_curve(rows)['m', 'steps'].values()
+  assert first == (1.0, 3.0, pytest.approx(2**0.5))
+  assert second[:2] == (3.0, 5.0)
