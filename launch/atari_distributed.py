@@ -20,7 +20,13 @@ _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.
 
 
 def main() -> int:
-  if flags.FLAGS.lp_launch_type == 'local_mp':
+  launch_type = flags.FLAGS.lp_launch_type
+  if launch_type not in launching.LAUNCH_TYPES:
+    raise experiment.BadInput(
+      f'--lp_launch_type={launch_type} is not for this program: give one of '
+      f'{", ".join(launching.LAUNCH_TYPES)}'
+    )
+  if launch_type == 'local_mp':
     runtime.hide_gpu()  # the learner, another process, needs all of it
   run = experiment.from_flags()
   return launching.launch(
@@ -33,7 +39,7 @@ def main() -> int:
       max_learner_steps=flags.FLAGS.max_learner_steps,
       environment_spec=run.environment_spec,
     ),
-    launch_type=flags.FLAGS.lp_launch_type,
+    launch_type=launch_type,
     output_dir=os.path.join(run.workdir, 'output'),
   )
 

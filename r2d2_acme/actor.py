@@ -205,6 +205,16 @@ class R2D2Actor(acme.Actor):
     self._timestep: dm_env.TimeStep | None = None
 
   def observe_first(self, timestep: dm_env.TimeStep):
+    """Starts an episode.
+
+    Raises:
+      ValueError: the actor has other than one environment.
+    """
+    if len(self._actor.epsilons) != 1:
+      raise ValueError(
+        'an environment loop of Acme has one environment: set envs_per_actor=1, not '
+        f'{len(self._actor.epsilons)}, or use VectorEnvironmentLoop'
+      )
     self._timestep = timestep
 
   def select_action(self, observation) -> np.ndarray:

@@ -170,7 +170,7 @@ def restore_network(
     CheckpointError: there is none, none of that name, or it is corrupt.
   """
   for attempt in range(_READ_ATTEMPTS):
-    prefix = _choose(find(workdir), name, workdir)
+    prefix = choose(workdir, name)
     try:
       counts = pickle.loads(tf.train.load_checkpoint(prefix).get_tensor(_COUNTS_KEY))
       status = tf.train.Checkpoint(network=network).read(prefix)
@@ -187,7 +187,13 @@ def restore_network(
   ) from failure
 
 
-def _choose(prefixes: list[str], name: str | None, workdir: str) -> str:
+def choose(workdir: str, name: str | None) -> str:
+  """The checkpoint of that name, such as `ckpt-3` or all of its path, or the newest.
+
+  Raises:
+    CheckpointError: there is none.
+  """
+  prefixes = find(workdir)
   for prefix in reversed(prefixes):
     if name is None or name == os.path.basename(prefix):
       return prefix
@@ -204,16 +210,13 @@ def _list(prefixes: list[str]) -> str:
   return ', '.join(prefixes) or 'none'
 
 
-def go_back(workdir: str, prefix: str):
-  """Makes `prefix` the newest checkpoint: later ones move to a `set_aside_*`.
+def go_back(workdir: str, name: str):
+  """Makes what `choose` finds the newest: later ones move to a `set_aside_*`.
 
   Raises:
     CheckpointError: there is no such checkpoint.
   """
-  prefixes = find(workdir)
-  prefix = os.path.abspath(prefix)
-  if prefix not in prefixes:
-    raise CheckpointError(f'no checkpoint {prefix}; there are: {_list(prefixes)}')
+  prefix, prefixes = choose(workdir, name), find(workdir)
   # A new folder each time: numbers are given again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=directory(workdir))
   for later in prefixes[prefixes.index(prefix) + 1 :]:

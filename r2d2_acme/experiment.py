@@ -5,6 +5,7 @@ Whatever a user can get wrong ends here, in one line and before any process star
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib.metadata
 import json
@@ -66,8 +67,12 @@ _ENVS_PER_ACTOR = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
 
-flags.DEFINE_integer('max_actor_steps', None, 'Stop after so many environment steps.')
-flags.DEFINE_integer('max_learner_steps', None, 'Stop after so many learner steps.')
+flags.DEFINE_integer(
+  'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
+)
+flags.DEFINE_integer(
+  'max_learner_steps', None, 'Stop after so many learner steps.', lower_bound=1
+)
 
 
 class BadInput(ValueError):
@@ -125,10 +130,11 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def from_flags(**fixed: Any) -> Experiment:
-  """The experiment that the flags describe; `fixed` config fields overrule them.
+  """The experiment that the flags describe; `fixed` are config fields of any here.
 
   In a workdir with a `config.json` the experiment described there goes on, and
-  flags that say otherwise are refused.
+  flags that say otherwise are refused. No other process may then use the workdir, until
+  this one ends.
 
   Raises:
     BadInput: the flags cannot work, alone, together or on this machine.
@@ -140,7 +146,16 @@ def from_flags(**fixed: Any) -> Experiment:
   config = _config_from_flags(stored, workdir, fixed)
   run = _make_experiment(config, flag, name, workdir)
   _check_memory(config, run.environment_spec)
-  _write_stored(workdir, config, {flag: name})
+  if _CHECKPOINT.value:
+    checkpointing.choose(workdir, _CHECKPOINT.value)  # is there one?
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    _lock(workdir)
+    _write_stored(workdir, config, {flag: name})
+  except OSError as error:
+    raise BadInput(
+      f'cannot write in {workdir} ({error.strerror}): give another --workdir'
+    ) from error
   if _CHECKPOINT.value:
     checkpointing.go_back(workdir, _CHECKPOINT.value)
   return run
@@ -210,7 +225,9 @@ def _config_from_flags(
   for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
     if flag.value is not None:
       given[flag.name] = flag.value
-  given.update(fixed)
+  for name, value in fixed.items():
+    if given.setdefault(name, value) != value:
+      raise BadInput(f'this program is for {name}={value}, not {given[name]}')
   base = stored.get('config')
   try:
     if base is None or flags.FLAGS['preset'].present:
@@ -270,6 +287,18 @@ def _read_stored(workdir: str) -> Mapping[str, Any]:
     ) from error
 
 
+def _lock(workdir: str):
+  """Keeps other programs out of `workdir` for as long as this process lives."""
+  # Never closed: the system lets go of it when the process ends, however it does.
+  descriptor = os.open(os.path.join(workdir, 'lock'), os.O_CREAT | os.O_RDWR)
+  try:
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise BadInput(
+      f'another program runs in {workdir}: stop it, or give another --workdir'
+    ) from error
+
+
 def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, str]):
   description = {
     'environment': environment,
@@ -283,15 +312,9 @@ def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, st
     },
   }
   path = os.path.join(workdir, 'config.json')
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    with open(f'{path}.new', 'w') as file:
-      json.dump(description, file, indent=2)
-    os.replace(f'{path}.new', path)
-  except OSError as error:
-    raise BadInput(
-      f'cannot write in {workdir} ({error.strerror}): give another --workdir'
-    ) from error
+  with open(f'{path}.new', 'w') as file:
+    json.dump(description, file, indent=2)
+  os.replace(f'{path}.new', path)
 
 
 def revision() -> str:

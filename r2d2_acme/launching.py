@@ -22,9 +22,12 @@ from launchpad.nodes.python.local_multi_processing import PythonProcess
 
 from r2d2_acme import runtime
 
+LAUNCH_TYPES = ('local_mp', 'local_mt')
+
 _POLL_PERIOD = 0.2  # seconds
 _STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a save
 _NUM_LAST_LINES = 20  # of a failed node's output
+_SAVES = 'learner/0'  # the node whose failure at the end matters, too
 
 # Launchpad looks for it when a node is given arguments.
 flags.DEFINE_multi_string('lp_dummy_config', [], 'Internal to Launchpad.')
@@ -40,12 +43,12 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
 
   Args:
     program: what to run.
-    launch_type: 'local_mp' or 'local_mt'.
+    launch_type: one of `LAUNCH_TYPES`.
     output_dir: in `local_mp`, a file for each node's output.
 
   Returns:
-    0 after a step limit, Ctrl-C or SIGTERM; 1 if a node failed, with the cause
-    printed last.
+    0 after a step limit, Ctrl-C or SIGTERM; 1 if a node failed, or the learner could
+    not save at the end, with the cause printed last.
   """
   if launch_type == 'local_mp':
     return _launch_processes(program, output_dir)
@@ -95,6 +98,8 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
     with _following(paths, terminal):
       failed = _wait(manager, processes)
   killed = [n for n, process in processes.items() if process.returncode == -9]
+  if failed is None and not killed and _SAVES in processes:
+    failed = _SAVES if processes[_SAVES].returncode else None
   if failed is not None:
     message = _describe_failure(failed, processes[failed].returncode, paths[failed])
   elif killed:

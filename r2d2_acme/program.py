@@ -2,6 +2,7 @@
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 
 import acme
@@ -109,7 +110,8 @@ def _run_until_stopped(
   """Runs each in a thread until one, or the program, is done; then `on_stop`.
 
   A thread that waits in C++ for a server that is gone cannot be interrupted. These
-  need not be: the node's main thread answers the program's stop, and saves.
+  need not be: the node's main thread answers the program's stop, and saves. A process
+  of its own ends here, with code 1 if `on_stop` fails.
 
   Raises:
     Whatever a thread raises while the program runs.
@@ -134,13 +136,19 @@ def _run_until_stopped(
     pass
   if failures and not stop.is_set():
     raise failures[0]
-  on_stop()
+  in_process = lp_context.get_context().launch_type in _IN_PROCESSES
+  try:
+    on_stop()
+  except Exception:
+    if not in_process:
+      raise
+    traceback.print_exc()
+    runtime.exit_now(1)
   deadline = time.time() + _JOIN_TIMEOUT
   for thread in threads:
     thread.join(max(0.0, deadline - time.time()))
-  launch_type = lp_context.get_context().launch_type
-  if launch_type in _IN_PROCESSES and any(thread.is_alive() for thread in threads):
-    runtime.exit_now(0)
+  if in_process:
+    runtime.exit_now(0)  # Launchpad's alarms would kill it on Python's own way out
 
 
 def _limit_threads(num_threads: int):

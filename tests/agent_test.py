@@ -127,6 +127,13 @@ def test_acts_in_acmes_environment_loop():
   assert any(np.any(b != a) for b, a in zip(before, after, strict=True))
 
 
+def test_acmes_loop_with_several_environments_is_refused():
+  environment = make_cue_recall()
+  agent = R2D2(acme.make_environment_spec(environment), _CONFIG)
+  with pytest.raises(ValueError, match='set envs_per_actor=1, not 8'):
+    acme.EnvironmentLoop(environment, agent, logger=_Returns()).run(num_episodes=1)
+
+
 def test_more_than_one_actor_is_refused():
   environment = make_cue_recall()
   with pytest.raises(ValueError, match='num_actors=1'):

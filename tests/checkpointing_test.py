@@ -314,6 +314,11 @@ def test_go_back_resumes_the_earlier_one_and_keeps_the_later_ones(saved, workdir
   assert after == collections.Counter(os.path.basename(path) for path in before)
 
 
+def test_going_back_takes_a_name_too(workdir):
+  checkpointing.go_back(str(workdir), 'ckpt-3')
+  assert _names(workdir)[-1] == 'ckpt-3'
+
+
 def test_what_was_set_aside_stays_when_going_back_again(workdir):
   folder = checkpointing.directory(str(workdir))
   for _ in range(2):

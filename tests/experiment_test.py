@@ -1,6 +1,7 @@
 """What users give, good and bad, as the programs in `launch/` take it."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -313,6 +314,15 @@ def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workd
   assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
 
 
+def test_checkpoint_goes_by_its_name(refuse, workdir):
+  folder = workdir / 'checkpoints' / 'learner'
+  folder.mkdir(parents=True)
+  for name in ('ckpt-8.index', 'ckpt-9.index'):
+    (folder / name).write_bytes(b'\0')
+  assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=ckpt-8')
+  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
+
+
 def test_unknown_checkpoint_is_refused(refuse, workdir):
   line = refuse('--workdir=run', '--checkpoint=ckpt-3')
   assert line.endswith('there are: none')
@@ -351,12 +361,33 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
       ['GiB of memory', 'max_replay_size=1000000000 windows', 'processes', 'lower'],
     ),
     (['--num_actors=100000'], ['GiB for 100004 processes', '--num_actors']),
+    (['--max_actor_steps=0'], ['max_actor_steps', '0']),
+    (['--max_learner_steps=-1'], ['max_learner_steps', '-1']),
+    (['--lp_launch_type=vertex_ai'], ['vertex_ai', 'local_mp, local_mt']),
+    (['--checkpoint=ckpt-3'], ['no checkpoint ckpt-3', 'there are: none']),
   ],
   ids=lambda value: ' '.join(value) if value[0].startswith('--') else None,
 )
 def test_bad_input_is_one_line_that_names_it(refuse, tmp_path, flags, expected):
   line = refuse(*flags)
   assert all(words in line for words in expected), line
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_workdir_in_use_is_refused_and_left_as_it_is(refuse, describe, workdir):
+  before = (workdir / 'config.json').read_bytes()
+  with open(workdir / 'lock', 'r+') as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    line = refuse('--workdir=run')
+  assert f'another program runs in {workdir}' in line
+  assert (workdir / 'config.json').read_bytes() == before
+  describe('--workdir=run')  # free again
+
+
+def test_one_process_is_for_one_actor(start, tmp_path):
+  ended = start('--num_actors=2', script=_LAUNCH / 'single_process.py')
+  assert ended.code == 2
+  assert ended.err == 'error: this program is for num_actors=1, not 2\n'
   assert not (tmp_path / 'runs').exists()
 
 

@@ -9,6 +9,7 @@ import csv
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def terminated(workdir):
   with _started(workdir, _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
     program.wait_until(
       lambda: (
-        len(program.rows('learner')) > 1
+        len(program.rows('learner')) > 2
         and program.rows('actor')
         and program.rows('evaluator')
       )
@@ -257,6 +258,19 @@ def broken(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def unsaved(tmp_path_factory):
+  """One that cannot save any more when it is stopped."""
+  workdir = tmp_path_factory.mktemp('unsaved') / 'run'
+  flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
+  with _started(workdir, *flags) as program:
+    program.wait_until(lambda: bool(program.rows('learner')))
+    shutil.rmtree(workdir / 'checkpoints')
+    (workdir / 'checkpoints').touch()
+    os.kill(program.pid, signal.SIGTERM)
+    yield program.wait(_STOP_TIMEOUT)
+
+
+@pytest.fixture(scope='module')
 def without_learner(tmp_path_factory):
   """One whose learner is killed while another node hangs."""
   workdir = tmp_path_factory.mktemp('without_learner') / 'run'
@@ -336,7 +350,7 @@ def test_limit_of_learner_steps_ends_it_with_code_0(limited):
   assert limited.code == 0
   assert limited.counts()['learner_steps'] >= limited.limit
   # The counter looks once a second.
-  assert limited.counts()['learner_steps'] < limited.limit + 10_000
+  assert limited.counts()['learner_steps'] < limited.limit + 1_000
 
 
 def test_number_of_actors_may_change(limited):
@@ -367,11 +381,16 @@ def test_dead_learner_ends_it_and_is_named_although_another_node_hangs(without_l
   assert without_learner.lines[-1].startswith('learner/0 was killed by signal 9')
 
 
+def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
+  assert unsaved.code == 1
+  assert unsaved.lines[-1].startswith('learner/0 failed with exit code 1')
+
+
 @pytest.mark.parametrize(
   'name',
   [
     *('terminated', 'without_counter', 'limited', 'interrupted', 'broken'),
-    'without_learner',
+    *('without_learner', 'unsaved'),
   ],
 )
 def test_no_process_is_left(name, request):
