@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except _Stopped:
     print('stopped: start again with the same --workdir to go on', flush=True)
     return 0
-  rows = _collect(args)
+  rows, unplayed = _collect(args)
+  failed += [game for game in unplayed if game not in failed]
   if rows:
     _print_table(rows, len(args.games))
     print(os.path.join(args.workdir, _TABLE))
@@ -140,8 +141,13 @@ def _run(command: Sequence[str]) -> int:
   return code
 
 
-def _collect(args: argparse.Namespace) -> list[Row]:
-  """Plays with each game's newest checkpoint, where that is not in the table yet."""
+def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+  """Plays with each game's newest checkpoint, where that is not in the table yet.
+
+  Returns:
+    A row for each game that has a checkpoint, and the games whose checkpoint or config
+    cannot be used; it has said why.
+  """
   # TensorFlow takes memory: not beside a run that trains.
   from r2d2_acme import checkpointing, evaluation, experiment
 
@@ -149,16 +155,19 @@ def _collect(args: argparse.Namespace) -> list[Row]:
   path = os.path.join(args.workdir, _TABLE)
   known = {row.game: row for row in _read_table(path)}
   rows: list[Row] = []
+  failed: list[str] = []
   for game in args.games:
     workdir = os.path.join(args.workdir, game)
     prefixes = checkpointing.find(workdir)
     if not prefixes:
       continue
-    newest = (os.path.basename(prefixes[-1]), args.episodes)
-    row = known.get(game)
-    if row is None or (row.checkpoint, row.episodes) != newest:
-      print(f'{game}: playing {args.episodes} episodes', flush=True)
-      try:
+    try:
+      # Names are given again, after a return to an earlier one or a new start.
+      learner_steps = checkpointing.read_counts(prefixes[-1])['learner_steps']
+      newest = (os.path.basename(prefixes[-1]), learner_steps, args.episodes)
+      row = known.get(game)
+      if row is None or (row.checkpoint, row.learner_steps, row.episodes) != newest:
+        print(f'{game}: playing {args.episodes} episodes', flush=True)
         run = experiment.from_workdir(workdir)
         result = evaluation.evaluate(
           run.config,
@@ -168,13 +177,15 @@ def _collect(args: argparse.Namespace) -> list[Row]:
           num_episodes=args.episodes,
           seed=run.config.seed,
         )
-      except (experiment.BadInput, checkpointing.CheckpointError) as error:
-        runtime.exit_with_error(str(error))
-      row = make_row(game, result)
+        row = make_row(game, result)
+    except (experiment.BadInput, checkpointing.CheckpointError) as error:
+      print(f'{game}: {error}', file=sys.stderr, flush=True)
+      failed.append(game)
+      continue
     known[game] = row
     rows.append(row)
     _write_table(path, [known[name] for name in sorted(known)])
-  return rows
+  return rows, failed
 
 
 def make_row(game: str, result: 'evaluation.Evaluation') -> Row:

@@ -35,7 +35,13 @@ from rich import console, table  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, evaluation, plotting, runtime  # noqa: E402
+from r2d2_acme import (  # noqa: E402
+  environments,
+  evaluation,
+  experiment,
+  plotting,
+  runtime,
+)
 from r2d2_acme.actor import BatchedActor, VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
@@ -141,17 +147,16 @@ class _Evaluator:
 
   def __init__(self, task: Task, config: R2D2Config):
     seeds = [
-      builder_lib.derive_seed(builder_lib.evaluator_seed(config), i)
-      for i in range(task.num_episodes)
+      builder_lib.evaluation_seeds(config.seed, i) for i in range(task.num_episodes)
     ]
-    self._environments = [environments.make(task.env, seed=seed) for seed in seeds]
+    self._environments = [environments.make(task.env, seed=seed) for seed, _ in seeds]
     spec = acme.make_environment_spec(self._environments[0])
     self._actor = BatchedActor(
       builder_lib.R2D2Builder(config, spec).make_network(),
       config,
       spec,
       epsilons=[config.evaluator_epsilon] * task.num_episodes,
-      seeds=seeds,
+      seeds=[policy_seed for _, policy_seed in seeds],
     )
 
   def mean_return(self, source: acme.VariableSource) -> float:
@@ -215,19 +220,23 @@ def train_in_process(
   """
   path = pathlib.Path(workdir, f'{_agent(recurrent)}_{seed}.json')
   path = path.parent / task.env.replace('/', '_') / path.name
-  config = json.loads(json.dumps(dataclasses.asdict(task.config(seed, recurrent))))
-  found = _read(path, config)
+  setup = {
+    'task': dataclasses.asdict(task),
+    'config': dataclasses.asdict(task.config(seed, recurrent)),
+  }
+  setup = json.loads(json.dumps(setup))
+  found = _read(path, setup)
   if found and (found.num_steps >= max_steps or (recurrent and found.solved_at)):
     return found
   path.parent.mkdir(parents=True, exist_ok=True)
   process = multiprocessing.get_context('spawn').Process(
     target=_train_and_write,
-    args=(task, seed, recurrent, max_steps, path, config, threads),
+    args=(task, seed, recurrent, max_steps, path, setup, threads),
     daemon=True,
   )
   process.start()
   process.join()
-  curve = _read(path, config)
+  curve = _read(path, setup)
   if process.exitcode or curve is None:
     raise RunFailed(
       f'{task.env} {_agent(recurrent)} seed {seed}: exit code {process.exitcode}'
@@ -235,23 +244,28 @@ def train_in_process(
   return curve
 
 
-def _train_and_write(task, seed, recurrent, max_steps, path, config, threads):
+def _train_and_write(task, seed, recurrent, max_steps, path, setup, threads):
   signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: the program says so
   runtime.limit_threads(threads)
   curve = train(
     task, seed, recurrent=recurrent, max_steps=max_steps, stop_when_solved=recurrent
   )
   new = path.with_suffix('.new')
-  new.write_text(json.dumps({'config': config, 'curve': dataclasses.asdict(curve)}))
+  stored = {
+    'revision': experiment.revision(),
+    'setup': setup,
+    'curve': dataclasses.asdict(curve),
+  }
+  new.write_text(json.dumps(stored))
   os.replace(new, path)
   runtime.exit_now(0)
 
 
-def _read(path: pathlib.Path, config: Mapping[str, Any]) -> Curve | None:
-  """The curve of a finished run with this config."""
+def _read(path: pathlib.Path, setup: Mapping[str, Any]) -> Curve | None:
+  """The curve of a finished run of this task with this config."""
   try:
     stored = json.loads(path.read_text())
-    return Curve(**stored['curve']) if stored['config'] == config else None
+    return Curve(**stored['curve']) if stored['setup'] == setup else None
   except (OSError, ValueError, KeyError, TypeError):
     return None
 

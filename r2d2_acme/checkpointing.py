@@ -151,6 +151,18 @@ def verify(workdir: str) -> dict[str, float]:
   return counts
 
 
+def read_counts(prefix: str) -> dict[str, float]:
+  """The program's counts in a checkpoint of `find`.
+
+  Raises:
+    CheckpointError: it is corrupt.
+  """
+  try:
+    return pickle.loads(tf.train.load_checkpoint(prefix).get_tensor(_COUNTS_KEY))
+  except Exception as error:  # each kind of damage has its own type
+    raise CheckpointError(f'checkpoint {prefix} is corrupt') from error
+
+
 def restore_network(
   network: snt.Module, workdir: str, name: str | None = None
 ) -> tuple[str, dict[str, float]]:
@@ -172,7 +184,7 @@ def restore_network(
   for attempt in range(_READ_ATTEMPTS):
     prefix = choose(workdir, name)
     try:
-      counts = pickle.loads(tf.train.load_checkpoint(prefix).get_tensor(_COUNTS_KEY))
+      counts = read_counts(prefix)
       status = tf.train.Checkpoint(network=network).read(prefix)
       status.assert_existing_objects_matched().expect_partial()
       return prefix, counts

@@ -47,7 +47,7 @@ def suite(tmp_path, monkeypatch):
   """`suite(*flags, codes=…)` runs the suite; returns its code and what it started."""
   log = tmp_path / 'log'
   monkeypatch.setattr(atari57, '_PROGRAM', tmp_path / 'program.py')
-  monkeypatch.setattr(atari57, '_collect', lambda args: [])
+  monkeypatch.setattr(atari57, '_collect', lambda args: ([], []))
 
   def suite(*flags: str, codes: dict[str, int] | None = None, slow: tuple = ()):
     log.write_text('')
@@ -237,3 +237,26 @@ def test_collected_score_is_of_episodes_that_were_played_once(
   out, again = _collect(trained, capsys)
   assert again == cells
   assert 'playing' not in out
+
+
+def test_checkpoint_of_the_same_name_is_played_when_it_is_another(trained, capsys):
+  path = str(trained / 'scores.csv')
+  _collect(trained, capsys)
+  (row,) = atari57._read_table(path)
+  atari57._write_table(path, [dataclasses.replace(row, learner_steps=5)])
+  assert 'pong: playing' in _collect(trained, capsys)[0]
+
+
+def test_corrupt_checkpoint_is_said_and_the_other_games_are_in_the_table(
+  trained, capsys
+):
+  folder = trained / 'alien' / 'checkpoints' / 'learner'
+  folder.mkdir(parents=True)
+  (folder / 'ckpt-1.index').write_bytes(b'corrupt')
+  flags = ['--collect', f'--workdir={trained}', '--episodes=1']
+  assert atari57.main(flags) == 1
+  out, err = capsys.readouterr()
+  assert 'pong' in out
+  first, last = err.splitlines()
+  assert first == f'alien: checkpoint {folder}/ckpt-1 is corrupt'
+  assert last == 'error: failed: alien'

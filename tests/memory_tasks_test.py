@@ -151,13 +151,13 @@ def trained(monkeypatch, tmp_path):
       self.args = args
 
     def start(self):
-      task, seed, recurrent, max_steps, path, config, _ = self.args
+      task, seed, recurrent, max_steps, path, setup, _ = self.args
       runs.append((recurrent, max_steps))
       returns = [0.0] * (max_steps // 1000)
       if recurrent:
         returns = [0.0, 1.0, 1.0][: len(returns)]
       curve = _curve(*returns, recurrent=recurrent, seed=seed, task=task.env)
-      text = json.dumps({'config': config, 'curve': dataclasses.asdict(curve)})
+      text = json.dumps({'setup': setup, 'curve': dataclasses.asdict(curve)})
       path.write_text(text)
 
     def join(self):
