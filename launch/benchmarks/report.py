@@ -146,12 +146,16 @@ def plot(curves: Sequence[Comparison], path: str):
   pyplot = plotting.pyplot()
   figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3.5))
   for curve, axis in zip(curves, np.atleast_1d(axes), strict=True):
-    medians = [curve.median(side) for side in curve.points]
-    axis.loglog(list(curve.points.values()), medians, 'o-')
+    x = list(curve.points.values())
+    y = [curve.median(side) for side in curve.points]
+    axis.loglog(x, y, 'o-')
+    axis.minorticks_off()
+    axis.set_xticks(x, map(_number, x), rotation=30)
+    axis.set_yticks(y, map(_number, y))
     axis.set_title(f'{curve.case}: exponent {curve.exponent:.2f}', fontsize=9)
     axis.set_xlabel(curve.case.rsplit(' ', 1)[-1])
     axis.set_ylabel(curve.unit)
-    axis.grid(True, which='both', alpha=0.3)
+    axis.grid(True, alpha=0.3)
   figure.tight_layout()
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
