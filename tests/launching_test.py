@@ -406,7 +406,7 @@ def _is_expected_of_one_process(line: str) -> bool:
 
 def test_threads_of_one_process_run_to_the_limit(tmp_path):
   flags = ('--lp_launch_type=local_mt', '--env=CartPole-v1', *_SMALL)
-  with _started(tmp_path / 'run', *flags, '--max_actor_steps=200') as program:
+  with _started(tmp_path / 'run', *flags, '--max_actor_steps=3000') as program:
     program.wait()
   assert program.code == 0
   assert program.rows('actor')
