@@ -77,7 +77,7 @@ def main() -> int:
     study = make_study(*environment, config_lib.laptop(), max_steps=1_000_000)
   else:
     make = studies.make_cue_recall
-    study = make_study('cue_recall', make, studies.CUE_RECALL, max_steps=20_000)
+    study = make_study('cue_recall', make, studies.CUE_RECALL, max_steps=50_000)
   return studies.main(study, args, studies.train, summarize, {'returns.png': plot})
 
 
