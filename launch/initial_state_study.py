@@ -59,7 +59,7 @@ def cue_recall() -> studies.Study:
     'cue_recall',
     studies.make_cue_recall,
     {**_state_cases(config, burn_ins=(0, 2, 4)), _TRAJECTORY: trajectory},
-    max_steps=20_000,
+    max_steps=50_000,
   )
 
 
