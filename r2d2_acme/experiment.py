@@ -44,6 +44,7 @@ _FREE_FIELDS = (
 )
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
+_INTERRUPTED = 130  # the code that shells give for Ctrl-C
 
 _GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
 _ENV = flags.DEFINE_string(
@@ -101,7 +102,8 @@ class Experiment:
 def run(main: Callable[[], int]) -> NoReturn:
   """Parses the flags and runs a program's main; the process ends with its code.
 
-  Bad input is one line on stderr and exit code 2.
+  Bad input is one line on stderr and exit code 2; Ctrl-C, where the program does not
+  take it to stop and save, is code 130.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -124,6 +126,8 @@ def run(main: Callable[[], int]) -> NoReturn:
       code = main()
     except (BadInput, checkpointing.CheckpointError) as error:
       runtime.exit_with_error(str(error))
+    except KeyboardInterrupt:
+      code = _INTERRUPTED
     sys.exit(code)
 
   app.run(checked, flags_parser=parse)

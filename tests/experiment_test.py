@@ -384,6 +384,17 @@ def test_workdir_in_use_is_refused_and_left_as_it_is(refuse, describe, workdir):
   describe('--workdir=run')  # free again
 
 
+def test_ctrl_c_is_no_traceback(start, tmp_path):
+  script = tmp_path / 'interrupted.py'
+  script.write_text(
+    'import os, signal\n'
+    'from r2d2_acme import experiment\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
+    'experiment.run(lambda: os.kill(os.getpid(), signal.SIGINT))\n'
+  )
+  assert start(script=script) == _Ended(130, '', '')
+
+
 def test_one_process_is_for_one_actor(start, tmp_path):
   ended = start('--num_actors=2', script=_LAUNCH / 'single_process.py')
   assert ended.code == 2
