@@ -241,7 +241,7 @@ def laptop() -> R2D2Config:
     core_size=256,
     head_size=256,
     learner_dtype='auto',
-    # One core acts at 700 to 1,000 steps/s, so data is dear: each step is trained
+    # One core acts at 700 to 1,500 steps/s, so data is dear: each step is trained
     # eight times, as by DQN, which leaves the learner the limit, at about 6 steps/s.
     samples_per_insert=8.0,
     samples_per_insert_tolerance=0.1,

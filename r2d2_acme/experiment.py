@@ -134,7 +134,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def from_flags(**fixed: Any) -> Experiment:
-  """The experiment that the flags describe; `fixed` are config fields of any here.
+  """The experiment that the flags describe; of `fixed` fields they may say no other.
 
   In a workdir with a `config.json` the experiment described there goes on, and
   flags that say otherwise are refused. No other process may then use the workdir, until
@@ -294,7 +294,7 @@ def _read_stored(workdir: str) -> Mapping[str, Any]:
 def _lock(workdir: str):
   """Keeps other programs out of `workdir` for as long as this process lives."""
   # Never closed: the system lets go of it when the process ends, however it does.
-  descriptor = os.open(os.path.join(workdir, 'lock'), os.O_CREAT | os.O_RDWR)
+  descriptor = os.open(os.path.join(workdir, 'lock'), os.O_CREAT | os.O_RDWR, 0o666)
   try:
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:

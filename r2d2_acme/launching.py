@@ -98,8 +98,9 @@ def _launch_processes(program: lp.Program, output_dir: str) -> int:
     with _following(paths, terminal):
       failed = _wait(manager, processes)
   killed = [n for n, process in processes.items() if process.returncode == -9]
-  if failed is None and not killed and _SAVES in processes:
-    failed = _SAVES if processes[_SAVES].returncode else None
+  saver = processes.get(_SAVES)
+  if failed is None and not killed and saver is not None and saver.returncode:
+    failed = _SAVES
   if failed is not None:
     message = _describe_failure(failed, processes[failed].returncode, paths[failed])
   elif killed:

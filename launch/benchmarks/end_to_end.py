@@ -35,7 +35,7 @@ _PORT = re.compile(r'Started replay server on port (\d+)')
 
 
 def config(num_actors: int) -> config_lib.R2D2Config:
-  """Of both programs."""
+  """Of Acme's program; `our_program` has the same by its flags."""
   return dataclasses.replace(
     config_lib.laptop(),
     num_actors=num_actors,
