@@ -11,7 +11,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from r2d2_acme import adder as adder_lib
-from r2d2_acme import networks, replay, runtime
+from r2d2_acme import dataset, networks, replay, runtime
 from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
@@ -48,7 +48,7 @@ class R2D2Builder:
     return replay.make_tables(self._config, self._spec, rate_limiter)
 
   def make_dataset(self, server_address: str, prefetch: int = 2) -> tf.data.Dataset:
-    return replay.make_dataset(self._config, self._spec, server_address, prefetch)
+    return dataset.make_dataset(self._config, self._spec, server_address, prefetch)
 
   def make_adder(
     self,

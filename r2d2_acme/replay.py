@@ -1,4 +1,4 @@
-"""The Reverb side of replay: table, signature, dataset, priority write-back."""
+"""The Reverb side of replay: table, signature, priority write-back."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from acme import specs
 
 from r2d2_acme import networks
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.types import Batch, Observation, Sequence, Step
+from r2d2_acme.types import Sequence, Step
 
 TABLE = 'windows'
 
@@ -77,73 +77,6 @@ def make_tables(
     signature=sequence_signature(config, environment_spec),
   )
   return [table]
-
-
-def make_dataset(
-  config: R2D2Config,
-  environment_spec: specs.EnvironmentSpec,
-  server_address: str,
-  prefetch: int = 2,
-) -> tf.data.Dataset:
-  """Endless prioritized `Batch`es, with `prefetch` of them made ahead."""
-  signature = sequence_signature(config, environment_spec)
-  stack = networks.num_stacked(config, environment_spec.observations)
-  dataset = reverb.TrajectoryDataset(
-    server_address=server_address,
-    table=TABLE,
-    dtypes=tree.map_structure(lambda spec: spec.dtype, signature),
-    shapes=tree.map_structure(lambda spec: spec.shape, signature),
-    max_in_flight_samples_per_worker=config.batch_size,
-  )
-  dataset = dataset.batch(config.batch_size, drop_remainder=True)
-  dataset = dataset.map(
-    lambda sample: _to_batch(sample, stack), num_parallel_calls=1, deterministic=True
-  )
-  return dataset.prefetch(prefetch)
-
-
-def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
-  steps: Step = tree.map_structure(_time_major, sample.data.steps)
-  return Batch(
-    observations=Observation(
-      observation=stack_frames(steps.observation, stack),
-      action=steps.action,
-      reward=steps.reward,
-    ),
-    discount=steps.discount,
-    mask=steps.mask,
-    core_state=tree.map_structure(
-      lambda *states: tf.stack(states, axis=1), *sample.data.core_state
-    ),
-    learner_steps=sample.data.learner_steps,
-    keys=sample.info.key,
-    probabilities=sample.info.probability,
-    table_size=sample.info.table_size,
-  )
-
-
-def _time_major(x: tf.Tensor) -> tf.Tensor:
-  return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
-
-
-def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
-  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
-  if stack == 1:
-    return frames
-  rows = frames.shape[0] - stack + 1
-  if frames.dtype == tf.uint8 and frames.shape[-1] == 1 and stack == 4:
-    return _stack_four_bytes(frames, rows)
-  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
-
-
-def _stack_four_bytes(frames: tf.Tensor, rows: int) -> tf.Tensor:
-  """Makes one int32 of a pixel's four bytes, the oldest lowest, and reads its bytes.
-
-  The same as a concatenation along an axis of length 1, in a quarter of the time.
-  """
-  pixels = tf.cast(frames[..., 0], tf.int32)  # [T + 3, ...]
-  pairs = pixels[:-1] + pixels[1:] * 2**8  # [T + 2, ...]
-  return tf.bitcast(pairs[:rows] + pairs[2 : rows + 2] * 2**16, tf.uint8)
 
 
 class PriorityUpdater:

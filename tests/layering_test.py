@@ -16,7 +16,7 @@ _LAYERS = (
   {'diagnostics', 'environments', 'launching', 'loggers', 'losses', 'lstm'},
   {'networks'},
   {'replay'},
-  {'adder'},
+  {'adder', 'dataset'},
   {'actor', 'learner'},
   {'builder', 'checkpointing'},
   {'agent', 'evaluation', 'experiment', 'program'},

@@ -1,4 +1,4 @@
-"""Tests of `r2d2_acme/replay.py` on real Reverb tables."""
+"""Tests of `r2d2_acme/replay.py` and `dataset.py` on real Reverb tables."""
 
 import dataclasses
 import threading
@@ -14,7 +14,7 @@ from acme import specs
 
 from r2d2_acme import adder as adder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, networks, replay
+from r2d2_acme import dataset, environments, networks, replay
 from r2d2_acme.types import Step
 from tests import helpers
 
@@ -74,7 +74,7 @@ def test_frames_stay_uint8_from_environment_to_batch(serve):
     replay.TABLE, emit_timesteps=False, unpack_as_table_signature=True
   )
   assert sample.data.steps.observation.dtype == np.uint8
-  batch = next(iter(replay.make_dataset(config, SPEC, client.server_address)))
+  batch = next(iter(dataset.make_dataset(config, SPEC, client.server_address)))
   assert batch.observations.observation.dtype == tf.uint8
 
 
@@ -82,7 +82,7 @@ def test_batches_are_time_major_with_stacks_rebuilt(serve):
   config = helpers.make_config(batch_size=3, frame_stack=2, core_size=6)
   client = serve(make_tables(config))
   add_windows(config, client, [1.0, 2.0])
-  batch = next(iter(replay.make_dataset(config, SPEC, client.server_address)))
+  batch = next(iter(dataset.make_dataset(config, SPEC, client.server_address)))
   rows = config.sequence_length + 1
   assert batch.observations.observation.shape == [rows, 3, 36, 36, 2]
   for array in (*batch.observations[1:], batch.discount, batch.mask):
@@ -102,7 +102,7 @@ def test_batches_are_time_major_with_stacks_rebuilt(serve):
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
 def test_stack_frames_puts_the_oldest_first(stack, channels, dtype):
   frames = np.random.default_rng(0).integers(256, size=[9, 50, channels]).astype(dtype)
-  stacked = replay.stack_frames(tf.constant(frames), stack).numpy()
+  stacked = dataset.stack_frames(tf.constant(frames), stack).numpy()
   assert len(stacked) == 9 - stack + 1
   for t, row in enumerate(stacked):
     expected = np.concatenate([frames[t + i] for i in range(stack)], axis=-1)
@@ -160,7 +160,7 @@ def test_the_dataset_tells_with_which_probability_it_drew(serve):
   config = helpers.make_config(priority_exponent=0.5)
   client = serve(make_tables(config))
   add_windows(config, client, [1.0, 4.0, 9.0])
-  batch = next(iter(replay.make_dataset(config, SPEC, client.server_address)))
+  batch = next(iter(dataset.make_dataset(config, SPEC, client.server_address)))
   expected = np.array([1, 2, 3])[batch.learner_steps.numpy()] / 6
   np.testing.assert_allclose(batch.probabilities, expected, rtol=1e-6)
 
