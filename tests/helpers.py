@@ -5,8 +5,10 @@ a recording network keeps what the actor saw. Whatever replay returns can be loo
 in both by the key (environment, episode, step) that is written in each frame.
 """
 
+import csv
 import dataclasses
 import gc
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -341,3 +343,14 @@ def read_priorities(client: reverb.Client) -> dict[int, float]:
     for sample in client.sample(replay.TABLE, 2 * size, emit_timesteps=False):
       priorities[sample.info.key] = sample.info.priority
   return priorities
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
+  """The whole rows of a log that may be being written, or not be there yet."""
+  if not path.exists():
+    return []
+  whole, _, _ = path.read_text().rpartition('\n')
+  return [
+    {key: float(value) for key, value in row.items()}
+    for row in csv.DictReader(whole.splitlines())
+  ]

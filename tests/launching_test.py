@@ -5,7 +5,6 @@ goes on in the workdir of the one before.
 """
 
 import contextlib
-import csv
 import os
 import pathlib
 import re
@@ -108,15 +107,7 @@ class _Program:
     return {name: p for name, p in self.seen.items() if _is_running(p)}
 
   def rows(self, label: str) -> list[dict[str, float]]:
-    path = self.workdir / 'logs' / label / 'logs.csv'
-    if not path.exists():
-      return []
-    with path.open() as file:
-      return [
-        {key: float(value) for key, value in row.items()}
-        for row in csv.DictReader(file)
-        if all(row.values())  # the last line may be half written
-      ]
+    return helpers.read_rows(self.workdir / 'logs' / label / 'logs.csv')
 
   def counts(self) -> dict[str, float]:
     return checkpointing.verify(str(self.workdir))

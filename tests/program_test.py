@@ -1,6 +1,5 @@
 """The whole program, in threads of this process, on a real game."""
 
-import csv
 import math
 import pathlib
 import signal
@@ -85,22 +84,15 @@ def launchpad():
 
 
 def _read_rows(workdir: pathlib.Path) -> dict[str, list[dict[str, float]]]:
-  rows = {}
-  for path in workdir.glob('logs/*/logs.csv'):
-    with path.open() as file:
-      # The last line may be half written.
-      rows[path.parent.name] = [
-        {key: float(value) for key, value in row.items()}
-        for row in csv.DictReader(file)
-        if all(row.values())
-      ]
-  return rows
+  paths = workdir.glob('logs/*/logs.csv')
+  return {path.parent.name: helpers.read_rows(path) for path in paths}
 
 
 def _is_done(rows) -> bool:
   labels = ('learner', 'actor', 'actor_1', 'evaluator')
   return all(rows.get(label) for label in labels) and (
     rows['learner'][-1]['learner_steps'] > _CONFIG.target_update_period
+    and rows['learner'][-1]['parameter_age'] < rows['learner'][-1]['learner_steps']
     and rows['evaluator'][-1]['learner_steps'] > 0
   )
 
