@@ -17,13 +17,14 @@ from acme import specs
 from acme.tf import variable_utils
 from acme.utils import counting, loggers
 
-from r2d2_acme import networks
+from r2d2_acme import networks, tracing
 from r2d2_acme.adder import SequenceAdder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Observation, Step
 
 _RATE_PERIOD = 10.0  # seconds
+_NUM_DRAWS = 256  # steps whose random numbers are drawn together
 
 
 def epsilon_ladder(config: R2D2Config) -> np.ndarray:
@@ -60,6 +61,7 @@ class BatchedActor:
     self._num_actions = environment_spec.actions.num_values
     self._epsilons = epsilons
     self._rngs = [np.random.default_rng(seed) for seed in seeds]
+    self._explorations: list[list[tuple[int, int]]] = []
     self._adders = adders
     self._variable_client: variable_utils.VariableClient | None = None
     self._variables = network.variables
@@ -74,21 +76,17 @@ class BatchedActor:
     self._core_state = network.initial_state(num_envs)
     self.q = np.zeros((num_envs, self._num_actions), np.float32)
 
-    def policy(stacks, actions, rewards, is_first, hidden, cell):
-      """Also returns the state that it started from: the initial one where first."""
-      core_state = tree.map_structure(
-        lambda x: tf.where(is_first[:, tf.newaxis], tf.zeros_like(x), x),
-        snt.LSTMState(hidden, cell),
+    def policy(stacks, actions, rewards, *core_state):
+      q, next_state = network(
+        Observation(stacks, actions, rewards), snt.LSTMState(*core_state)
       )
-      q, next_state = network(Observation(stacks, actions, rewards), core_state)
-      return q, core_state, next_state
+      return [q, *next_state]
 
-    # One signature, traced now: so a call costs half as much in Python.
-    self._policy = tf.function(policy, autograph=False).get_concrete_function(
+    self._policy = tracing.trace(
+      policy,
       tf.TensorSpec(self._stacks.shape, self._stacks.dtype),
       tf.TensorSpec([num_envs], tf.int32),
       tf.TensorSpec([num_envs], tf.float32),
-      tf.TensorSpec([num_envs], tf.bool),
       *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
     )
 
@@ -121,20 +119,22 @@ class BatchedActor:
     Returns:
       int32 [E], the next actions.
     """
-    actions = np.array(actions, np.int32)
+    is_first = [timestep.first() for timestep in timesteps]
+    if any(is_first):
+      actions = np.where(is_first, 0, actions)
+      self._core_state = tree.map_structure(
+        lambda x: np.where(np.expand_dims(is_first, -1), 0, x), self._core_state
+      )
     rewards = np.zeros(len(timesteps), np.float32)
-    is_first = np.array([timestep.first() for timestep in timesteps])
-    actions[is_first] = 0
     for i, timestep in enumerate(timesteps):
       if not is_first[i]:
         rewards[i] = timestep.reward
     self._push_frames(timesteps)
-    inputs = map(tf.constant, (self._stacks, actions, rewards, is_first))
-    q, core_state, next_state = self._policy(*inputs, *self._core_state)
+    q, *next_state = self._policy(self._stacks, actions, rewards, *self._core_state)
     self.q = q.numpy()
     if self._adders is not None:
-      self._add(actions, rewards, timesteps, core_state)
-    self._core_state = next_state
+      self._add(actions, rewards, timesteps)
+    self._core_state = snt.LSTMState(*next_state)
     return self._epsilon_greedy()
 
   def fetch(self, source: acme.VariableSource):
@@ -171,22 +171,27 @@ class BatchedActor:
         stack[..., :-new] = 0
 
   def _epsilon_greedy(self) -> np.ndarray:
-    actions = np.argmax(self.q, axis=-1).astype(np.int32)
-    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
-      if rng.random() < epsilon:
-        actions[i] = rng.integers(self._num_actions)
+    if not self._explorations:
+      self._explorations = self._draw_explorations()
+    actions = self.q.argmax(axis=-1).astype(np.int32)
+    for i, action in self._explorations.pop():
+      actions[i] = action
     return actions
 
-  def _add(self, actions, rewards, timesteps, core_state):
-    hidden, cell = (x.numpy() for x in core_state)
+  def _draw_explorations(self) -> list[list[tuple[int, int]]]:
+    """For each of many steps, who acts at random and how: [(environment, action)]."""
+    explorations: list[list[tuple[int, int]]] = [[] for _ in range(_NUM_DRAWS)]
+    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
+      actions = rng.integers(self._num_actions, size=_NUM_DRAWS)
+      for step in np.flatnonzero(rng.random(_NUM_DRAWS) < epsilon):
+        explorations[step].append((i, actions[step]))
+    return explorations
+
+  def _add(self, actions, rewards, timesteps):
+    hidden, cell = map(np.asarray, self._core_state)
     for i, (adder, timestep) in enumerate(zip(self._adders, timesteps, strict=True)):
-      step = Step(
-        observation=timestep.observation,
-        action=actions[i],
-        reward=rewards[i],
-        discount=1.0 if timestep.first() else timestep.discount,
-        mask=1.0,
-      )
+      discount = 1.0 if timestep.first() else timestep.discount
+      step = Step(timestep.observation, actions[i], rewards[i], discount, mask=1.0)
       adder.add(
         step,
         snt.LSTMState(hidden[i], cell[i]),
@@ -253,8 +258,8 @@ class VectorEnvironmentLoop:
     self._should_stop = should_stop
     self._frames_per_step = getattr(environments[0], 'frames_per_step', 1)
     num_envs = len(environments)
-    self._returns = np.zeros(num_envs)
-    self._lengths = np.zeros(num_envs, int)
+    self._returns = [0.0] * num_envs
+    self._lengths = [0] * num_envs
     self._actions = np.zeros(num_envs, np.int32)
     self._timesteps: list[dm_env.TimeStep] = []
     self._rate = _Rate()
@@ -312,7 +317,7 @@ class VectorEnvironmentLoop:
             **counts,
           }
         )
-        self._returns[i] = 0
+        self._returns[i] = 0.0
         self._lengths[i] = 0
 
 

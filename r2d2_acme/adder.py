@@ -11,7 +11,7 @@ import tensorflow as tf
 import tree
 from acme import specs
 
-from r2d2_acme import losses, networks, replay
+from r2d2_acme import losses, networks, replay, tracing
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.types import Sequence, Step
 
@@ -275,13 +275,14 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
       n_step=config.n_step,
       epsilon=config.rescaling_epsilon,
     )
-    return losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]
+    return [losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]]
 
-  function = tf.function(priority, autograph=False).get_concrete_function(
+  function = tracing.trace(
+    priority,
     tf.TensorSpec([length + 1, None], tf.float32),
     *(tf.TensorSpec([length], dtype) for dtype in _WINDOW_FIELDS.values()),
   )
-  return lambda *args: float(function(*map(tf.constant, args)))
+  return lambda *args: float(function(*map(tf.constant, args))[0])
 
 
 def _chunk_length(config: R2D2Config) -> int:

@@ -12,7 +12,16 @@ _PACKAGE = _ROOT / 'r2d2_acme'
 
 # Each imports from lower layers only, that is from lines above its own.
 _LAYERS = (
-  {'atari_scores', 'config', 'doctor', 'plotting', 'runtime', 'types', 'video'},
+  {
+    'atari_scores',
+    'config',
+    'doctor',
+    'plotting',
+    'runtime',
+    'tracing',
+    'types',
+    'video',
+  },
   {'diagnostics', 'environments', 'launching', 'loggers', 'losses', 'lstm'},
   {'networks'},
   {'replay'},
