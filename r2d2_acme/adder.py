@@ -2,11 +2,11 @@
 
 import collections
 import math
-import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import reverb
+import sonnet as snt
 import tensorflow as tf
 import tree
 from acme import specs
@@ -22,13 +22,15 @@ PriorityFn = Callable[..., float]
 _MAX_PENDING_WINDOWS = 4
 
 
-# Of `Step`, written window by window.
+# Of `Step`, all after its observation; written window by window.
 _WINDOW_FIELDS = {
   'action': np.int32,
   'reward': np.float32,
   'discount': np.float32,
   'mask': np.float32,
 }
+
+_PADDED_ROW = -1  # stands for all rows before 0, whose state is the initial one
 
 
 class Stopped(Exception):
@@ -60,24 +62,24 @@ class SequenceAdder:
     self._priority_fn = priority_fn
     self._should_stop = should_stop
     frame = environment_spec.observations
-    self._stack = networks.num_stacked(config, frame)
-    keep_alive = config.sequence_length + self._stack
-    self._writer = client.trajectory_writer(num_keep_alive_refs=keep_alive)
+    self._num_blocks, block_length = replay.frame_blocks(config, environment_spec)
+    self._block = np.zeros((block_length, *frame.shape), frame.dtype)
+    num_rows = self._num_blocks * block_length
+    # A row comes with at most one block, one state and one window; an episode's first
+    # rows also with the padding before them.
+    self._writer = client.trajectory_writer(num_keep_alive_refs=4 * num_rows)
     state_spec = networks.core_state_spec(config)
     self._initial_state = tree.map_structure(
       lambda spec: np.zeros(spec.shape, spec.dtype), state_spec
     )
-    chunk_lengths = {
-      'frame': _chunk_length(config),
-      # Few rows have these.
-      'core_state': tree.map_structure(lambda _: 1, state_spec),
+    keep_alive = {
+      'frames': self._num_blocks,
+      'core_state': tree.map_structure(lambda _: num_rows, state_spec),
       'window': dict.fromkeys(_WINDOW_FIELDS, 1),
       'learner_steps': 1,
     }
-    for path, chunk_length in tree.flatten_with_path(chunk_lengths):
-      self._writer.configure(
-        path, num_keep_alive_refs=keep_alive, max_chunk_length=chunk_length
-      )
+    for path, num_cells in tree.flatten_with_path(keep_alive):
+      self._writer.configure(path, num_keep_alive_refs=num_cells, max_chunk_length=1)
     self._padding = Step(
       observation=np.zeros(frame.shape, frame.dtype),
       action=np.int32(0),
@@ -85,13 +87,30 @@ class SequenceAdder:
       discount=np.float32(0),
       mask=np.float32(0),
     )
-    # The newest rows and their Q-values, as many as a window has.
-    self._rows: collections.deque[tuple[Step, np.ndarray]] = collections.deque(
-      maxlen=config.sequence_length + 1
+    # Rows of padding in front of an episode: its first window ends with a block.
+    self._num_leading = num_rows - (config.trace_length + 1)
+    # Rows, modulo the period, where a window starts, is first trained, or ends.
+    self._boundaries = {
+      row % config.sequence_period
+      for row in (-config.burn_in_length, 0, config.trace_length)
+    }
+    # The newest rows and their Q-values, at least as many as a window has.
+    num_actions = environment_spec.actions.num_values
+    self._rows = np.zeros(
+      2 * num_rows, [*_WINDOW_FIELDS.items(), ('q', np.float32, (num_actions,))]
     )
+    self.num_windows = 0  # written since the adder was made
+    self._reset()
+
+  def _reset(self):
     self._row = 0
     self._next_window = 0
-    self.num_windows = 0  # written since the adder was made
+    self._num_rows = 0
+    self._num_in_block = 0
+    # Where the writer has, in this episode, the newest blocks and each row's state.
+    self._num_cells = 0
+    self._blocks: collections.deque[int] = collections.deque(maxlen=self._num_blocks)
+    self._states: dict[int, int] = {}
 
   def add(
     self,
@@ -113,23 +132,22 @@ class SequenceAdder:
         is read when a window is written.
 
     Raises:
+      ValueError, TypeError: the observation's shape or dtype is not the spec's.
       Stopped: the program stopped while the table took no more.
       FloatingPointError: Q-values or rewards are not finite.
     """
     if self._row == 0:
       self._start_episode(q)
-    has_state = last or self._is_boundary(self._row)
-    ends_window = self._row == self._window_end(self._next_window)
-    self._append(step, q, core_state if has_state else None, partial=ends_window)
-    if ends_window:
+    if last or self._row % self._config.sequence_period in self._boundaries:
+      self._states[self._row] = self._write({'core_state': core_state})
+    self._append_row(step, q)
+    if self._row == self._window_end(self._next_window):
       self._write_window(self._config.trace_length, learner_steps)
     if last:
       self._write_rest(q, learner_steps)
       self._wait_for_server(max_pending=0)
       self._writer.end_episode()
-      self._rows.clear()
-      self._row = 0
-      self._next_window = 0
+      self._reset()
     else:
       self._row += 1
 
@@ -137,31 +155,38 @@ class SequenceAdder:
     """Blocks until the server has all windows."""
     self._wait_for_server(max_pending=0)
 
-  def _is_boundary(self, row: int) -> bool:
-    """Whether some window starts, is first trained, or ends at `row`."""
-    period = self._config.sequence_period
-    return (
-      row % period == 0
-      or (row + self._config.burn_in_length) % period == 0
-      or (row - self._config.trace_length) % period == 0
-    )
-
   def _window_end(self, window: int) -> int:
     return window * self._config.sequence_period + self._config.trace_length
 
   def _start_episode(self, q: np.ndarray):
-    """Pads in front, so that the first windows' rows and stacks are there."""
-    for row in range(-self._config.burn_in_length - (self._stack - 1), 0):
-      has_state = self._is_boundary(row)
-      self._append(self._padding, q, self._initial_state if has_state else None)
+    """Pads in front, for the first windows' rows and stacks, and to fill a block."""
+    self._states[_PADDED_ROW] = self._write({'core_state': self._initial_state})
+    for _ in range(self._num_leading):
+      self._append_row(self._padding, q)
 
-  def _append(self, step: Step, q: np.ndarray, core_state, partial: bool = False):
-    """Appends a row; a partial one is left open for the window that ends there."""
-    self._rows.append((step, q))
-    data = {'frame': step.observation}
-    if core_state is not None:
-      data['core_state'] = core_state
-    self._writer.append(data, partial_step=partial)
+  def _append_row(self, step: Step, q: np.ndarray):
+    if self._num_rows == len(self._rows):
+      self._num_rows //= 2
+      self._rows[: self._num_rows] = self._rows[self._num_rows :]
+    self._rows[self._num_rows] = (*step[1:], q)
+    self._num_rows += 1
+    frame = self._block[self._num_in_block]
+    if step.observation.shape != frame.shape:
+      raise ValueError(
+        f'an observation has shape {step.observation.shape}, but the environment spec '
+        f'says {frame.shape}'
+      )
+    np.copyto(frame, step.observation, casting='no')
+    self._num_in_block += 1
+    if self._num_in_block == len(self._block):
+      self._blocks.append(self._write({'frames': self._block}))
+      self._num_in_block = 0
+
+  def _write(self, cells) -> int:
+    """Hands cells to the writer; returns their place in its history."""
+    self._writer.append(cells)
+    self._num_cells += 1
+    return self._num_cells - 1
 
   def _write_rest(self, q: np.ndarray, learner_steps: int | tf.Variable):
     """Writes the episode's tail, if a transition is still in no window."""
@@ -171,62 +196,55 @@ class SequenceAdder:
     if num_transitions <= covered:
       return
     num_tail = num_transitions - window * self._config.sequence_period
-    for num_missing in reversed(range(self._config.trace_length - num_tail)):
-      self._append(self._padding, q, None, partial=num_missing == 0)
+    for _ in range(self._config.trace_length - num_tail):
+      self._append_row(self._padding, q)
     self._write_window(num_tail, learner_steps)
 
   def _write_window(self, num_transitions: int, learner_steps: int | tf.Variable):
-    """Writes the window whose rows end with the newest, still open, one.
+    """Writes the window whose rows, and blocks, end with the newest.
 
     Args:
       num_transitions: real ones in its trace; after them comes padding.
       learner_steps: as for `add`.
     """
     config = self._config
-    steps, q = zip(*self._rows, strict=True)
-    columns = {
-      field: np.array([getattr(step, field) for step in steps], dtype)
-      for field, dtype in _WINDOW_FIELDS.items()
-    }
-    priority = self._priority(columns, np.stack(q[-(config.trace_length + 1) :]))
-    # All its scalars are one cell each: one a row would cost more than the frame.
-    self._writer.append(
+    rows = self._rows[self._num_rows - (config.sequence_length + 1) : self._num_rows]
+    priority = self._priority(rows[-(config.trace_length + 1) :])
+    columns = {field: np.ascontiguousarray(rows[field]) for field in _WINDOW_FIELDS}
+    # A window's scalars are one cell each: one a row would cost more than the frames.
+    window = self._write(
       {'window': columns, 'learner_steps': np.int64(int(learner_steps))}
     )
-    num_rows = config.sequence_length + 1
+    first = self._next_window * config.sequence_period  # trained row
+    boundaries = (first - config.burn_in_length, first, first + num_transitions)
+    states = [self._states[max(row, _PADDED_ROW)] for row in boundaries]
     history = self._writer.history
-    # Rows counted back from the newest: the window's first, its first trained, and
-    # the one after its last trained transition.
-    boundaries = [
-      -num_rows,
-      -(config.trace_length + 1),
-      -(config.trace_length + 1) + num_transitions,
-    ]
+    hidden, cell = history['core_state']
     sequence = Sequence(
       steps=Step(
-        observation=history['frame'][-(num_rows + self._stack - 1) :],
-        **{field: history['window'][field][-1] for field in _WINDOW_FIELDS},
+        observation=history['frames'][list(self._blocks)],
+        **{field: history['window'][field][window] for field in _WINDOW_FIELDS},
       ),
-      # One by one: Reverb cannot read a list that names a row twice, as this one
-      # does without burn-in.
-      core_state=tuple(
-        tree.map_structure(operator.itemgetter(row), history['core_state'])
-        for row in boundaries
-      ),
-      learner_steps=history['learner_steps'][-1],
+      core_state=tuple(snt.LSTMState(hidden[i], cell[i]) for i in states),
+      learner_steps=history['learner_steps'][window],
     )
     self._writer.create_item(replay.TABLE, priority, sequence)
     self._next_window += 1
     self.num_windows += 1
+    self._forget_states(first + config.sequence_period - config.burn_in_length)
     self._wait_for_server(_MAX_PENDING_WINDOWS)
 
-  def _priority(self, columns: Mapping[str, np.ndarray], q: np.ndarray) -> float:
-    """The learner's priority, from the actor's own Q-values [T + 1, A]."""
-    # Transition t is in row t + 1.
-    action, reward, discount, mask = (
-      columns[field][-self._config.trace_length :] for field in _WINDOW_FIELDS
+  def _forget_states(self, first_row: int):
+    """Forgets those of rows before a window's first one."""
+    for row in [row for row in self._states if row < max(first_row, _PADDED_ROW)]:
+      del self._states[row]
+
+  def _priority(self, rows: np.ndarray) -> float:
+    """The learner's priority, from the actor's own Q-values; [T + 1] trained rows."""
+    transitions = rows[1:]  # row t + 1 holds transition t
+    priority = self._priority_fn(
+      rows['q'], *(transitions[field] for field in _WINDOW_FIELDS)
     )
-    priority = self._priority_fn(q, action, reward, discount, mask)
     if not math.isfinite(priority):
       # Reverb's table would die of it, and everyone wait for it without a word.
       raise FloatingPointError(
@@ -282,9 +300,4 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
     tf.TensorSpec([length + 1, None], tf.float32),
     *(tf.TensorSpec([length], dtype) for dtype in _WINDOW_FIELDS.values()),
   )
-  return lambda *args: float(function(*map(tf.constant, args))[0])
-
-
-def _chunk_length(config: R2D2Config) -> int:
-  """Rows compressed together: long enough to compress, short enough to share."""
-  return min(20, config.sequence_period)
+  return lambda *args: float(function(*args)[0])

@@ -19,6 +19,7 @@ def make_dataset(
   """Endless prioritized `Batch`es, with `prefetch` of them made ahead."""
   signature = replay.sequence_signature(config, environment_spec)
   stack = networks.num_stacked(config, environment_spec.observations)
+  num_frames = config.sequence_length + stack
   dataset = reverb.TrajectoryDataset(
     server_address=server_address,
     table=replay.TABLE,
@@ -28,16 +29,22 @@ def make_dataset(
   )
   dataset = dataset.batch(config.batch_size, drop_remainder=True)
   dataset = dataset.map(
-    lambda sample: _to_batch(sample, stack), num_parallel_calls=1, deterministic=True
+    lambda sample: _to_batch(sample, num_frames, stack),
+    num_parallel_calls=1,
+    deterministic=True,
   )
   return dataset.prefetch(prefetch)
 
 
-def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
-  steps: Step = tree.map_structure(_time_major, sample.data.steps)
+def _to_batch(sample: reverb.ReplaySample, num_frames: int, stack: int) -> Batch:
+  blocks = sample.data.steps.observation
+  steps: Step = tree.map_structure(
+    _time_major, sample.data.steps._replace(observation=_merge_blocks(blocks))
+  )
+  frames = steps.observation[-num_frames:]
   return Batch(
     observations=Observation(
-      observation=stack_frames(steps.observation, stack),
+      observation=stack_frames(frames, stack),
       action=steps.action,
       reward=steps.reward,
     ),
@@ -51,6 +58,12 @@ def _to_batch(sample: reverb.ReplaySample, stack: int) -> Batch:
     probabilities=sample.info.probability,
     table_size=sample.info.table_size,
   )
+
+
+def _merge_blocks(blocks: tf.Tensor) -> tf.Tensor:
+  """[B, number, length, ...] to [B, number x length, ...]."""
+  batch_size, number, length, *shape = blocks.shape
+  return tf.reshape(blocks, [batch_size, number * length, *shape])
 
 
 def _time_major(x: tf.Tensor) -> tf.Tensor:

@@ -42,8 +42,9 @@ class Sequence(NamedTuple):
   """One replay item: L = burn-in + trace transitions between L + 1 rows.
 
   Attributes:
-    steps: a `Step` of arrays [L + 1, ...]; its frames have `frame_stack - 1` more
-      leading rows, from which the dataset rebuilds the stacks.
+    steps: a `Step` of arrays [L + 1, ...], but for its frames, [blocks, rows, ...] as
+      `replay.frame_blocks` has it: the newest L + 1 rows are those, and the
+      `frame_stack - 1` before them what the dataset rebuilds the stacks from.
     core_state: the actor's recurrent state before the window's first row, its first
       trained row, and the row after its last trained transition (whose Q-values are
       its bootstrap), a tuple of three. The first is the stored state, the other two

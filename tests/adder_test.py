@@ -28,8 +28,17 @@ RUNS = {
   'S < T': dict(burn_in_length=3, trace_length=5, sequence_period=3, n_step=3),
   'S < burn-in': dict(burn_in_length=5, trace_length=3, sequence_period=2),
   'S = 1': dict(burn_in_length=1, trace_length=2, sequence_period=1, n_step=1),
+  'S = 1, long burn-in': dict(
+    burn_in_length=14,
+    trace_length=2,
+    sequence_period=1,
+    n_step=1,
+    max_replay_size=3000,
+  ),
   'no burn-in': dict(burn_in_length=0, trace_length=4, sequence_period=4, n_step=4),
   'no burn-in, S < T': dict(burn_in_length=0, trace_length=4, sequence_period=3),
+  'blocks of S / 2': dict(burn_in_length=2, trace_length=22, sequence_period=22),
+  'S prime': dict(burn_in_length=2, trace_length=23, sequence_period=23),
   'single frames': dict(burn_in_length=2, trace_length=4, frame_stack=1),
   'vectors': dict(burn_in_length=3, trace_length=4, n_step=4),
   'unscaled': dict(burn_in_length=2, trace_length=4, value_rescaling=False),
@@ -352,7 +361,8 @@ def test_two_windows_written_out(serve, config):
   first, second = read_sequences(client)
 
   # Rows -2 to 3; the transitions 0, 1, 2 are trained.
-  np.testing.assert_array_equal(first.steps.observation[:, 0], [0, 0, 10, 11, 12, 13])
+  frames = first.steps.observation.ravel()  # in three blocks of two
+  np.testing.assert_array_equal(frames, [0, 0, 10, 11, 12, 13])
   np.testing.assert_array_equal(first.steps.action, [0, 0, 0, 20, 21, 22])
   np.testing.assert_array_equal(first.steps.reward, [0, 0, 0, 30, 31, 32])
   np.testing.assert_array_equal(first.steps.discount[2:], [1, 1, 1, 1])
@@ -362,7 +372,8 @@ def test_two_windows_written_out(serve, config):
   assert first.learner_steps == 53
 
   # Rows 0 to 5, of which the last is padding; the transitions 2 and 3 are trained.
-  np.testing.assert_array_equal(second.steps.observation[:, 0], [10, 11, 12, 13, 14, 0])
+  frames = second.steps.observation.ravel()
+  np.testing.assert_array_equal(frames, [10, 11, 12, 13, 14, 0])
   np.testing.assert_array_equal(second.steps.action, [0, 20, 21, 22, 23, 0])
   np.testing.assert_array_equal(second.steps.reward, [0, 30, 31, 32, 33, 0])
   np.testing.assert_array_equal(second.steps.discount[:-1], [1, 1, 1, 1, 0])
@@ -382,6 +393,28 @@ def test_a_window_is_written_with_its_last_row(serve, config):
   assert adder.num_windows == 1
   adder.flush()
   assert helpers.table_info(client).current_size == 1
+
+
+def test_an_environment_may_have_one_action(serve, config):
+  spec = COUNTING_SPEC._replace(actions=specs.DiscreteArray(1))
+  client = serve(make_counting_tables(config))
+  priority_fn = adder_lib.make_priority_fn(config)
+  adder = adder_lib.SequenceAdder(client, config, spec, priority_fn)
+  for t in range(5):
+    q = np.array([float(t)], np.float32)
+    step = Step(np.zeros(1, np.float32), 0, 0.0, 1.0, 1.0)
+    adder.add(step, snt.LSTMState(*np.zeros([2, 1], np.float32)), q, last=t == 4)
+  assert len(read_sequences(client)) == 2
+
+
+def test_a_long_episode_does_not_need_more_memory(serve, config):
+  client = serve(make_counting_tables(config))
+  adder = make_adder(config, client)
+  sizes = []
+  for t in range(300):
+    add_row(adder, t, last=False)
+    sizes.append(len(adder._states))
+  assert max(sizes[150:]) == max(sizes[:150]) <= config.sequence_length + 1
 
 
 def test_without_actor_priorities_each_window_starts_at_1():

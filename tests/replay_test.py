@@ -55,14 +55,24 @@ def make_tables(config, spec=SPEC):
   return replay.make_tables(config, spec, reverb.rate_limiters.MinSize(1))
 
 
-def test_signature_has_single_frames_and_leading_ones_for_the_stack():
-  config = helpers.make_config(burn_in_length=2, trace_length=4, frame_stack=4)
+def test_signature_has_single_frames_in_blocks():
+  config = helpers.make_config(burn_in_length=2, trace_length=5, sequence_period=4)
   signature = replay.sequence_signature(config, SPEC)
-  assert signature.steps.observation.shape == [2 + 4 + 1 + 3, 36, 36, 1]
-  assert signature.steps.action.shape == [7]
+  # 8 rows, and 3 before them for the stack.
+  assert signature.steps.observation.shape == [3, 4, 36, 36, 1]
+  assert signature.steps.action.shape == [8]
   assert signature.core_state[0].hidden.shape == [config.core_size]
   vectors = replay.sequence_signature(config, helpers.make_spec(image=False))
-  assert vectors.steps.observation.shape == [7, 7]
+  assert vectors.steps.observation.shape == [2, 4, 7]
+
+
+@pytest.mark.parametrize(
+  'period, num_blocks, length',
+  [(1, 124, 1), (7, 18, 7), (20, 7, 20), (23, 124, 1), (40, 7, 20), (78, 10, 13)],
+)
+def test_blocks_divide_the_period_and_hold_the_window(period, num_blocks, length):
+  config = dataclasses.replace(config_lib.paper(), sequence_period=period)
+  assert replay.frame_blocks(config, SPEC) == (num_blocks, length)
 
 
 def test_frames_stay_uint8_from_environment_to_batch(serve):
@@ -115,7 +125,7 @@ def test_stack_frames_puts_the_oldest_first(stack, channels, dtype):
   [
     dict(burn_in_length=3),
     dict(trace_length=5),
-    dict(frame_stack=3),
+    dict(frame_stack=7),  # one more block
     dict(core_size=7),
   ],
 )
@@ -129,8 +139,13 @@ def test_windows_of_another_config_are_refused(serve, change):
 def test_frames_of_another_shape_or_dtype_are_refused(serve):
   config = helpers.make_config()
   client = serve(make_tables(config))
-  for frame in (np.zeros([36, 36, 2], np.uint8), np.zeros([36, 36, 1], np.float32)):
-    with pytest.raises(ValueError):
+  for shape, dtype in (
+    ([36, 36, 2], np.uint8),
+    ([36, 1, 1], np.uint8),  # numpy would broadcast it
+    ([36, 36, 1], np.float32),
+  ):
+    frame = np.zeros(shape, dtype)
+    with pytest.raises((TypeError, ValueError)):
       add_windows(config, client, [1.0], observation=frame)
   assert helpers.table_info(client).current_size == 0
 
@@ -336,6 +351,7 @@ class TestEstimateBytes:
     client = reverb.Client(f'localhost:{server.port}')
     adder = adder_lib.SequenceAdder(client, config, spec, lambda *_: 1.0)
     rng = np.random.default_rng(0)
+    q = np.zeros(helpers.NUM_ACTIONS, np.float32)
     timestep = environment.reset()
     for _ in range(600):
       action = np.int32(rng.integers(18))
@@ -347,7 +363,7 @@ class TestEstimateBytes:
         lambda spec: rng.normal(size=spec.shape).astype(spec.dtype),
         networks.core_state_spec(config),
       )
-      adder.add(step, state, np.zeros(18, np.float32), last=False)
+      adder.add(step, state, q, last=False)
     adder.flush()
     client.checkpoint()
     measured = sum(
