@@ -41,9 +41,6 @@ class R2D2Config:
   adam_epsilon: float = 1e-3  # paper: 1e-3
   max_gradient_norm: float = 40.0  # global norm; not in the paper, as in SEED RL
   target_update_period: int = 2_500  # learner steps; paper: 2,500
-  # Of the products in the learner's torso for images: 'float32', or 'auto', which is
-  # bfloat16 where the CPU multiplies it. All else is float32.
-  learner_dtype: str = 'float32'
 
   # Replay.
   max_replay_size: int = 100_000  # windows; paper: 1e5
@@ -71,6 +68,10 @@ class R2D2Config:
   torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
   # Centre images, and layer-normalise what the LSTM sees of them; paper: no.
   normalize_images: bool = False
+  # Of the products in the torso for images, of the learner and of actors with many
+  # environments: 'float32', or 'auto', which is bfloat16 where the CPU multiplies it.
+  # All else is float32.
+  torso_dtype: str = 'float32'
   core_size: int = 512  # LSTM units; paper: 512
   head_size: int = 512  # hidden units of each duelling stream; paper: 512
   recurrent: bool = True  # False cuts the LSTM's state: a baseline without memory
@@ -103,10 +104,10 @@ class R2D2Config:
       'state_strategy',
     )
     _check(
-      self.learner_dtype in LEARNER_DTYPES,
-      f'learner_dtype must be one of {", ".join(LEARNER_DTYPES)}',
+      self.torso_dtype in TORSO_DTYPES,
+      f'torso_dtype must be one of {", ".join(TORSO_DTYPES)}',
       self,
-      'learner_dtype',
+      'torso_dtype',
     )
     _check(
       len(self.conv_channels) == 3 and min(self.conv_channels) >= 1,
@@ -174,7 +175,7 @@ class R2D2Config:
 
 
 STATE_STRATEGIES = ('stored', 'zero')
-LEARNER_DTYPES = ('float32', 'auto')
+TORSO_DTYPES = ('float32', 'auto')
 
 _AT_LEAST_ONE = (
   'trace_length',
@@ -240,7 +241,7 @@ def laptop() -> R2D2Config:
     torso_size=256,
     core_size=256,
     head_size=256,
-    learner_dtype='auto',
+    torso_dtype='auto',
     # One core acts at 700 to 1,500 steps/s, so data is dear: each step is trained
     # eight times, as by DQN, which leaves the learner the limit, at about 6 steps/s.
     samples_per_insert=8.0,

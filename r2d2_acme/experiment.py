@@ -40,7 +40,7 @@ _FREE_FIELDS = (
   'envs_per_actor',
   'checkpoint_period',
   'evaluation_period',
-  'learner_dtype',
+  'torso_dtype',
 )
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30

@@ -28,12 +28,15 @@ def num_cores() -> int:
 
 
 def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
-  """Whether the CPU has instructions for it, and oneDNN uses them; not beside a GPU."""
+  """Whether the CPU has instructions for it, and oneDNN uses them.
+
+  Not beside a GPU, hidden or not: there the learner is float32, and so are its actors.
+  """
   import tensorflow as tf  # after the environment variables
 
   with open(cpuinfo) as file:
     flags = next((line.split() for line in file if line.startswith('flags')), [])
-  if 'avx512_bf16' not in flags or tf.config.list_logical_devices('GPU'):
+  if 'avx512_bf16' not in flags or tf.config.list_physical_devices('GPU'):
     return False
   ones = tf.ones([1, 1, 1, 1], tf.bfloat16)
   try:

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tree
 from acme.utils import counting, loggers
 
+from r2d2_acme import runtime
 from r2d2_acme.actor import (
   BatchedActor,
   R2D2Actor,
@@ -160,6 +161,21 @@ def test_three_environments_at_once_are_three_single_ones(image):
       acted[key],
       single_acted[key],
     )
+
+
+@pytest.mark.parametrize('num_envs, is_many', [(2, False), (8, True)])
+def test_many_environments_act_in_the_torso_dtype(num_envs, is_many):
+  """For few it would be slower."""
+  q = {}
+  for dtype in ('float32', 'auto'):
+    config = helpers.make_config(envs_per_actor=num_envs, torso_dtype=dtype)
+    actor = R2D2Builder(config, helpers.make_spec()).make_actor()
+    timesteps = [env.reset() for env in make_environments(num_envs, image=True)]
+    actor.select_actions(np.zeros(num_envs, np.int32), timesteps)
+    q[dtype] = actor.q
+  is_bfloat16 = is_many and runtime.multiplies_bfloat16()
+  assert np.any(q['auto'] != q['float32']) == is_bfloat16
+  np.testing.assert_allclose(q['auto'], q['float32'], rtol=2e-2, atol=1e-3)
 
 
 def test_each_episode_starts_from_zeros():

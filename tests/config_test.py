@@ -29,7 +29,7 @@ _PAPER = {
   'learning_rate': 0.0001,
   'adam_epsilon': 0.001,
   'target_update_period': 2500,
-  'learner_dtype': 'float32',
+  'torso_dtype': 'float32',
   'max_replay_size': 100_000,
   'min_replay_size': 5_000,
   'priority_exponent': 0.9,
@@ -93,7 +93,7 @@ _JUST_REFUSED = {
     ['discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'], 1.001
   ),
   'state_strategy': 'Stored',
-  'learner_dtype': 'float16',
+  'torso_dtype': 'float16',
   'conv_channels': (32, 64, 0),
 }
 
@@ -127,7 +127,7 @@ def test_laptop_differs_from_the_paper_in_sizes_and_in_how_fast_it_learns():
     *('samples_per_insert', 'max_replay_size', 'min_replay_size'),
     *('target_update_period', 'num_actors', 'envs_per_actor'),
     *('variable_update_period', 'evaluation_period'),
-    *('normalize_images', 'learner_dtype', 'learning_rate', 'adam_epsilon'),
+    *('normalize_images', 'torso_dtype', 'learning_rate', 'adam_epsilon'),
     *('discount', 'epsilon_base', 'epsilon_alpha', 'full_action_space'),
   }
   laptop = dataclasses.asdict(config_lib.laptop())

@@ -161,7 +161,7 @@ _SPECIAL = {
   'normalize_images': False,
   'value_rescaling': False,
   'actor_priorities': False,
-  'learner_dtype': 'float32',
+  'torso_dtype': 'float32',
   'conv_channels': (4, 5, 6),
   'trace_length': 50,
   'sequence_period': 39,
@@ -179,7 +179,7 @@ def _other(name: str):
 _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Config)}
 _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
-  'learner_dtype',
+  'torso_dtype',
 }
 
 

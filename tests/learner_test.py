@@ -312,7 +312,7 @@ def test_padding_changes_neither_loss_nor_priorities_nor_parameters():
     np.testing.assert_array_equal(a, b)
 
 
-def test_convolutions_have_the_learner_dtype():
+def test_convolutions_have_the_torso_dtype():
   spec = _SPEC._replace(observations=specs.BoundedArray((36, 36, 1), np.uint8, 0, 255))
   rng = np.random.default_rng(0)
   vectors = _make_batch()
@@ -323,7 +323,7 @@ def test_convolutions_have_the_learner_dtype():
   )
   results = {}
   for dtype in ('float32', 'auto'):
-    config = dataclasses.replace(_CONFIG, learner_dtype=dtype)
+    config = dataclasses.replace(_CONFIG, torso_dtype=dtype)
     learner = R2D2Builder(config, spec).make_learner(iter([]))
     metrics = _update(learner, batch)[1]
     target_q, _ = tf.function(learner.state['target_network'].unroll)(

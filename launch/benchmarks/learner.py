@@ -16,7 +16,7 @@ from r2d2_acme.config import R2D2Config
 
 _BATCH_SIZES = (16, 64)
 _MATMUL_SIZES = (2048, 3072, 4096)
-_BFLOAT16 = 'ours, learner_dtype=auto'  # where that is something else
+_BFLOAT16 = 'ours, torso_dtype=auto'  # where that is something else
 _SLOW_ROUNDS = 2  # of a side that takes more than ten seconds a step
 # Three convolutions: kernel, stride (Mnih et al. 2015).
 _CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))
@@ -38,7 +38,7 @@ def _compare(batch_size: int, rounds: int) -> Comparison:
     ACME_OWN: Side(acme_parts.learn, (config, True), max_rounds=slow),
   }
   if runtime.multiplies_bfloat16():
-    fast = dataclasses.replace(config, learner_dtype='auto')
+    fast = dataclasses.replace(config, torso_dtype='auto')
     sides[_BFLOAT16] = Side(our_parts.learn, (fast,))
   samples = alternate(case, sides, rounds)
   flops = count_flops(config, our_parts.environment_spec())
