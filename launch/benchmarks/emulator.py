@@ -18,12 +18,12 @@ def make_environments(game: str, num: int, seed: int = 0) -> list[dm_env.Environ
   return [make_atari(game, seed=seed + i) for i in range(num)]
 
 
-_SECONDS = 2.0  # of a measurement
+_SECONDS = 1.2  # of a measurement
 _WARM_UP = 150  # calls: longer than a trace, after which a first window is written
 
 
 def steps_per_second(play: Player) -> Callable[[], float]:
-  """A `measure` that plays for two seconds."""
+  """A `measure` that plays for `_SECONDS`."""
   calls = itertools.count()
   play(lambda: next(calls) >= _WARM_UP)
 

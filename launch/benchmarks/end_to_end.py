@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psutil
 import reverb
@@ -27,8 +27,8 @@ _LAUNCH = pathlib.Path(__file__).parent.parent
 _NUM_ACTORS = 2  # of either, on two cores
 _RATIO = config_lib.paper().samples_per_insert
 _MIN_REPLAY_SIZE = 100  # windows: learning begins soon
-_SETTLE = 10.0  # seconds, once learning has begun
-_WAKE, _WINDOW = 1.0, 8.0  # seconds, of each round
+_SETTLE = 8.0  # seconds
+_WAKE, _WINDOW = 1.0, 6.0  # seconds, of each round
 _START_TIMEOUT = 300.0  # seconds until the first learner step
 _STOP_TIMEOUT = 30.0  # seconds
 _PORT = re.compile(r'Started replay server on port (\d+)')
@@ -46,19 +46,8 @@ def config(num_actors: int) -> config_lib.R2D2Config:
 
 def run(rounds: int) -> list[Comparison]:
   case = f'local_mp, pong, {_RATIO:g} samples per insert'
-  samples: dict[str, list[float]] = {OURS: [], ACME: []}
-  with contextlib.ExitStack() as stack:
-    programs = {
-      OURS: stack.enter_context(our_program(_NUM_ACTORS)),
-      ACME: stack.enter_context(_acme_program()),
-    }
-    for name, program in programs.items():
-      progress(f'{case}: starting {name}')
-      program.settle()
-    for i in range(rounds):
-      progress(f'{case}: round {i + 1} of {rounds}')
-      for name, program in programs.items():
-        samples[name].append(program.steps_per_second())
+  programs = {OURS: our_program(_NUM_ACTORS), ACME: _acme_program()}
+  samples = alternate_programs(case, programs, rounds)
   return [
     Comparison(
       case,
@@ -67,11 +56,35 @@ def run(rounds: int) -> list[Comparison]:
       goal='>= 2.5 x Acme',
       note=(
         f'laptop network and windows; {_NUM_ACTORS} actors each, ours of '
-        f"{config_lib.laptop().envs_per_actor} environments, Acme's of 1; our learner "
-        'multiplies in bfloat16 where the CPU can'
+        f"{config_lib.laptop().envs_per_actor} environments, Acme's of 1; ours "
+        'multiplies the torso in bfloat16 where the CPU can'
       ),
     )
   ]
+
+
+def alternate_programs(
+  case: str, programs: Mapping[str, 'Program'], rounds: int
+) -> dict[str, list[float]]:
+  """Steps/s of each in turn, `rounds` times; they start together.
+
+  Raises:
+    SideFailed: one ended, or learns nothing.
+  """
+  samples: dict[str, list[float]] = {name: [] for name in programs}
+  with contextlib.ExitStack() as stack:
+    progress(f'{case}: starting {", ".join(programs)}')
+    for program in programs.values():
+      stack.enter_context(program)
+    for program in programs.values():
+      program.wait_until_it_learns()
+    for program in programs.values():
+      program.settle()
+    for i in range(rounds):
+      progress(f'{case}: round {i + 1} of {rounds}')
+      for name, program in programs.items():
+        samples[name].append(program.steps_per_second())
+  return samples
 
 
 def our_program(num_actors: int) -> 'Program':
@@ -101,7 +114,7 @@ def _acme_program() -> 'Program':
 
 
 class Program:
-  """A training program that can be suspended."""
+  """A training program that can be suspended; runs inside `with`."""
 
   def __init__(self, name: str, command: Sequence[str]):
     self._name = name
@@ -109,6 +122,14 @@ class Program:
 
   def __enter__(self) -> 'Program':
     self._folder = tempfile.TemporaryDirectory()
+    self._process = subprocess.Popen(
+      [sys.executable, *self._command, f'--workdir={self._folder.name}'],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      env=os.environ
+      | {'PYTHONPATH': os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])},
+      text=True,
+    )
     return self
 
   def __exit__(self, *unused_exception):
@@ -122,20 +143,12 @@ class Program:
       self._process.communicate()
     self._folder.cleanup()
 
-  def settle(self):
-    """Starts it, waits until learning is under way, and suspends it.
+  def wait_until_it_learns(self):
+    """And suspends it then.
 
     Raises:
       SideFailed: it ended, or learns nothing.
     """
-    self._process = subprocess.Popen(
-      [sys.executable, *self._command, f'--workdir={self._folder.name}'],
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      env=os.environ
-      | {'PYTHONPATH': os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])},
-      text=True,
-    )
     log = pathlib.Path(self._folder.name, 'logs', 'learner', 'logs.csv')
     deadline = time.monotonic() + _START_TIMEOUT
     while not log.exists() or len(log.read_text().splitlines()) < 2:
@@ -147,6 +160,11 @@ class Program:
       time.sleep(0.5)
     output = pathlib.Path(self._folder.name, 'output', 'replay', '0').read_text()
     self._replay = reverb.Client(f'localhost:{_PORT.findall(output)[-1]}')
+    self._suspend(True)
+
+  def settle(self):
+    """Runs it alone for a while."""
+    self._suspend(False)
     time.sleep(_SETTLE)
     self._suspend(True)
 

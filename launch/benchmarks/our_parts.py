@@ -174,7 +174,6 @@ def sample(config: R2D2Config, address: str, num_batches: int) -> Callable[[], f
 def seconds_per_call(step: Callable[[], None]) -> Callable[[], float]:
   """A `measure` of calls that take at least a second together; traces first."""
   step()
-  step()
 
   def measure() -> float:
     start = time.monotonic()

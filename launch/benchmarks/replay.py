@@ -4,6 +4,7 @@ Both sides play the same recorded episodes of a random policy, with the recurren
 of a network whose LSTM has the paper's size (and whose torso is small, to be quick).
 """
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -28,7 +29,7 @@ _GAMES = ('pong', 'ms_pacman')
 _PERIODS = (80, 40)
 _NUM_TAPES = 8
 # Rows of a tape: until the server's memory is first looked at, and altogether.
-_WARM_UP, _LENGTH = 150, 900
+_WARM_UP, _LENGTH = 150, 600
 _NUM_BATCHES = 8
 _QUIET = 0.3  # seconds without traffic
 
@@ -64,8 +65,13 @@ def _compare_bytes(game: str, period: int, path: str) -> list[Comparison]:
     head_size=32,
   )
   case = f'{game}, period {period}'
-  ours = _measure_bytes(f'{case}: ours', our_parts.serve, our_bytes, config, path)
-  acme = _measure_bytes(f'{case}: Acme', acme_parts.serve, acme_bytes, config, path)
+  progress(f'replay: {case}')
+  ours, acme = _measure_bytes(
+    case,
+    [(our_parts.serve, our_bytes), (acme_parts.serve, acme_bytes)],
+    config,
+    path,
+  )
   frame = compressed_frame_bytes(path)
   window = config.sequence_length + config.frame_stack  # frames
   quantities = (
@@ -90,17 +96,36 @@ def _compare_bytes(game: str, period: int, path: str) -> list[Comparison]:
 
 
 def _measure_bytes(
-  case: str, serve: Callable, client: Callable, config: R2D2Config, path: str
-) -> _Bytes:
-  progress(f'replay: {case}')
-  with Worker(f'{case}: server', serve, config) as server:
-    address, _ = server.measure()
-    with Worker(f'{case}: client', client, config, address, path) as worker:
-      worker.measure()  # the warm-up
+  case: str,
+  sides: Sequence[tuple[Callable, Callable]],
+  config: R2D2Config,
+  path: str,
+) -> list[_Bytes]:
+  """Of each side, a server and its client; all start at once, then they take turns."""
+  with contextlib.ExitStack() as stack:
+
+    def start(function: Callable, *args: Any) -> Worker:
+      return stack.enter_context(
+        Worker(f'{case}: {function.__module__}', function, *args)
+      )
+
+    servers = [start(serve, config) for serve, _ in sides]
+    clients = [
+      start(client, config, server.measure()[0], path)
+      for server, (_, client) in zip(servers, sides, strict=True)
+    ]
+    for client in clients:
+      client.ready()
+    results = []
+    for server, client in zip(servers, clients, strict=True):
+      client.measure()  # the warm-up
       _, before = server.measure()
-      num_steps, inserted = worker.measure()
+      num_steps, inserted = client.measure()
       _, after = server.measure()
-      return (after - before) / num_steps, inserted / num_steps, worker.measure()
+      results.append(
+        ((after - before) / num_steps, inserted / num_steps, client.measure())
+      )
+  return results
 
 
 def our_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:

@@ -8,12 +8,12 @@ from benchmarks.report import Comparison
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 
-_BATCH_SIZES = (4, 8, 16, 32, 64)
-_TRACE_LENGTHS = (20, 40, 80, 160)
-_NUM_ENVS = (1, 2, 4, 8, 16, 32)
+_BATCH_SIZES = (4, 16, 64)
+_TRACE_LENGTHS = (20, 40, 160)
+_NUM_ENVS = (1, 4, 16, 32)
 _NUM_ACTORS = (1, 2)
 _NUM_CALLS = 400  # between two looks at the server's memory
-_NUM_LOOKS = 5
+_NUM_LOOKS = 4
 _ROUNDS = 3  # at most: the curve has many points
 
 
@@ -23,21 +23,7 @@ def run(rounds: int) -> list[Comparison]:
   laptop = config_lib.laptop()
   cores = measuring.all_cores()
   return [
-    _curve(
-      'learner step, against B',
-      's/step',
-      {
-        b: Side(our_parts.learn, (dataclasses.replace(laptop, batch_size=b),))
-        for b in _BATCH_SIZES
-      },
-      rounds,
-    ),
-    _curve(
-      'learner step, against T',
-      's/step',
-      {t: Side(our_parts.learn, (_with_trace(laptop, t),)) for t in _TRACE_LENGTHS},
-      rounds,
-    ),
+    *_learner_curves(laptop, rounds),
     _curve(
       'actor on 1 core, against E',
       'steps/s',
@@ -52,19 +38,39 @@ def run(rounds: int) -> list[Comparison]:
       rounds,
     ),
     _memory(laptop),
-    _to_comparison(
-      'end to end, against actors',
-      'steps/s',
-      {n: _end_to_end(n, rounds) for n in _NUM_ACTORS},
-    ),
+    _end_to_end(rounds),
   ]
 
 
-def _end_to_end(num_actors: int, rounds: int) -> list[float]:
-  measuring.progress(f'scaling: end to end, {num_actors} actors')
-  with end_to_end.our_program(num_actors) as program:
-    program.settle()
-    return [program.steps_per_second() for _ in range(rounds)]
+def _learner_curves(laptop: R2D2Config, rounds: int) -> list[Comparison]:
+  """Against B and T, which share the laptop's point."""
+  batches = {b: dataclasses.replace(laptop, batch_size=b) for b in _BATCH_SIZES}
+  traces = {t: _with_trace(laptop, t) for t in _TRACE_LENGTHS}
+  configs = dict.fromkeys([*batches.values(), *traces.values()])
+  samples = alternate(
+    'scaling: learner step, against B and T',
+    {_name(config): Side(our_parts.learn, (config,)) for config in configs},
+    rounds,
+  )
+  return [
+    _to_comparison(
+      f'learner step, against {letter}',
+      's/step',
+      {x: samples[_name(config)] for x, config in curve.items()},
+    )
+    for letter, curve in (('B', batches), ('T', traces))
+  ]
+
+
+def _name(config: R2D2Config) -> str:
+  return f'B = {config.batch_size}, T = {config.trace_length}'
+
+
+def _end_to_end(rounds: int) -> Comparison:
+  case = 'end to end, against actors'
+  programs = {str(n): end_to_end.our_program(n) for n in _NUM_ACTORS}
+  samples = end_to_end.alternate_programs(f'scaling: {case}', programs, rounds)
+  return _to_comparison(case, 'steps/s', {n: samples[str(n)] for n in _NUM_ACTORS})
 
 
 def _with_trace(config: R2D2Config, trace_length: int) -> R2D2Config:
