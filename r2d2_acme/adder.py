@@ -106,9 +106,7 @@ class SequenceAdder:
     self._row = 0
     self._next_window = 0
     self._num_rows = 0
-    self._num_in_block = 0
     # Where the writer has, in this episode, the newest blocks and each row's state.
-    self._num_cells = 0
     self._blocks: collections.deque[int] = collections.deque(maxlen=self._num_blocks)
     self._states: dict[int, int] = {}
 
@@ -169,24 +167,21 @@ class SequenceAdder:
       self._num_rows //= 2
       self._rows[: self._num_rows] = self._rows[self._num_rows :]
     self._rows[self._num_rows] = (*step[1:], q)
-    self._num_rows += 1
-    frame = self._block[self._num_in_block]
+    frame = self._block[self._num_rows % len(self._block)]
     if step.observation.shape != frame.shape:
       raise ValueError(
         f'an observation has shape {step.observation.shape}, but the environment spec '
         f'says {frame.shape}'
       )
     np.copyto(frame, step.observation, casting='no')
-    self._num_in_block += 1
-    if self._num_in_block == len(self._block):
+    self._num_rows += 1
+    if self._num_rows % len(self._block) == 0:
       self._blocks.append(self._write({'frames': self._block}))
-      self._num_in_block = 0
 
   def _write(self, cells) -> int:
     """Hands cells to the writer; returns their place in its history."""
     self._writer.append(cells)
-    self._num_cells += 1
-    return self._num_cells - 1
+    return self._writer.episode_steps - 1
 
   def _write_rest(self, q: np.ndarray, learner_steps: int | tf.Variable):
     """Writes the episode's tail, if a transition is still in no window."""
@@ -236,8 +231,8 @@ class SequenceAdder:
 
   def _forget_states(self, first_row: int):
     """Forgets those of rows before a window's first one."""
-    for row in [row for row in self._states if row < max(first_row, _PADDED_ROW)]:
-      del self._states[row]
+    oldest = max(first_row, _PADDED_ROW)
+    self._states = {row: at for row, at in self._states.items() if row >= oldest}
 
   def _priority(self, rows: np.ndarray) -> float:
     """The learner's priority, from the actor's own Q-values; [T + 1] trained rows."""
