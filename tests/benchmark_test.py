@@ -95,14 +95,23 @@ def test_exponent_is_that_of_the_power_law():
   assert report.fit_exponent(x, [3 * v**1.5 for v in x]) == pytest.approx(1.5)
 
 
-def test_ratio_of_seconds_is_that_of_speeds():
-  samples = {report.LIMIT: [1.0, 9.0, 2.0], report.OURS: [4.0], report.ACME: [8.0]}
-  seconds = report.Comparison('case', 's/step', samples)
-  assert seconds.ratio(report.OURS, report.LIMIT) == 0.5
-  assert seconds.ratio(report.OURS, report.ACME) == 2.0
+def test_ratio_is_the_median_of_the_rounds():
+  samples = {report.LIMIT: [1.0, 8.0, 2.0], report.OURS: [2.0, 2.0, 3.0]}
   rates = report.Comparison('case', 'steps/s', samples)
-  assert rates.ratio(report.OURS, report.LIMIT) == 2.0
-  assert rates.ratio(report.ACME, report.ACME) is None
+  assert rates.ratio(report.OURS, report.LIMIT) == 1.5  # of 2, 1/4 and 3/2
+  assert rates.ratio(report.OURS, report.ACME) is None
+  assert rates.ratio(report.LIMIT, report.LIMIT) is None
+
+
+def test_ratio_is_of_the_rounds_in_which_both_were_measured():
+  samples = {report.OURS: [2.0, 4.0, 9.0], report.ACME: [4.0, 4.0]}
+  rates = report.Comparison('case', 'steps/s', samples)
+  assert rates.ratio(report.OURS, report.ACME) == 0.75
+
+
+def test_ratio_of_seconds_is_that_of_speeds():
+  samples = {report.OURS: [4.0], report.ACME: [8.0]}
+  assert report.Comparison('case', 's/step', samples).ratio('ours', 'Acme') == 2.0
 
 
 def test_acme_has_our_weights():
@@ -148,10 +157,14 @@ def test_tape_plays_what_was_recorded_as_whole_episodes():
   rows = np.zeros(7, replay._ROW)
   rows['step_type'] = last, first, mid, last, first, mid, mid
   rows['reward'] = range(7)
-  tape = replay.Tape([rows])
-  timesteps = [tape.reset()]
-  while not tape.is_over:
+  tape = replay.Tape([rows, rows[3:6]])
+  timesteps, num_over = [tape.reset()], []
+  while tape.num_over < 2:
     timestep = timesteps[-1]
     timesteps.append(tape.reset() if timestep.last() else tape.step(0))
-  assert [t.step_type for t in timesteps[:6]] == [first, mid, last, first, mid, last]
-  assert [t.reward for t in timesteps[:6]] == [None, 2, 3, None, 5, 6]
+    num_over.append(tape.num_over)
+  episodes = [first, mid, last], [first, mid, last], [first, last]
+  assert [t.step_type for t in timesteps[:8]] == sum(episodes, [])
+  assert [t.reward for t in timesteps[:8]] == [None, 2, 3, None, 5, 6, None, 5]
+  assert num_over == [0, 0, 0, 0, 0, 1, 1, 2]
+  assert timesteps[8].first()  # from the beginning

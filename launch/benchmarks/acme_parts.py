@@ -169,12 +169,9 @@ def make_player(
   return play
 
 
-def act(
-  config: R2D2Config, server_cores: Sequence[int], own: bool = False
-) -> Callable[[], float]:
+def act(config: R2D2Config, own: bool, address: str) -> Callable[[], float]:
   """Side: as `our_parts.act`, but with one environment, as Acme has it."""
   runtime.limit_threads(1)
-  address = our_parts.start_server(serve, config, own, cores=server_cores)
   (environment,) = emulator.make_environments('pong', 1)
   actor = make_actor(config, own, reverb.Client(address))
   return emulator.steps_per_second(make_player(actor, wrap(environment, own)))

@@ -1,13 +1,14 @@
 """Acting, with replay writes and initial priorities, against the bare emulator."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, all_cores, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison, compare
 from r2d2_acme import config as config_lib
 from r2d2_acme import runtime
+from r2d2_acme.config import R2D2Config
 
 _NUM_ENVS = 16  # E
 _FLOAT32 = 'ours, torso_dtype=float32'  # where laptop's is something else
@@ -29,16 +30,16 @@ def run(rounds: int) -> list[Comparison]:
   others = cores[1:] or cores
   emulators = Side(emulator.bare, ('pong', _NUM_ENVS), one)
   laptop_sides = {
-    OURS: Side(our_parts.act, (laptop, others), one),
-    ACME: Side(acme_parts.act, (laptop, others), one),
+    OURS: our_actors(laptop, one, others),
+    ACME: _acme_actors(laptop, one, others),
   }
   if runtime.multiplies_bfloat16():
     float32 = dataclasses.replace(laptop, torso_dtype='float32')
-    laptop_sides[_FLOAT32] = Side(our_parts.act, (float32, others), one)
+    laptop_sides[_FLOAT32] = our_actors(float32, one, others)
   paper_sides = {
-    OURS: Side(our_parts.act, (paper, others), one),
-    ACME: Side(acme_parts.act, (paper, others), one),
-    ACME_OWN: Side(acme_parts.act, (paper, others, True), one),
+    OURS: our_actors(paper, one, others),
+    ACME: _acme_actors(paper, one, others),
+    ACME_OWN: _acme_actors(paper, one, others, own=True),
   }
   samples = _alternate_groups(
     f'E = {_NUM_ENVS}, 1 core',
@@ -65,13 +66,13 @@ def run(rounds: int) -> list[Comparison]:
       'steps/s',
       {
         LIMIT: dataclasses.replace(emulators, processes=each),
-        OURS: Side(our_parts.act, (laptop, cores), each),
-        ACME: Side(acme_parts.act, (laptop, cores), each),
+        OURS: our_actors(laptop, each, cores),
+        ACME: _acme_actors(laptop, each, cores),
       },
       rounds,
       goal='>= 0.75 x limit',
       note=(
-        'a process on each core, and the replay servers on the same cores; '
+        'a process on each core, and the replay server on the same cores; '
         f'{_BFLOAT16_NOTE}'
       ),
     ),
@@ -88,6 +89,24 @@ def run(rounds: int) -> list[Comparison]:
       note='writes no replay',
     ),
   ]
+
+
+def our_actors(
+  config: R2D2Config, actors: Sequence[Sequence[int]], server: Sequence[int]
+) -> Side:
+  """An actor on each of some cores, and their replay server on others."""
+  replay = Side(our_parts.serve, (config,), (server,))
+  return Side(our_parts.act, (config,), actors, server=replay)
+
+
+def _acme_actors(
+  config: R2D2Config,
+  actors: Sequence[Sequence[int]],
+  server: Sequence[int],
+  own: bool = False,
+) -> Side:
+  replay = Side(acme_parts.serve, (config, own), (server,))
+  return Side(acme_parts.act, (config, own), actors, server=replay)
 
 
 def _alternate_groups(

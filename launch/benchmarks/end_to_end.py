@@ -9,7 +9,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,10 +26,9 @@ _LAUNCH = pathlib.Path(__file__).parent.parent
 _NUM_ACTORS = 2  # of either, on two cores
 _RATIO = config_lib.paper().samples_per_insert
 _MIN_REPLAY_SIZE = 100  # windows: learning begins soon
-_SETTLE = 8.0  # seconds
-_WAKE, _WINDOW = 1.0, 6.0  # seconds, of each round
+_SETTLE = 4.0  # seconds
+_WAKE, _WINDOW = 0.5, 6.0  # seconds, of each round
 _START_TIMEOUT = 300.0  # seconds until the first learner step
-_STOP_TIMEOUT = 30.0  # seconds
 _PORT = re.compile(r'Started replay server on port (\d+)')
 
 
@@ -133,14 +131,10 @@ class Program:
     return self
 
   def __exit__(self, *unused_exception):
-    self._suspend(False)
-    self._process.send_signal(signal.SIGINT)
-    try:
-      self._process.communicate(timeout=_STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
+    with contextlib.suppress(psutil.NoSuchProcess):
       for process in self._family():
         process.kill()
-      self._process.communicate()
+    self._process.communicate()
     self._folder.cleanup()
 
   def wait_until_it_learns(self):

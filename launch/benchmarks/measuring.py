@@ -28,7 +28,7 @@ class SideFailed(RuntimeError):
 
 
 class Worker:
-  """A process, pinned to some cores, that measures when it is asked to."""
+  """A process that measures when it is asked to, on some of the cores."""
 
   def __init__(
     self,
@@ -45,7 +45,7 @@ class Worker:
       name: of the side, for errors.
       function: importable, since the process does not share our memory.
       *args: these must pickle.
-      cores: that the process may use, and all that it starts; by default ours.
+      cores: that the process may use, from the end of its set-up on; by default ours.
       timeout: seconds for the set-up, and for each measurement.
       preload: whether the process begins with the libraries imported, or with nothing.
     """
@@ -62,8 +62,7 @@ class Worker:
     )
     self._process.start()
     theirs.close()
-    self._connection.send(cores or all_cores())
-    self._connection.send((function, args))
+    self._connection.send((function, args, cores))
     self._is_ready = False
 
   def __enter__(self) -> 'Worker':
@@ -122,17 +121,20 @@ class Side:
   """One of those that are compared.
 
   Attributes:
-    function: sets up, and returns `measure() -> float`.
+    function: sets up, and returns `measure() -> float` (a server's: to a tuple).
     args: its arguments.
     processes: for each process, the cores it may use. Several measure at once and
       their results, rates, are added. By default one process on all cores.
     max_rounds: fewer, for what takes long.
+    server: one that is set up first; its address, of which it measures a tuple's first
+      element, is the last argument.
   """
 
-  function: Callable[..., Callable[[], float]]
+  function: Callable[..., Callable[[], Any]]
   args: tuple = ()
   processes: Sequence[Sequence[int] | None] = (None,)
   max_rounds: int | None = None
+  server: 'Side | None' = None
 
 
 def alternate(
@@ -146,13 +148,15 @@ def alternate(
   samples: dict[str, list[float]] = {name: [] for name in sides}
   with contextlib.ExitStack() as stack:
     progress(f'{case}: setting up {", ".join(sides)}')
+    servers = {
+      name: _start(stack, f'{case}: {name}: server', side.server)
+      for name, side in sides.items()
+      if side.server is not None
+    }
     workers = {
-      name: [
-        stack.enter_context(
-          Worker(f'{case}: {name}', side.function, *side.args, cores=cores)
-        )
-        for cores in side.processes
-      ]
+      name: _start(
+        stack, f'{case}: {name}', side, *(s.measure()[0] for s in servers.get(name, ()))
+      )
       for name, side in sides.items()
     }
     for worker in (worker for group in workers.values() for worker in group):
@@ -165,6 +169,18 @@ def alternate(
             worker.start()
           samples[name].append(sum(worker.result() for worker in workers[name]))
   return samples
+
+
+def _start(
+  stack: contextlib.ExitStack, name: str, side: Side, *more_args: Any
+) -> list[Worker]:
+  """A side's processes, that live as long as `stack`."""
+  return [
+    stack.enter_context(
+      Worker(name, side.function, *side.args, *more_args, cores=cores)
+    )
+    for cores in side.processes
+  ]
 
 
 def all_cores() -> list[int]:
@@ -183,9 +199,10 @@ def _serve(connection, output: str):
   os.dup2(file, 1)  # notices of the libraries
   os.dup2(file, 2)
   try:
-    os.sched_setaffinity(0, connection.recv())  # before TensorFlow starts its threads
-    function, args = connection.recv()
+    function, args, cores = connection.recv()
     measure = function(*args)
+    if cores is not None:
+      _pin(cores)
     connection.send((True, None))
     while connection.recv():
       connection.send((True, measure()))
@@ -195,3 +212,10 @@ def _serve(connection, output: str):
     with contextlib.suppress(OSError):
       connection.send((False, traceback.format_exc().rstrip()))
   runtime.exit_now(0)
+
+
+def _pin(cores: Sequence[int]):
+  """Keeps all threads of this process, and those that they start, on these cores."""
+  for thread in os.listdir('/proc/self/task'):
+    with contextlib.suppress(ProcessLookupError):  # it ended
+      os.sched_setaffinity(int(thread), cores)

@@ -1,12 +1,10 @@
 """Our parts, as the benchmark needs them; `acme_parts` has Acme's."""
 
-import atexit
 import functools
 import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import acme
 import dm_env
@@ -15,7 +13,7 @@ import reverb
 from acme import specs
 from acme.utils import counting, loggers
 
-from benchmarks import emulator, measuring
+from benchmarks import emulator
 from r2d2_acme import runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.builder import R2D2Builder
@@ -85,10 +83,9 @@ def make_player(
   return play
 
 
-def act(config: R2D2Config, server_cores: Sequence[int]) -> Callable[[], float]:
-  """Side: steps/s of an actor of `envs_per_actor`; its replay is on other cores."""
+def act(config: R2D2Config, address: str) -> Callable[[], float]:
+  """Side: steps/s of an actor of `envs_per_actor` that writes to the replay there."""
   runtime.limit_threads(1)
-  address = start_server(serve, config, cores=server_cores)
   environments = emulator.make_environments('pong', config.envs_per_actor)
   return emulator.steps_per_second(make_player(config, environments, address))
 
@@ -98,13 +95,6 @@ def evaluate(config: R2D2Config) -> Callable[[], float]:
   runtime.limit_threads(1)
   environments = emulator.make_environments('pong', 1)
   return emulator.steps_per_second(make_player(config, environments))
-
-
-def start_server(function: Callable, *args: Any, cores: Sequence[int]) -> str:
-  """A replay server that lives as long as this process; returns its address."""
-  server = measuring.Worker('replay', function, *args, cores=cores)
-  atexit.register(server.__exit__)
-  return server.measure()[0]
 
 
 def make_batches(config: R2D2Config, address: str) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -28,9 +28,10 @@ from r2d2_acme.config import R2D2Config
 _GAMES = ('pong', 'ms_pacman')
 _PERIODS = (80, 40)
 _NUM_TAPES = 8
-# Rows of a tape: until the server's memory is first looked at, and altogether.
+# Rows of a tape: before anything is measured, and altogether.
 _WARM_UP, _LENGTH = 150, 600
-_NUM_BATCHES = 8
+_NUM_BATCHES = 8  # whose bytes are counted
+_NUM_SAMPLED = 20  # batches whose time is taken
 _QUIET = 0.3  # seconds without traffic
 
 # Of one side: bytes per stored step, per inserted step, per sampled batch.
@@ -45,17 +46,54 @@ def run(rounds: int) -> list[Comparison]:
       path = os.path.join(folder, f'{game}.npy')
       progress(f'replay: recording {game}')
       record(game, path)
-      for period in _PERIODS:
-        comparisons += _compare_bytes(game, period, path)
-  rates = [
-    _compare_rates(name, config_lib.PRESETS[name](), rounds)
-    for name in ('laptop', 'paper')
-  ]
-  return comparisons + rates
+      comparisons += _compare_bytes(game, path)
+  return [*comparisons, _compare_rates(rounds)]
 
 
-def _compare_bytes(game: str, period: int, path: str) -> list[Comparison]:
-  config = dataclasses.replace(
+def _compare_bytes(game: str, path: str) -> list[Comparison]:
+  configs = {period: _config(period) for period in _PERIODS}
+  sides = {
+    OURS: (our_parts.serve, our_bytes),
+    ACME: (acme_parts.serve, acme_bytes),
+  }
+  progress(f'replay: {game}')
+  measured = _measure_bytes(
+    {
+      (f'{game}, period {period}', side): (config, *functions)
+      for period, config in configs.items()
+      for side, functions in sides.items()
+    },
+    path,
+  )
+  frame = compressed_frame_bytes(path)
+  comparisons = []
+  for period, config in configs.items():
+    case = f'{game}, period {period}'
+    window = config.sequence_length + config.frame_stack  # frames
+    quantities = (
+      ('resident bytes per stored step', frame, '<= 0.25 x Acme'),
+      ('bytes on the wire per inserted step', frame, '<= 0.33 x Acme'),
+      (
+        f'bytes on the wire per batch of {config.batch_size}',
+        config.batch_size * window * frame,
+        '<= 0.33 x Acme',
+      ),
+    )
+    comparisons += [
+      Comparison(
+        f'{case}: {name}',
+        'bytes',
+        {LIMIT: [limit]} | {side: [measured[case, side][i]] for side in sides},
+        goal,
+        note='limit: each frame compressed once, by zlib' if i == 0 else '',
+      )
+      for i, (name, limit, goal) in enumerate(quantities)
+    ]
+  return comparisons
+
+
+def _config(period: int) -> R2D2Config:
+  return dataclasses.replace(
     config_lib.paper(),
     sequence_period=period,
     batch_size=16,
@@ -64,88 +102,65 @@ def _compare_bytes(game: str, period: int, path: str) -> list[Comparison]:
     torso_size=32,
     head_size=32,
   )
-  case = f'{game}, period {period}'
-  progress(f'replay: {case}')
-  ours, acme = _measure_bytes(
-    case,
-    [(our_parts.serve, our_bytes), (acme_parts.serve, acme_bytes)],
-    config,
-    path,
-  )
-  frame = compressed_frame_bytes(path)
-  window = config.sequence_length + config.frame_stack  # frames
-  quantities = (
-    ('resident bytes per stored step', frame, '<= 0.25 x Acme'),
-    ('bytes on the wire per inserted step', frame, '<= 0.33 x Acme'),
-    (
-      f'bytes on the wire per batch of {config.batch_size}',
-      config.batch_size * window * frame,
-      '<= 0.33 x Acme',
-    ),
-  )
-  return [
-    Comparison(
-      f'{case}: {name}',
-      'bytes',
-      {LIMIT: [limit], OURS: [ours[i]], ACME: [acme[i]]},
-      goal,
-      note='limit: each frame compressed once, by zlib' if i == 0 else '',
-    )
-    for i, (name, limit, goal) in enumerate(quantities)
-  ]
 
 
 def _measure_bytes(
-  case: str,
-  sides: Sequence[tuple[Callable, Callable]],
-  config: R2D2Config,
-  path: str,
-) -> list[_Bytes]:
-  """Of each side, a server and its client; all start at once, then they take turns."""
+  sides: Mapping[tuple[str, str], tuple[R2D2Config, Callable, Callable]], path: str
+) -> dict[tuple[str, str], _Bytes]:
+  """By case and side; of each, given its config, a server and a client.
+
+  All start and warm up at once, then they take turns.
+  """
   with contextlib.ExitStack() as stack:
 
-    def start(function: Callable, *args: Any) -> Worker:
-      return stack.enter_context(
-        Worker(f'{case}: {function.__module__}', function, *args)
-      )
+    def start(name: Sequence[str], function: Callable, *args: Any) -> Worker:
+      return stack.enter_context(Worker(': '.join(name), function, *args))
 
-    servers = [start(serve, config) for serve, _ in sides]
-    clients = [
-      start(client, config, server.measure()[0], path)
-      for server, (_, client) in zip(servers, sides, strict=True)
-    ]
-    for client in clients:
+    servers = {
+      name: start((*name, 'server'), serve, config)
+      for name, (config, serve, _) in sides.items()
+    }
+    clients = {
+      name: start(name, client, config, servers[name].measure()[0], path)
+      for name, (config, _, client) in sides.items()
+    }
+    for client in clients.values():
       client.ready()
-    results = []
-    for server, client in zip(servers, clients, strict=True):
-      client.measure()  # the warm-up
-      _, before = server.measure()
+    results = {}
+    for name, client in clients.items():
+      _, before = servers[name].measure()
       num_steps, inserted = client.measure()
-      _, after = server.measure()
-      results.append(
-        ((after - before) / num_steps, inserted / num_steps, client.measure())
+      _, after = servers[name].measure()
+      results[name] = (
+        (after - before) / num_steps,
+        inserted / num_steps,
+        client.measure(),
       )
   return results
 
 
 def our_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:
   """Side: see `_play_and_sample`."""
+  runtime.limit_threads(runtime.num_cores())
+  tapes = [Tape(_parts(tape)) for tape in np.load(path)]
+  player = our_parts.make_player(config, tapes, address)
 
-  def play(rows: slice) -> int:
-    tapes = [Tape([tape[rows]]) for tape in np.load(path)]
-    player = our_parts.make_player(config, tapes, address)
-    return player(lambda: all(tape.is_over for tape in tapes))
+  def play(part: int) -> int:
+    return player(lambda: all(tape.num_over > part for tape in tapes))
 
   return _play_and_sample(play, lambda: our_parts.make_batches(config, address))
 
 
 def acme_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:
   """Side: see `_play_and_sample`; the tapes one after the other."""
+  runtime.limit_threads(runtime.num_cores())
+  parts = list(zip(*map(_parts, np.load(path)), strict=True))
+  tape = Tape(sum(parts, ()))
+  actor = acme_parts.make_actor(config, client=reverb.Client(address))
+  player = acme_parts.make_player(actor, acme_parts.wrap(tape))
 
-  def play(rows: slice) -> int:
-    tape = Tape([tape[rows] for tape in np.load(path)])
-    actor = acme_parts.make_actor(config, client=reverb.Client(address))
-    return acme_parts.make_player(actor, acme_parts.wrap(tape))(lambda: tape.is_over)
+  def play(part: int) -> int:
+    return player(lambda: tape.num_over >= (part + 1) * _NUM_TAPES)
 
   def batches():
     return iter(acme_parts.make_dataset(config, address, num_parallel_calls=1))
@@ -153,14 +168,18 @@ def acme_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]
   return _play_and_sample(play, batches)
 
 
-def _play_and_sample(play: Callable[[slice], int], make_batches: Callable):
-  """Measures the warm-up, then (steps, bytes) of the inserts, then a batch's bytes."""
-  runtime.limit_threads(runtime.num_cores())
+def _parts(tape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The warm-up, and the rest."""
+  return tape[:_WARM_UP], tape[_WARM_UP:]
+
+
+def _play_and_sample(play: Callable[[int], int], make_batches: Callable):
+  """Warms up; measures (steps, bytes) of the rest, then a batch's bytes."""
+  play(0)
 
   def measurements():
-    yield play(slice(_WARM_UP))
     start = _traffic()
-    num_steps = play(slice(_WARM_UP, _LENGTH))
+    num_steps = play(1)
     yield num_steps, _traffic() - start
     batches = make_batches()
     next(batches)
@@ -215,19 +234,21 @@ class Tape(dm_env.Environment):
   """Plays recorded rows again, whatever the actions.
 
   Attributes:
-    is_over: all was played, and its end seen.
+    num_over: how many parts were played, and their ends seen.
   """
 
   def __init__(self, parts: Sequence[np.ndarray]):
     """Each part, an array of `_ROW`, is made to begin and to end an episode."""
-    self._rows = np.concatenate([_whole_episodes(part) for part in parts])
+    episodes = [_whole_episodes(part) for part in parts]
+    self._rows = np.concatenate(episodes)
+    self._ends = set(np.cumsum([len(rows) for rows in episodes]))
     self._next = 0
-    self.is_over = False
+    self.num_over = 0
 
   def reset(self) -> dm_env.TimeStep:
-    if self._next == len(self._rows):
-      self._next = 0
-      self.is_over = True
+    if self._next in self._ends:
+      self.num_over += 1
+    self._next %= len(self._rows)
     return dm_env.restart(self._read()['frame'])
 
   def step(self, action) -> dm_env.TimeStep:
@@ -276,14 +297,15 @@ def compressed_frame_bytes(path: str) -> float:
   )
 
 
-def _compare_rates(name: str, config: R2D2Config, rounds: int) -> Comparison:
-  case = f'{name}: batches of {config.batch_size}, nobody learning'
-  num_batches = max(3, 300 // config.batch_size)
+def _compare_rates(rounds: int) -> Comparison:
+  """The paper's preset has less to do for a batch, compared with its learner."""
+  config = config_lib.laptop()
+  case = f'laptop: batches of {config.batch_size}, nobody learning'
   with Worker(f'{case}: server', our_parts.serve_filled, config) as server:
     address, _ = server.measure()
     sides = {
       LIMIT: Side(our_parts.learn, (config,)),
-      OURS: Side(our_parts.sample, (config, address, num_batches)),
+      OURS: Side(our_parts.sample, (config, address, _NUM_SAMPLED)),
     }
     samples = alternate(case, sides, rounds)
   return Comparison(

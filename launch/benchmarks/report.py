@@ -57,10 +57,15 @@ class Comparison:
     return statistics.median(self.samples[side])
 
   def ratio(self, side: str, reference: str) -> float | None:
-    """None where there is no such reference."""
+    """The median of each round's, since the machine's speed drifts between rounds.
+
+    None where there is no such reference.
+    """
     if self.points or reference not in self.samples or side in (reference, LIMIT):
       return None
-    ratio = self.median(side) / self.median(reference)
+    ratio = statistics.median(
+      a / b for a, b in zip(self.samples[side], self.samples[reference], strict=False)
+    )
     return 1 / ratio if self.unit.startswith('s/') else ratio
 
   @property

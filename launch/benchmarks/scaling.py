@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from benchmarks import end_to_end, measuring, our_parts
+from benchmarks import actor, end_to_end, measuring, our_parts
 from benchmarks.measuring import Side, alternate
 from benchmarks.report import Comparison
 from r2d2_acme import config as config_lib
@@ -12,7 +12,7 @@ _BATCH_SIZES = (4, 16, 64)
 _TRACE_LENGTHS = (20, 40, 160)
 _NUM_ENVS = (1, 4, 16, 32)
 _NUM_ACTORS = (1, 2)
-_NUM_CALLS = 400  # between two looks at the server's memory
+_NUM_CALLS = 240  # between two looks at the server's memory
 _NUM_LOOKS = 4
 _ROUNDS = 3  # at most: the curve has many points
 
@@ -28,10 +28,10 @@ def run(rounds: int) -> list[Comparison]:
       'actor on 1 core, against E',
       'steps/s',
       {
-        e: Side(
-          our_parts.act,
-          (dataclasses.replace(laptop, envs_per_actor=e), cores[1:] or cores),
+        e: actor.our_actors(
+          dataclasses.replace(laptop, envs_per_actor=e),
           (cores[:1],),
+          cores[1:] or cores,
         )
         for e in _NUM_ENVS
       },
