@@ -1,15 +1,19 @@
 """`launch/benchmark.py`: its arithmetic, how it measures, and how it fails."""
 
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import dm_env
 import numpy as np
+import psutil
 import pytest
 from acme import specs
-from benchmarks import learner, measuring, report
+from benchmarks import end_to_end, learner, measuring, report
 
 from tests import helpers
 
@@ -57,10 +61,85 @@ def test_rates_of_processes_that_work_at_once_add_up(tmp_path):
   assert measuring.alternate('case', {'a': side}, rounds=1) == {'a': [4.0]}
 
 
+def _affinities():
+  """Of all threads, and of one that starts only now."""
+  cores = {
+    core
+    for thread in os.listdir('/proc/self/task')
+    for core in os.sched_getaffinity(int(thread))
+  }
+  new = threading.Thread(target=lambda: cores.update(os.sched_getaffinity(0)))
+  new.start()
+  new.join()
+  return cores
+
+
+def _look_at_affinities():
+  threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+  num_cores = len(_affinities())
+  return lambda: (num_cores, _affinities())
+
+
+def test_worker_is_set_up_on_as_many_cores_as_it_may_use():
+  core = measuring.all_cores()[-1]
+  for _ in range(2):  # set up on one core, and on another
+    with measuring.Worker('one', _look_at_affinities, cores=[core]) as worker:
+      assert worker.measure() == (1, {core})
+  with measuring.Worker('all', _look_at_affinities) as worker:
+    assert worker.measure()[1] == set(measuring.all_cores())
+
+
+def _serve_at(name):
+  return lambda: (f'address of {name}', 'and more')
+
+
+def _visit(name, address):
+  assert address == f'address of {name}'
+  return lambda: 1.0
+
+
+def test_side_gets_the_address_of_its_server():
+  sides = {
+    name: measuring.Side(_visit, (name,), server=measuring.Side(_serve_at, (name,)))
+    for name in 'ab'
+  }
+  assert measuring.alternate('case', sides, rounds=1) == {'a': [1.0], 'b': [1.0]}
+
+
+def _end_of_file():
+  raise EOFError('in the set-up')
+
+
+def test_program_that_ends_is_named_with_its_last_words(tmp_path, monkeypatch):
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  script = 'import sys; print("the cause", file=sys.stderr); sys.exit(1)'
+  program = end_to_end.Program('the program', ['-c', script])
+  with pytest.raises(measuring.SideFailed, match='the program: it ended: the cause'):
+    end_to_end.alternate_programs('case', {'the program': program}, rounds=1)
+  assert not list(tmp_path.iterdir())
+
+
+def test_program_ends_with_all_its_processes(tmp_path):
+  path = tmp_path / 'pids'
+  script = (
+    'import os, subprocess, sys, time\n'
+    'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])\n'
+    f'with open({str(path)!r} + ".tmp", "w") as file: file.write(str(child.pid))\n'
+    f'os.rename({str(path)!r} + ".tmp", {str(path)!r})\n'
+    'time.sleep(99)'
+  )
+  with end_to_end.Program('the program', ['-c', script]):
+    helpers.wait_until(path.exists)
+    child = psutil.Process(int(path.read_text()))
+    assert child.is_running()
+  helpers.wait_until(lambda: not child.is_running() or child.status() == 'zombie')
+
+
 @pytest.mark.parametrize(
   'function, timeout, message',
   [
     (_raise, 60, 'no such part'),
+    (_end_of_file, 60, 'in the set-up'),
     (_die, 60, 'its process died, exit code -6'),
     (_hang, 3, 'no answer in 3 s'),
   ],
@@ -110,8 +189,8 @@ def test_ratio_is_of_the_rounds_in_which_both_were_measured():
 
 
 def test_ratio_of_seconds_is_that_of_speeds():
-  samples = {report.OURS: [4.0], report.ACME: [8.0]}
-  assert report.Comparison('case', 's/step', samples).ratio('ours', 'Acme') == 2.0
+  samples = {report.OURS: [4.0, 1.0], report.ACME: [8.0, 5.0]}
+  assert report.Comparison('case', 's/step', samples).ratio('ours', 'Acme') == 3.5
 
 
 def test_acme_has_our_weights():
@@ -157,6 +236,7 @@ def test_tape_plays_what_was_recorded_as_whole_episodes():
   rows = np.zeros(7, replay._ROW)
   rows['step_type'] = last, first, mid, last, first, mid, mid
   rows['reward'] = range(7)
+  rows['frame'][:, 0, 0, 0] = range(7)
   tape = replay.Tape([rows, rows[3:6]])
   timesteps, num_over = [tape.reset()], []
   while tape.num_over < 2:
@@ -167,4 +247,5 @@ def test_tape_plays_what_was_recorded_as_whole_episodes():
   assert [t.step_type for t in timesteps[:8]] == sum(episodes, [])
   assert [t.reward for t in timesteps[:8]] == [None, 2, 3, None, 5, 6, None, 5]
   assert num_over == [0, 0, 0, 0, 0, 1, 1, 2]
-  assert timesteps[8].first()  # from the beginning
+  frames = [int(t.observation[0, 0, 0]) for t in timesteps]
+  assert frames == [1, 2, 3, 4, 5, 6, 4, 5, 1]  # and again

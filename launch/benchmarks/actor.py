@@ -19,7 +19,7 @@ _BFLOAT16_NOTE = (
 
 
 def run(rounds: int) -> list[Comparison]:
-  """Steps/s; the replay servers run on the cores that the actor does not."""
+  """Steps/s; beside an actor on one core, its replay server has the others."""
   laptop, paper = (
     dataclasses.replace(preset, envs_per_actor=_NUM_ENVS)
     for preset in (config_lib.laptop(), config_lib.paper())
@@ -94,7 +94,7 @@ def run(rounds: int) -> list[Comparison]:
 def our_actors(
   config: R2D2Config, actors: Sequence[Sequence[int]], server: Sequence[int]
 ) -> Side:
-  """An actor on each of some cores, and their replay server on others."""
+  """Actors, each on cores of its own, and their replay server."""
   replay = Side(our_parts.serve, (config,), (server,))
   return Side(our_parts.act, (config,), actors, server=replay)
 

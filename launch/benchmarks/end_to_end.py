@@ -9,13 +9,13 @@ import dataclasses
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
-import psutil
 import reverb
 
 from benchmarks.measuring import SideFailed, progress
@@ -26,7 +26,7 @@ _LAUNCH = pathlib.Path(__file__).parent.parent
 _NUM_ACTORS = 2  # of either, on two cores
 _RATIO = config_lib.paper().samples_per_insert
 _MIN_REPLAY_SIZE = 100  # windows: learning begins soon
-_SETTLE = 4.0  # seconds
+_SETTLE = 8.0  # seconds
 _WAKE, _WINDOW = 0.5, 6.0  # seconds, of each round
 _START_TIMEOUT = 300.0  # seconds until the first learner step
 _PORT = re.compile(r'Started replay server on port (\d+)')
@@ -119,22 +119,22 @@ class Program:
     self._command = command
 
   def __enter__(self) -> 'Program':
-    self._folder = tempfile.TemporaryDirectory()
+    self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    search_path = os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])
     self._process = subprocess.Popen(
       [sys.executable, *self._command, f'--workdir={self._folder.name}'],
       stdout=subprocess.DEVNULL,
       stderr=subprocess.PIPE,
-      env=os.environ
-      | {'PYTHONPATH': os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])},
+      # What its processes would remove at their end, had they not been killed.
+      env=os.environ | {'PYTHONPATH': search_path, 'TMPDIR': self._folder.name},
       text=True,
+      start_new_session=True,  # a process group, for signals to all of them
     )
     return self
 
   def __exit__(self, *unused_exception):
-    with contextlib.suppress(psutil.NoSuchProcess):
-      for process in self._family():
-        process.kill()
-    self._process.communicate()
+    self._signal(signal.SIGKILL)
+    self._process.wait()
     self._folder.cleanup()
 
   def wait_until_it_learns(self):
@@ -154,34 +154,29 @@ class Program:
       time.sleep(0.5)
     output = pathlib.Path(self._folder.name, 'output', 'replay', '0').read_text()
     self._replay = reverb.Client(f'localhost:{_PORT.findall(output)[-1]}')
-    self._suspend(True)
+    self._signal(signal.SIGSTOP)
 
   def settle(self):
     """Runs it alone for a while."""
-    self._suspend(False)
+    self._signal(signal.SIGCONT)
     time.sleep(_SETTLE)
-    self._suspend(True)
+    self._signal(signal.SIGSTOP)
 
   def steps_per_second(self) -> float:
     """Resumes it for a while; counts the windows that replay took in."""
-    self._suspend(False)
+    self._signal(signal.SIGCONT)
     time.sleep(_WAKE)
     windows, start = self._num_windows(), time.monotonic()
     time.sleep(_WINDOW)
     windows = self._num_windows() - windows
     rate = windows * config_lib.laptop().sequence_period / (time.monotonic() - start)
-    self._suspend(True)
+    self._signal(signal.SIGSTOP)
     return rate
 
   def _num_windows(self) -> int:
     (table,) = self._replay.server_info(timeout=60).values()
     return table.rate_limiter_info.insert_stats.completed
 
-  def _family(self) -> list[psutil.Process]:
-    process = psutil.Process(self._process.pid)
-    return [process, *process.children(recursive=True)]
-
-  def _suspend(self, value: bool):
-    with contextlib.suppress(psutil.NoSuchProcess):
-      for process in self._family():
-        process.suspend() if value else process.resume()
+  def _signal(self, number: signal.Signals):
+    with contextlib.suppress(ProcessLookupError):  # it ended
+      os.killpg(self._process.pid, number)

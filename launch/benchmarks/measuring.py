@@ -5,6 +5,7 @@ A side is a function that sets up and returns `measure`, which is called once a 
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import sys
@@ -45,7 +46,8 @@ class Worker:
       name: of the side, for errors.
       function: importable, since the process does not share our memory.
       *args: these must pickle.
-      cores: that the process may use, from the end of its set-up on; by default ours.
+      cores: that the process may use; by default ours. It is set up on as many others,
+        so that several set-ups share all cores.
       timeout: seconds for the set-up, and for each measurement.
       preload: whether the process begins with the libraries imported, or with nothing.
     """
@@ -62,7 +64,8 @@ class Worker:
     )
     self._process.start()
     theirs.close()
-    self._connection.send((function, args, cores))
+    cores = cores or all_cores()
+    self._connection.send((function, args, cores, _as_many(cores)))
     self._is_ready = False
 
   def __enter__(self) -> 'Worker':
@@ -126,8 +129,8 @@ class Side:
     processes: for each process, the cores it may use. Several measure at once and
       their results, rates, are added. By default one process on all cores.
     max_rounds: fewer, for what takes long.
-    server: one that is set up first; its address, of which it measures a tuple's first
-      element, is the last argument.
+    server: a side of one process, that is set up first. It measures a tuple, whose
+      first element, its address, is the last argument.
   """
 
   function: Callable[..., Callable[[], Any]]
@@ -188,6 +191,9 @@ def all_cores() -> list[int]:
   return sorted(os.sched_getaffinity(0))
 
 
+_turns = itertools.cycle(all_cores())
+
+
 def progress(message: str):
   """One line on stderr, with the time."""
   print(f'[{time.strftime("%H:%M:%S")}] {message}', file=sys.stderr, flush=True)
@@ -199,23 +205,37 @@ def _serve(connection, output: str):
   os.dup2(file, 1)  # notices of the libraries
   os.dup2(file, 2)
   try:
-    function, args, cores = connection.recv()
+    function, args, cores, setup_cores = connection.recv()
+    _pin(setup_cores)  # before TensorFlow and oneDNN count them
     measure = function(*args)
-    if cores is not None:
-      _pin(cores)
+    _pin(cores)
     connection.send((True, None))
-    while connection.recv():
+    while _is_asked(connection):
       connection.send((True, measure()))
-  except (EOFError, ConnectionError):
-    pass
   except BaseException:  # the other side raises it
     with contextlib.suppress(OSError):
       connection.send((False, traceback.format_exc().rstrip()))
   runtime.exit_now(0)
 
 
+def _is_asked(connection) -> bool:
+  """Waits for it; False once nobody is there."""
+  try:
+    return connection.recv()
+  except (EOFError, ConnectionError):
+    return False
+
+
+def _as_many(cores: Sequence[int]) -> list[int]:
+  """Of our cores, those whose turn it is."""
+  return list(itertools.islice(_turns, len(cores)))
+
+
 def _pin(cores: Sequence[int]):
   """Keeps all threads of this process, and those that they start, on these cores."""
-  for thread in os.listdir('/proc/self/task'):
-    with contextlib.suppress(ProcessLookupError):  # it ended
-      os.sched_setaffinity(int(thread), cores)
+  pinned: set[str] = set()
+  while threads := set(os.listdir('/proc/self/task')) - pinned:
+    for thread in threads:
+      with contextlib.suppress(ProcessLookupError):  # it ended
+        os.sched_setaffinity(int(thread), cores)
+    pinned |= threads

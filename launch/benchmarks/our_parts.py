@@ -1,5 +1,6 @@
 """Our parts, as the benchmark needs them; `acme_parts` has Acme's."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -108,9 +109,10 @@ def real_batch(config: R2D2Config) -> Batch:
 
 
 def fill(config: R2D2Config, address: str):
-  """Plays until each of `envs_per_actor` environments has written some windows."""
+  """Plays until some windows are written."""
   num_steps = config.trace_length + NUM_WINDOWS * config.sequence_period
-  environments = emulator.make_environments('pong', config.envs_per_actor)
+  config = dataclasses.replace(config, envs_per_actor=1)
+  environments = emulator.make_environments('pong', 1)
   calls = itertools.count()
   make_player(config, environments, address)(lambda: next(calls) > num_steps)
 

@@ -107,7 +107,7 @@ def _config(period: int) -> R2D2Config:
 def _measure_bytes(
   sides: Mapping[tuple[str, str], tuple[R2D2Config, Callable, Callable]], path: str
 ) -> dict[tuple[str, str], _Bytes]:
-  """By case and side; of each, given its config, a server and a client.
+  """Of each side of each case, from its config, its server and its client.
 
   All start and warm up at once, then they take turns.
   """
@@ -298,7 +298,7 @@ def compressed_frame_bytes(path: str) -> float:
 
 
 def _compare_rates(rounds: int) -> Comparison:
-  """The paper's preset has less to do for a batch, compared with its learner."""
+  # Of the paper's preset a batch takes less, compared with its learner's step.
   config = config_lib.laptop()
   case = f'laptop: batches of {config.batch_size}, nobody learning'
   with Worker(f'{case}: server', our_parts.serve_filled, config) as server:

@@ -57,16 +57,16 @@ class Comparison:
     return statistics.median(self.samples[side])
 
   def ratio(self, side: str, reference: str) -> float | None:
-    """The median of each round's, since the machine's speed drifts between rounds.
+    """The median over the rounds that both have: a machine's speed drifts.
 
     None where there is no such reference.
     """
     if self.points or reference not in self.samples or side in (reference, LIMIT):
       return None
-    ratio = statistics.median(
-      a / b for a, b in zip(self.samples[side], self.samples[reference], strict=False)
-    )
-    return 1 / ratio if self.unit.startswith('s/') else ratio
+    rounds = zip(self.samples[side], self.samples[reference], strict=False)
+    if self.unit.startswith('s/'):
+      return statistics.median(b / a for a, b in rounds)
+    return statistics.median(a / b for a, b in rounds)
 
   @property
   def exponent(self) -> float | None:

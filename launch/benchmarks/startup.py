@@ -9,7 +9,6 @@ from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 
 _NUM_ROUNDS = 2  # at most: a start takes long
-_NUM_ACME_ROUNDS = 1  # it takes a minute or more
 
 
 def run(rounds: int) -> list[Comparison]:
@@ -22,10 +21,9 @@ def run(rounds: int) -> list[Comparison]:
       's/start',
       {
         OURS: _measure('laptop', our_parts, laptop, rounds),
-        ACME: _measure('laptop, Acme', acme_parts, laptop, _NUM_ACME_ROUNDS),
+        ACME: _measure('laptop, Acme', acme_parts, laptop, rounds),
       },
       goal='<= 15 s',
-      note=f'a process start each; {_NUM_ACME_ROUNDS} of Acme, since it takes so long',
     ),
     Comparison(
       'paper',
