@@ -11,6 +11,7 @@ from r2d2_acme import runtime
 from r2d2_acme.config import R2D2Config
 
 _NUM_ENVS = 16  # E
+_MEASUREMENTS = 2  # in a round, since they are short
 _FLOAT32 = 'ours, torso_dtype=float32'  # where laptop's is something else
 _LIMIT_NOTE = 'limit: the same environments with random actions and nothing else'
 _BFLOAT16_NOTE = (
@@ -20,6 +21,7 @@ _BFLOAT16_NOTE = (
 
 def run(rounds: int) -> list[Comparison]:
   """Steps/s; beside an actor on one core, its replay server has the others."""
+  rounds *= _MEASUREMENTS
   laptop, paper = (
     dataclasses.replace(preset, envs_per_actor=_NUM_ENVS)
     for preset in (config_lib.laptop(), config_lib.paper())

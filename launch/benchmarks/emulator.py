@@ -18,7 +18,7 @@ def make_environments(game: str, num: int, seed: int = 0) -> list[dm_env.Environ
   return [make_atari(game, seed=seed + i) for i in range(num)]
 
 
-_SECONDS = 1.0  # of a measurement
+_SECONDS = 0.7  # of a measurement
 _WARM_UP = 150  # calls: longer than a trace, after which a first window is written
 
 
