@@ -12,7 +12,7 @@ _BATCH_SIZES = (4, 16, 64)
 _TRACE_LENGTHS = (20, 40, 160)
 _NUM_ENVS = (1, 4, 16, 32)
 _NUM_ACTORS = (1, 2)
-_NUM_CALLS = 240  # between two looks at the server's memory
+_NUM_CALLS = 400  # between two looks at the server's memory
 _NUM_LOOKS = 4
 _ROUNDS = 3  # at most: the curve has many points
 
