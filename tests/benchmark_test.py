@@ -35,6 +35,10 @@ def _raise():
   raise ValueError('no such part')
 
 
+def _end_of_file():
+  raise EOFError('in the set-up')
+
+
 def _die():
   print('the end', flush=True)
   sys.stdout.flush()
@@ -104,10 +108,6 @@ def test_side_gets_the_address_of_its_server():
     for name in 'ab'
   }
   assert measuring.alternate('case', sides, rounds=1) == {'a': [1.0], 'b': [1.0]}
-
-
-def _end_of_file():
-  raise EOFError('in the set-up')
 
 
 def test_program_that_ends_is_named_with_its_last_words(tmp_path, monkeypatch):

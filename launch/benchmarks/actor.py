@@ -1,14 +1,16 @@
 """Acting, with replay writes and initial priorities, against the bare emulator."""
 
 import dataclasses
+import functools
+import types
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, all_cores, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison, compare
 from r2d2_acme import config as config_lib
 from r2d2_acme import runtime
-from r2d2_acme.config import R2D2Config
 
 _NUM_ENVS = 16  # E
 _MEASUREMENTS = 2  # in a round, since they are short
@@ -29,19 +31,20 @@ def run(rounds: int) -> list[Comparison]:
   cores = all_cores()
   one = ((cores[0],),)
   each = tuple((core,) for core in cores[:2])
-  others = cores[1:] or cores
   emulators = Side(emulator.bare, ('pong', _NUM_ENVS), one)
+  on_each = functools.partial(actors, cores=each, server_cores=cores)
+  on_one = functools.partial(actors, cores=one, server_cores=cores[1:] or cores)
   laptop_sides = {
-    OURS: our_actors(laptop, one, others),
-    ACME: _acme_actors(laptop, one, others),
+    OURS: on_one(our_parts, laptop),
+    ACME: on_one(acme_parts, laptop, False),
   }
   if runtime.multiplies_bfloat16():
     float32 = dataclasses.replace(laptop, torso_dtype='float32')
-    laptop_sides[_FLOAT32] = our_actors(float32, one, others)
+    laptop_sides[_FLOAT32] = on_one(our_parts, float32)
   paper_sides = {
-    OURS: our_actors(paper, one, others),
-    ACME: _acme_actors(paper, one, others),
-    ACME_OWN: _acme_actors(paper, one, others, own=True),
+    OURS: on_one(our_parts, paper),
+    ACME: on_one(acme_parts, paper, False),
+    ACME_OWN: on_one(acme_parts, paper, True),
   }
   samples = _alternate_groups(
     f'E = {_NUM_ENVS}, 1 core',
@@ -68,8 +71,8 @@ def run(rounds: int) -> list[Comparison]:
       'steps/s',
       {
         LIMIT: dataclasses.replace(emulators, processes=each),
-        OURS: our_actors(laptop, each, cores),
-        ACME: _acme_actors(laptop, each, cores),
+        OURS: on_each(our_parts, laptop),
+        ACME: on_each(acme_parts, laptop, False),
       },
       rounds,
       goal='>= 0.75 x limit',
@@ -93,22 +96,15 @@ def run(rounds: int) -> list[Comparison]:
   ]
 
 
-def our_actors(
-  config: R2D2Config, actors: Sequence[Sequence[int]], server: Sequence[int]
+def actors(
+  parts: types.ModuleType,
+  *args: Any,
+  cores: Sequence[Sequence[int]],
+  server_cores: Sequence[int],
 ) -> Side:
-  """Actors, each on cores of its own, and their replay server."""
-  replay = Side(our_parts.serve, (config,), (server,))
-  return Side(our_parts.act, (config,), actors, server=replay)
-
-
-def _acme_actors(
-  config: R2D2Config,
-  actors: Sequence[Sequence[int]],
-  server: Sequence[int],
-  own: bool = False,
-) -> Side:
-  replay = Side(acme_parts.serve, (config, own), (server,))
-  return Side(acme_parts.act, (config, own), actors, server=replay)
+  """Ours or Acme's, each on cores of its own, and their replay server."""
+  server = Side(parts.serve, args, (server_cores,))
+  return Side(parts.act, args, cores, server=server)
 
 
 def _alternate_groups(

@@ -28,10 +28,11 @@ def run(rounds: int) -> list[Comparison]:
       'actor on 1 core, against E',
       'steps/s',
       {
-        e: actor.our_actors(
+        e: actor.actors(
+          our_parts,
           dataclasses.replace(laptop, envs_per_actor=e),
-          (cores[:1],),
-          cores[1:] or cores,
+          cores=(cores[:1],),
+          server_cores=cores[1:] or cores,
         )
         for e in _NUM_ENVS
       },

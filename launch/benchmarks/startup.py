@@ -1,6 +1,9 @@
 """From a process's start to its first finished learner step, on data that is there."""
 
+import contextlib
 import time
+import types
+from collections.abc import Mapping
 
 from benchmarks import acme_parts, our_parts
 from benchmarks.measuring import Worker, progress
@@ -14,34 +17,39 @@ _NUM_ROUNDS = 2  # at most: a start takes long
 def run(rounds: int) -> list[Comparison]:
   """Seconds; the replay is served, and filled, by another process."""
   rounds = min(rounds, _NUM_ROUNDS)
-  laptop, paper = config_lib.laptop(), config_lib.paper()
   return [
     Comparison(
-      'laptop',
+      case,
       's/start',
-      {
-        OURS: _measure('laptop', our_parts, laptop, rounds),
-        ACME: _measure('laptop, Acme', acme_parts, laptop, rounds),
-      },
+      _measure(case, config_lib.PRESETS[case](), sides, rounds),
       goal='<= 15 s',
-    ),
-    Comparison(
-      'paper',
-      's/start',
-      {OURS: _measure('paper', our_parts, paper, rounds)},
-      goal='<= 15 s',
-    ),
+    )
+    for case, sides in (
+      ('laptop', {OURS: our_parts, ACME: acme_parts}),
+      ('paper', {OURS: our_parts}),
+    )
   ]
 
 
-def _measure(case: str, parts, config: R2D2Config, rounds: int) -> list[float]:
-  samples = []
-  with Worker(f'{case}: replay', parts.serve_filled, config) as server:
-    address, _ = server.measure()
+def _measure(
+  case: str, config: R2D2Config, sides: Mapping[str, types.ModuleType], rounds: int
+) -> dict[str, list[float]]:
+  """One start of each side in turn, `rounds` times."""
+  samples: dict[str, list[float]] = {name: [] for name in sides}
+  with contextlib.ExitStack() as stack:
+    addresses = {
+      name: stack.enter_context(
+        Worker(f'{case}: {name}: replay', parts.serve_filled, config)
+      ).measure()[0]
+      for name, parts in sides.items()
+    }
     for i in range(rounds):
       progress(f'startup, {case}: round {i + 1} of {rounds}')
-      start = time.monotonic()
-      with Worker(case, parts.first_step, config, address, preload=False) as learner:
-        learner.ready()
-        samples.append(time.monotonic() - start)
+      for name, parts in sides.items():
+        start = time.monotonic()
+        with Worker(
+          f'{case}: {name}', parts.first_step, config, addresses[name], preload=False
+        ) as learner:
+          learner.ready()
+          samples[name].append(time.monotonic() - start)
   return samples
