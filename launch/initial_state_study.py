@@ -99,7 +99,7 @@ def train(
       updates = agent.learner.num_steps
       next_snapshot = steps + max_steps / _NUM_SNAPSHOTS
       metrics = agent.learner.last_metrics
-      columns = [metrics[name].numpy() for name in _METRICS]
+      columns = [metrics[name] for name in _METRICS]
       items.extend((steps, updates, *row) for row in zip(*columns, strict=True))
 
   studies.train(study, case, seed, max_steps, workdir, observe)

@@ -65,15 +65,14 @@ class BatchedActor:
     self._adders = adders
     self._variable_client: variable_utils.VariableClient | None = None
     self._variables = network.variables
-    # The age of those parameters, which is fetched together with them.
-    self._learner_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._update_period = config.variable_update_period
     num_envs = len(epsilons)
     *shape, self._num_channels = frame.shape
     num_channels = self._num_channels * networks.num_stacked(config, frame)
     # The newest frames, oldest first, stacked along the channels.
     self._stacks = np.zeros((num_envs, *shape, num_channels), frame.dtype)
-    self._core_state = network.initial_state(num_envs)
+    self._core_state = tree.map_structure(np.array, network.initial_state(num_envs))
+    self._is_over = [True] * num_envs  # whether the next timestep starts an episode
     self.q = np.zeros((num_envs, self._num_actions), np.float32)
 
     def policy(stacks, actions, rewards, *core_state):
@@ -82,13 +81,14 @@ class BatchedActor:
       )
       return [q, *next_state]
 
-    self._policy = tracing.trace(
+    self._policy = tracing.Traced(
       policy,
       tf.TensorSpec(self._stacks.shape, self._stacks.dtype),
       tf.TensorSpec([num_envs], tf.int32),
       tf.TensorSpec([num_envs], tf.float32),
       *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
     )
+    self._age = _ParameterAge(self._policy.load)
 
   @property
   def num_windows(self) -> int:
@@ -107,10 +107,11 @@ class BatchedActor:
   def select_actions(
     self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
   ) -> np.ndarray:
-    """One step of every environment.
+    """Returns an action for every environment.
 
-    A FIRST timestep starts an episode; a LAST one is written to replay, with its
-    Q-values for the bootstrap, and its action has no meaning.
+    A FIRST timestep starts an episode, and so does whatever follows a LAST one. A LAST
+    timestep is written to replay, with its Q-values for the bootstrap, and its action
+    has no meaning. A FIRST timestep in the middle of an episode ends that as truncated.
 
     Args:
       actions: int32 [E], those that led to `timesteps`.
@@ -119,7 +120,11 @@ class BatchedActor:
     Returns:
       int32 [E], the next actions.
     """
-    is_first = [timestep.first() for timestep in timesteps]
+    is_first = [
+      timestep.first() or is_over
+      for timestep, is_over in zip(timesteps, self._is_over, strict=True)
+    ]
+    self._is_over = [timestep.last() for timestep in timesteps]
     if any(is_first):
       actions = np.where(is_first, 0, actions)
       self._core_state = tree.map_structure(
@@ -129,11 +134,12 @@ class BatchedActor:
     for i, timestep in enumerate(timesteps):
       if not is_first[i]:
         rewards[i] = timestep.reward
-    self._push_frames(timesteps)
-    q, *next_state = self._policy(self._stacks, actions, rewards, *self._core_state)
-    self.q = q.numpy()
+    self._push_frames(timesteps, is_first)
+    self.q, *next_state = self._policy(
+      self._stacks, actions, rewards, *self._core_state
+    )
     if self._adders is not None:
-      self._add(actions, rewards, timesteps)
+      self._add(actions, rewards, timesteps, is_first)
     self._core_state = snt.LSTMState(*next_state)
     return self._epsilon_greedy()
 
@@ -154,21 +160,21 @@ class BatchedActor:
   def _make_client(self, source: acme.VariableSource):
     return variable_utils.VariableClient(
       source,
-      {'policy': [*self._variables, self._learner_steps]},
+      {'policy': [*self._variables, self._age]},
       update_period=self._update_period,
     )
 
-  def _push_frames(self, timesteps):
+  def _push_frames(self, timesteps, is_first):
     """Moves every stack on by one frame; those before an episode's first are zero."""
     new = self._num_channels
     # All of memory moves by one frame's channels: in each pixel all frames get older,
     # and what comes in from the next pixel is where the newest now goes.
     flat = self._stacks.reshape(-1)
     flat[:-new] = flat[new:]
-    for stack, timestep in zip(self._stacks, timesteps, strict=True):
-      stack[..., -new:] = timestep.observation
-      if timestep.first():
-        stack[..., :-new] = 0
+    for i, timestep in enumerate(timesteps):
+      self._stacks[i, ..., -new:] = timestep.observation
+      if is_first[i]:
+        self._stacks[i, ..., :-new] = 0
 
   def _epsilon_greedy(self) -> np.ndarray:
     if not self._explorations:
@@ -187,18 +193,34 @@ class BatchedActor:
         explorations[step].append((i, actions[step]))
     return explorations
 
-  def _add(self, actions, rewards, timesteps):
-    hidden, cell = map(np.asarray, self._core_state)
+  def _add(self, actions, rewards, timesteps, is_first):
+    hidden, cell = self._core_state
     for i, (adder, timestep) in enumerate(zip(self._adders, timesteps, strict=True)):
-      discount = 1.0 if timestep.first() else timestep.discount
+      discount = 1.0 if is_first[i] else timestep.discount
       step = Step(timestep.observation, actions[i], rewards[i], discount, mask=1.0)
       adder.add(
         step,
         snt.LSTMState(hidden[i], cell[i]),
         self.q[i],
+        first=is_first[i],
         last=timestep.last(),
-        learner_steps=self._learner_steps,
+        learner_steps=self._age.learner_steps,
       )
+
+
+class _ParameterAge:
+  """Takes the last of the values that are fetched, the parameters' age.
+
+  To a variable client it is one more variable. When it is assigned, all others are.
+  """
+
+  def __init__(self, on_new_parameters: Callable[[], None]):
+    self.learner_steps = 0
+    self._on_new_parameters = on_new_parameters
+
+  def assign(self, learner_steps: np.ndarray):
+    self.learner_steps = int(learner_steps)
+    self._on_new_parameters()
 
 
 class R2D2Actor(acme.Actor):
@@ -210,7 +232,7 @@ class R2D2Actor(acme.Actor):
     self._timestep: dm_env.TimeStep | None = None
 
   def observe_first(self, timestep: dm_env.TimeStep):
-    """Starts an episode.
+    """Starts an episode; one that a loop left unfinished ends as truncated.
 
     Raises:
       ValueError: the actor has other than one environment.
@@ -257,17 +279,16 @@ class VectorEnvironmentLoop:
     self._logger = logger
     self._should_stop = should_stop
     self._frames_per_step = getattr(environments[0], 'frames_per_step', 1)
-    num_envs = len(environments)
-    self._returns = [0.0] * num_envs
-    self._lengths = [0] * num_envs
-    self._actions = np.zeros(num_envs, np.int32)
-    self._timesteps: list[dm_env.TimeStep] = []
+    self._actions = np.zeros(len(environments), np.int32)
+    self._timesteps: list[dm_env.TimeStep]
+    self._forget_episodes()
     self._rate = _Rate()
 
   def run(self, num_steps: int | None = None, num_episodes: int | None = None):
     """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`.
 
-    An episode's end reaches the actor, and so replay, with the next call.
+    An episode's end reaches the actor, and so replay, with the next call. After an
+    exception, such as Ctrl-C, the next call starts new episodes.
     """
     if not self._timesteps:
       self._timesteps = [environment.reset() for environment in self._environments]
@@ -277,48 +298,63 @@ class VectorEnvironmentLoop:
         return
       if num_episodes is not None and episodes >= num_episodes:
         return
-      new_steps, new_episodes = self._step()
+      try:
+        new_steps, new_episodes = self._step()
+      except BaseException:
+        self._forget_episodes()  # some environments have taken a step, others not
+        raise
       steps += new_steps
       episodes += new_episodes
+
+  def _forget_episodes(self):
+    num_envs = len(self._environments)
+    self._timesteps = []
+    self._returns = [0.0] * num_envs
+    self._lengths = [0] * num_envs
 
   def _step(self):
     """One network call; returns how many steps and episodes it completed."""
     self._actions = self._actor.select_actions(self._actions, self._timesteps)
-    steps = episodes = 0
+    steps = 0
+    ended = []
     for i, environment in enumerate(self._environments):
       if self._timesteps[i].last():
         self._timesteps[i] = environment.reset()
         continue
       timestep = environment.step(self._actions[i])
       self._timesteps[i] = timestep
+      if timestep.first():  # the environment has reset itself
+        ended.append(i)
+        continue
       self._returns[i] += timestep.reward
       self._lengths[i] += 1
       steps += 1
-      episodes += timestep.last()
+      if timestep.last():
+        ended.append(i)
+    episodes = len(ended)
     self._rate.add(steps)
     self._counter.increment(
       steps=steps, frames=steps * self._frames_per_step, episodes=episodes
     )
-    if episodes:
-      self._write_episodes()
+    if ended:
+      self._write_episodes(ended)
     self._actor.update()
     return steps, episodes
 
-  def _write_episodes(self):
+  def _write_episodes(self, environments: Sequence[int]):
     counts = self._counter.get_counts()
-    for i, timestep in enumerate(self._timesteps):
-      if timestep.last():
-        self._logger.write(
-          {
-            'episode_return': self._returns[i],
-            'episode_length': self._lengths[i],
-            'epsilon': self._actor.epsilons[i],
-            'steps_per_second': self._rate.per_second,
-            **counts,
-          }
-        )
-        self._returns[i] = 0.0
-        self._lengths[i] = 0
+    for i in environments:
+      self._logger.write(
+        {
+          'episode_return': self._returns[i],
+          'episode_length': self._lengths[i],
+          'epsilon': self._actor.epsilons[i],
+          'steps_per_second': self._rate.per_second,
+          **counts,
+        }
+      )
+      self._returns[i] = 0.0
+      self._lengths[i] = 0
 
 
 class _Rate:

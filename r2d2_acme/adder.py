@@ -109,6 +109,7 @@ class SequenceAdder:
     # Where the writer has, in this episode, the newest blocks and each row's state.
     self._blocks: collections.deque[int] = collections.deque(maxlen=self._num_blocks)
     self._states: dict[int, int] = {}
+    self._last_state = self._last_q = None  # of the newest row
 
   def add(
     self,
@@ -117,7 +118,8 @@ class SequenceAdder:
     q: np.ndarray,
     *,
     last: bool,
-    learner_steps: int | tf.Variable = 0,
+    first: bool = False,
+    learner_steps: int = 0,
   ):
     """Adds row t of the current episode; `last` ends the episode.
 
@@ -126,28 +128,37 @@ class SequenceAdder:
       core_state: the actor's recurrent state before row t.
       q: float32 [A], the actor's Q(o_t, .) from that state.
       last: whether o_t is the episode's last observation.
-      learner_steps: age of the parameters that made `q`, in learner steps; a variable
-        is read when a window is written.
+      first: whether o_t is the first of an episode. If one is under way, it ends as
+        truncated, with the row before this one.
+      learner_steps: age of the parameters that made `q`, in learner steps.
 
     Raises:
       ValueError, TypeError: the observation's shape or dtype is not the spec's.
       Stopped: the program stopped while the table took no more.
       FloatingPointError: Q-values or rewards are not finite.
     """
+    if first and self._row:
+      self._row -= 1
+      self._end_episode(learner_steps)
     if self._row == 0:
       self._start_episode(q)
-    if last or self._row % self._config.sequence_period in self._boundaries:
-      self._states[self._row] = self._write({'core_state': core_state})
+    self._last_state, self._last_q = core_state, q
+    if self._row % self._config.sequence_period in self._boundaries:
+      self._write_state()
     self._append_row(step, q)
     if self._row == self._window_end(self._next_window):
       self._write_window(self._config.trace_length, learner_steps)
     if last:
-      self._write_rest(q, learner_steps)
-      self._wait_for_server(max_pending=0)
-      self._writer.end_episode()
-      self._reset()
+      self._end_episode(learner_steps)
     else:
       self._row += 1
+
+  def _end_episode(self, learner_steps: int):
+    """Ends it with the newest row."""
+    self._write_rest(learner_steps)
+    self._wait_for_server(max_pending=0)
+    self._writer.end_episode()
+    self._reset()
 
   def flush(self):
     """Blocks until the server has all windows."""
@@ -183,19 +194,25 @@ class SequenceAdder:
     self._writer.append(cells)
     return self._writer.episode_steps - 1
 
-  def _write_rest(self, q: np.ndarray, learner_steps: int | tf.Variable):
+  def _write_state(self):
+    """Writes the state before the newest row."""
+    self._states[self._row] = self._write({'core_state': self._last_state})
+
+  def _write_rest(self, learner_steps: int):
     """Writes the episode's tail, if a transition is still in no window."""
     num_transitions = self._row  # N: row N is the last
     window = self._next_window
     covered = self._window_end(window - 1) if window else 0
     if num_transitions <= covered:
       return
+    if self._row not in self._states:
+      self._write_state()
     num_tail = num_transitions - window * self._config.sequence_period
     for _ in range(self._config.trace_length - num_tail):
-      self._append_row(self._padding, q)
+      self._append_row(self._padding, self._last_q)
     self._write_window(num_tail, learner_steps)
 
-  def _write_window(self, num_transitions: int, learner_steps: int | tf.Variable):
+  def _write_window(self, num_transitions: int, learner_steps: int):
     """Writes the window whose rows, and blocks, end with the newest.
 
     Args:
@@ -207,9 +224,7 @@ class SequenceAdder:
     priority = self._priority(rows[-(config.trace_length + 1) :])
     columns = {field: np.ascontiguousarray(rows[field]) for field in _WINDOW_FIELDS}
     # A window's scalars are one cell each: one a row would cost more than the frames.
-    window = self._write(
-      {'window': columns, 'learner_steps': np.int64(int(learner_steps))}
-    )
+    window = self._write({'window': columns, 'learner_steps': np.int64(learner_steps)})
     first = self._next_window * config.sequence_period  # trained row
     boundaries = (first - config.burn_in_length, first, first + num_transitions)
     states = [self._states[max(row, _PADDED_ROW)] for row in boundaries]
@@ -290,7 +305,7 @@ def make_priority_fn(config: R2D2Config) -> PriorityFn:
     )
     return [losses.sequence_priorities(td_errors, mask, config.priority_eta)[0]]
 
-  function = tracing.trace(
+  function = tracing.Traced(
     priority,
     tf.TensorSpec([length + 1, None], tf.float32),
     *(tf.TensorSpec([length], dtype) for dtype in _WINDOW_FIELDS.values()),

@@ -63,14 +63,15 @@ class Checkpointer:
     _check_variables(learner, workdir)
     self._learner = learner
     self._counts = _Counts(learner, counts)
-    self._checkpointer = savers.Checkpointer(
-      {**learner.state, 'counts': self._counts},
-      directory=workdir,
-      subdirectory=_SUBDIRECTORY,
-      time_delta_minutes=period / 60,
-      add_uid=False,
-      max_to_keep=_MAX_TO_KEEP,
-    )
+    with learner.locked:
+      self._checkpointer = savers.Checkpointer(
+        {**learner.state, 'counts': self._counts},
+        directory=workdir,
+        subdirectory=_SUBDIRECTORY,
+        time_delta_minutes=period / 60,
+        add_uid=False,
+        max_to_keep=_MAX_TO_KEEP,
+      )
 
   def save(self, counts: Mapping[str, float] | None = None, *, force: bool = False):
     """Saves if `period` has passed since the last time, or if forced to.

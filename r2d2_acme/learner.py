@@ -1,5 +1,6 @@
 """`R2D2Learner`: burn-in, unroll, rescaled n-step double-Q loss, Adam, priorities."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ import trfl
 from acme.tf import savers
 from acme.utils import counting, loggers
 
-from r2d2_acme import diagnostics, losses, replay
+from r2d2_acme import diagnostics, losses, replay, tracing
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Batch
@@ -29,6 +30,9 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
 
   One thread calls `step`; `get_variables` and `locked` serve others, and never see
   a half-done update.
+
+  Steps run on copies of the variables (see `tracing.Traced`), which meet the variables
+  inside `locked` only.
   """
 
   def __init__(
@@ -61,17 +65,22 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     # Created now, so that a checkpoint restores them before the first step.
     self._optimizer._initialize(network.trainable_variables)
     self._copy_to_target()
-    self._lock = threading.Lock()
+    self._lock = threading.RLock()
+    self._traced: tracing.Traced | None = None  # `_update`, from the first batch on
+    self._steps_done = 0  # `_num_steps` of the copies
+    self._snapshot: list[np.ndarray] = []  # what `get_variables` gives out
+    self._snapshot_steps = -1  # and when it was taken
     self._last_row_time = 0.0
     self._last_row_steps: int | None = None
     # Of the newest step: scalars, and [B] where a metric is of single windows.
-    self.last_metrics: Mapping[str, tf.Tensor] = {}
+    self.last_metrics: Mapping[str, np.ndarray] = {}
     # Delta-Q in each step, for a study; else in those that a row is written of, and
     # NaN in the others: it costs 3 % of a step.
     self.always_diagnose = False
 
   @property
   def state(self) -> Mapping[str, savers.Checkpointable]:
+    """What a checkpoint holds; to be read or written inside `locked`."""
     return {
       'network': self._network,
       'target_network': self._target_network,
@@ -80,19 +89,41 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     }
 
   @property
-  def locked(self) -> threading.Lock:
-    """Held while the state is read or written as a whole."""
-    return self._lock
+  def locked(self) -> contextlib.AbstractContextManager:
+    """Holds the learner between two steps, to read or write its state as a whole.
+
+    Inside, the variables are as the newest step left them. The next step goes on from
+    what they are at the end.
+    """
+    return self._hold()
+
+  @contextlib.contextmanager
+  def _hold(self):
+    with self._lock:
+      if self._traced is not None:
+        self._traced.store()
+      try:
+        yield
+      finally:
+        if self._traced is not None:
+          self._traced.load()
+        self._steps_done = int(self._num_steps.numpy())
+        self._snapshot_steps = -1
 
   @property
   def num_steps(self) -> int:
-    return int(self._num_steps.numpy())
+    return self._steps_done
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
-    """The online network's variables and `num_steps`, whatever the names."""
+    """The online network's variables and `num_steps`, whatever the names.
+
+    All who ask after the same step get the same arrays, which nobody may write to.
+    """
     with self._lock:
-      variables = tree.map_structure(lambda v: v.numpy(), self.variables)
-    return [variables for _ in names]
+      if self._snapshot_steps != self._steps_done:
+        self._snapshot = self._read_variables()
+        self._snapshot_steps = self._steps_done
+      return [self._snapshot for _ in names]
 
   @property
   def variables(self) -> list[tf.Variable]:
@@ -108,10 +139,12 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     batch = next(self._iterator)  # without the lock: it may wait for ever
     now = time.time()
     row_is_due = now - self._last_row_time >= _LOG_PERIOD
+    batch = tree.map_structure(np.asarray, batch)
     with self._lock:
-      priorities, metrics = self._update(
-        batch, tf.constant(row_is_due or self.always_diagnose)
+      priorities, metrics = self._run_update(
+        batch, np.array(row_is_due or self.always_diagnose)
       )
+      self._steps_done += 1
     self.last_metrics = metrics
     if not np.isfinite(metrics['gradient_norm']):
       raise FloatingPointError(
@@ -119,12 +152,34 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
         'observations or rewards that are not finite'
       )
     if self._priorities is not None:
-      self._priorities.update(batch.keys.numpy(), priorities.numpy())
+      self._priorities.update(batch.keys, priorities)
     counts = self._counter.increment(steps=1)
     if row_is_due:
       self._write_row(metrics, counts, now)
 
-  @tf.function(autograph=False)
+  def _run_update(self, batch: Batch, diagnose: np.ndarray):
+    """Runs `_update` on the copies of the variables; NumPy arrays in and out."""
+    inputs = batch, diagnose
+    if self._traced is None:
+      self._trace(inputs)
+    outputs = self._traced(*tree.flatten(inputs))
+    return tree.unflatten_as(self._output_structure, outputs)
+
+  def _trace(self, inputs):
+    def update(*flat: tf.Tensor) -> list[tf.Tensor]:
+      outputs = self._update(*tree.unflatten_as(inputs, flat))
+      self._output_structure = tree.map_structure(lambda x: None, outputs)
+      return tree.flatten(outputs)
+
+    signature = (tf.TensorSpec(x.shape, x.dtype) for x in tree.flatten(inputs))
+    self._traced = tracing.Traced(update, *signature, parallel=True)
+    self._read_copies = self._traced.make_reader(self.variables)
+
+  def _read_variables(self) -> list[np.ndarray]:
+    if self._traced is None:
+      return [variable.numpy() for variable in self.variables]
+    return self._read_copies()
+
   def _update(self, batch: Batch, diagnose: tf.Tensor):
     """One learner step; returns priorities [B] and a dict of scalars or [B].
 
@@ -240,7 +295,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     )
 
   def _write_row(
-    self, metrics: Mapping[str, tf.Tensor], counts: Mapping[str, Any], now: float
+    self, metrics: Mapping[str, np.ndarray], counts: Mapping[str, Any], now: float
   ):
     steps = self.num_steps
     steps_per_second = 0.0
@@ -250,7 +305,7 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     if self._logger is not None:
       self._logger.write(
         {
-          **{name: _median(value.numpy()) for name, value in metrics.items()},
+          **{name: _median(value) for name, value in metrics.items()},
           **self._replay_ratio(),
           'steps_per_second': steps_per_second,
           **counts,

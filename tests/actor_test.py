@@ -3,10 +3,12 @@
 What the actor writes to replay is tested in `adder_test.py`.
 """
 
+import contextlib
 import threading
 import time
 
 import acme
+import dm_env
 import numpy as np
 import pytest
 import sonnet as snt
@@ -22,6 +24,7 @@ from r2d2_acme.actor import (
   epsilon_ladder,
 )
 from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.types import Observation
 from tests import helpers
 from tests.helpers import Episode, Key
 
@@ -416,3 +419,205 @@ class TestParameters:
       act=act,
     )
     assert [window.learner_steps for window in run.windows] == [7, 2**40]
+
+  def test_acting_after_a_fetch_uses_the_new_parameters_at_once(self):
+    """The policy works on copies of the variables."""
+    timestep = make_environments(1)[0].reset()
+    values = []
+    for _ in range(2):
+      self.actor.fetch(self.source)
+      self.actor.select_actions(np.zeros(1, np.int32), [timestep])
+      q, _ = self.network(
+        Observation(
+          timestep.observation[np.newaxis],
+          np.zeros(1, np.int32),
+          np.zeros(1, np.float32),
+        ),
+        self.network.initial_state(1),
+      )
+      np.testing.assert_allclose(self.actor.q, q, rtol=1e-6)
+      values.append(self.actor.q)
+    assert not np.array_equal(*values)
+
+
+def test_acting_leaks_nothing():
+  """A call of a function in TensorFlow 2.8's eager runtime keeps 430 bytes."""
+  builder = R2D2Builder(helpers.make_config(), helpers.make_spec(image=False))
+  actor, action = builder.make_evaluator(), np.zeros(1, np.int32)
+  environment = helpers.ScriptedEnvironment([Episode(1, False)], image=False)
+  timesteps = [environment.reset()]
+  growth = helpers.growth(
+    lambda: actor.select_actions(action, timesteps), warm_up=2_000, num_calls=20_000
+  )
+  assert growth < 500_000  # bytes; 9 million before
+
+
+class Interrupted(Exception):
+  """Stands for Ctrl-C."""
+
+
+class InterruptedEnvironment(helpers.ScriptedEnvironment):
+  """Is interrupted instead of showing an episode's last observation."""
+
+  def step(self, action):
+    if self._key.step + 1 == self._episodes[self._key.episode].length:
+      return self.interrupt()
+    return super().step(action)
+
+  def interrupt(self):
+    raise Interrupted
+
+
+class SelfResettingEnvironment(InterruptedEnvironment):
+  """Shows the next episode's first observation instead of an episode's last."""
+
+  def interrupt(self):
+    return self.reset()
+
+
+class LongerEnvironment(helpers.ScriptedEnvironment):
+  """Plays longer episodes than it is told to."""
+
+  def __init__(self, episodes, index, image):
+    longer = [Episode(length + 5, terminates) for length, terminates in episodes]
+    super().__init__(longer, index, image)
+
+
+class TestUnfinishedEpisodes:
+  """An episode that never showed its last observation ends as truncated."""
+
+  # Shorter than a window, just as long, longer; with a tail and without one.
+  LENGTHS = (5, 2, 7, 9, 12, 3, 1)
+
+  def run(self, environment_type, act, length_minus=0, **overrides):
+    """All that was written for the first episodes; actions are greedy."""
+    lengths = [length + 1 - length_minus for length in self.LENGTHS]
+    if not length_minus:
+      lengths.append(2)  # ends the one before it
+    config = helpers.make_config(epsilon_base=0.0, **overrides)
+    run = helpers.run(
+      config,
+      [[Episode(length, False) for length in lengths]],
+      image=False,
+      act=act,
+      environment_type=environment_type,
+    )
+    windows = {}
+    for window, priority in zip(run.windows, run.priorities, strict=True):
+      key = helpers.key_of(window.observations.observation[config.burn_in_length])
+      if key.episode < len(self.LENGTHS):
+        fields = window._replace(keys=0, probabilities=0, table_size=0)
+        windows[key] = (fields, priority)
+    return windows
+
+  def check(self, environment_type, act, **overrides):
+    actual = self.run(environment_type, act, **overrides)
+    expected = self.run(
+      helpers.ScriptedEnvironment, helpers.play, length_minus=1, **overrides
+    )
+    assert actual.keys() == expected.keys()
+    for key, window in expected.items():
+      tree.map_structure(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        actual[key],
+        window,
+      )
+
+  @pytest.mark.parametrize('sequence_period', [2, 3, 4])
+  def test_of_an_environment_that_resets_itself(self, sequence_period):
+    self.check(SelfResettingEnvironment, helpers.play, sequence_period=sequence_period)
+
+  def test_are_rows_of_the_log(self):
+    (environment,) = environments = [
+      SelfResettingEnvironment([Episode(4, True), Episode(3, True)], image=False)
+    ]
+    network = ConstantNetwork()
+    actor = R2D2Builder(
+      helpers.make_config(), helpers.make_spec(image=False)
+    ).make_actor(network=network)
+    logger, counter = loggers.InMemoryLogger(), counting.Counter()
+    helpers.play(environments, actor, counter, logger)
+    assert [row['episode_length'] for row in logger.data] == [3, 2]
+    expected = [
+      sum(t.reward for key, t in environment.tape.items() if key.episode == episode)
+      for episode in range(2)
+    ]
+    assert [row['episode_return'] for row in logger.data] == pytest.approx(expected)
+    assert counter.get_counts() == {'steps': 5, 'frames': 20, 'episodes': 2}
+
+  @pytest.mark.parametrize('sequence_period', [2, 3, 4])
+  def test_of_acmes_loop_that_was_interrupted_and_runs_again(self, sequence_period):
+    def act(environments, actor, counter, logger):
+      (environment,) = environments
+      loop = acme.EnvironmentLoop(environment, R2D2Actor(actor), counter, logger)
+      while not environment.is_over:
+        with contextlib.suppress(Interrupted, IndexError):
+          loop.run(num_episodes=1)
+
+    self.check(InterruptedEnvironment, act, sequence_period=sequence_period)
+
+  def test_of_acmes_loop_that_was_interrupted_after_observing(self):
+    def act(environments, actor, counter, logger):
+      (environment,) = environments
+      acme_actor = R2D2Actor(actor)
+      for length in [*self.LENGTHS, 1]:
+        acme_actor.observe_first(environment.reset())
+        for _ in range(length + 1):  # the last observation was never acted upon
+          action = acme_actor.select_action(None)
+          acme_actor.observe(action, environment.step(action))
+      environment.is_over = True
+
+    self.check(LongerEnvironment, act)
+
+  def test_of_a_vector_loop_that_was_interrupted(self):
+    def act(environments, actor, counter, logger):
+      loop = VectorEnvironmentLoop(environments, actor, counter, logger)
+      while not environments[0].is_over:
+        with contextlib.suppress(Interrupted, IndexError):
+          loop.run()
+
+    self.check(InterruptedEnvironment, act)
+
+  def test_of_several_environments_of_which_one_is_interrupted(self):
+    """The others have taken a step that this one has not."""
+    lengths = (4, 9)
+    environments = [
+      helpers.ScriptedEnvironment([Episode(50, False)] * 3, 0, False),
+      InterruptedEnvironment([Episode(n + 1, False) for n in lengths], 1, False),
+      helpers.ScriptedEnvironment([Episode(50, False)] * 3, 2, False),
+    ]
+    config = helpers.make_config(envs_per_actor=3)
+    builder = R2D2Builder(config, helpers.make_spec(image=False))
+    network = helpers.RecordingNetwork(builder.make_network())
+    loop = VectorEnvironmentLoop(
+      environments,
+      builder.make_actor(network=network),  # fails if it sees anything twice
+      counting.Counter(),
+      loggers.NoOpLogger(),
+    )
+    for _ in lengths:
+      with pytest.raises(Interrupted):
+        loop.run()
+    assert {key for key in network.acted if key.environment == 1} == {
+      Key(1, episode, step)
+      for episode, length in enumerate(lengths)
+      for step in range(length + 1)
+    }
+    assert {key.episode for key in network.acted} == {0, 1}
+
+
+def test_what_follows_an_episodes_end_starts_an_episode_whatever_its_type():
+  environment = helpers.ScriptedEnvironment([Episode(2, True)] * 2, image=False)
+  builder = R2D2Builder(helpers.make_config(), helpers.make_spec(image=False))
+  network = helpers.RecordingNetwork(builder.make_network())
+  actor, action = builder.make_actor(network=network), np.ones(1, np.int32)
+  actor.select_actions(action, [environment.reset()])
+  for _ in range(2):
+    actor.select_actions(action, [environment.step(1)])
+  first = environment.reset()._replace(
+    step_type=dm_env.StepType.MID, reward=5.0, discount=1.0
+  )
+  actor.select_actions(action, [first])
+  seen = network.acted[Key(0, 1, 0)]
+  assert (seen.observation.action, seen.observation.reward) == (0, 0)
+  assert not any(x.any() for x in seen.core_state)

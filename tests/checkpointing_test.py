@@ -67,14 +67,15 @@ def _sit_down(workdir: pathlib.Path, batches=(), period: float = _FOR_EVER) -> _
 
 def _state(learner: R2D2Learner):
   """Copies of all variables that decide what the learner does next."""
-  optimizer = learner.state['optimizer']
-  return {
-    'network': [v.numpy() for v in learner.state['network'].variables],
-    'target': [v.numpy() for v in learner.state['target_network'].variables],
-    'moments': [v.numpy() for v in (*optimizer.m, *optimizer.v)],
-    'adam_step': optimizer.step.numpy(),
-    'num_steps': learner.num_steps,
-  }
+  with learner.locked:
+    optimizer = learner.state['optimizer']
+    return {
+      'network': [v.numpy() for v in learner.state['network'].variables],
+      'target': [v.numpy() for v in learner.state['target_network'].variables],
+      'moments': [v.numpy() for v in (*optimizer.m, *optimizer.v)],
+      'adam_step': optimizer.step.numpy(),
+      'num_steps': learner.num_steps,
+    }
 
 
 def _differ(a, b) -> list[str]:

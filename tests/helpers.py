@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import acme
 import dm_env
 import numpy as np
+import psutil
 import reverb
 import sonnet as snt
 import tensorflow as tf
@@ -222,6 +223,7 @@ def run(
   episodes: Sequence[Sequence[Episode]],
   image: bool = True,
   act: Callable | None = None,
+  environment_type: type[ScriptedEnvironment] = ScriptedEnvironment,
 ) -> Run:
   """Plays all episodes of all environments and reads replay back, all of it.
 
@@ -230,6 +232,7 @@ def run(
     episodes: [environment][episode].
     image: or vectors.
     act: used instead of `play`.
+    environment_type: of the environments.
   """
   # With exponent 0 the table's own sampler is uniform: all windows are soon seen.
   config = dataclasses.replace(
@@ -237,7 +240,7 @@ def run(
   )
   builder = R2D2Builder(config, make_spec(image))
   environments = [
-    ScriptedEnvironment(script, index, image) for index, script in enumerate(episodes)
+    environment_type(script, index, image) for index, script in enumerate(episodes)
   ]
   network = RecordingNetwork(builder.make_network())
   counter, logger = counting.Counter(), loggers.InMemoryLogger()
@@ -354,3 +357,16 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
     {key: float(value) for key, value in row.items()}
     for row in csv.DictReader(whole.splitlines())
   ]
+
+
+def growth(call: Callable[[], Any], *, warm_up: int, num_calls: int) -> int:
+  """Bytes by which this process grows over some calls, after some more."""
+  process = psutil.Process()
+  for _ in range(warm_up):
+    call()
+  gc.collect()
+  before = process.memory_info().rss
+  for _ in range(num_calls):
+    call()
+  gc.collect()
+  return process.memory_info().rss - before
