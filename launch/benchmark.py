@@ -1,6 +1,6 @@
 """Measures ours, Acme's parts and the machine's limit side by side.
 
-python launch/benchmark.py [actor|learner|replay|startup|end_to_end|scaling]
+python launch/benchmark.py [actor|learner|fetching|replay|startup|end_to_end|scaling]
 """
 
 import argparse
@@ -20,7 +20,15 @@ doctor.check_installation()
 
 from r2d2_acme import runtime  # noqa: E402
 
-PARTS = ('actor', 'learner', 'replay', 'startup', 'end_to_end', 'scaling')
+PARTS = (
+  'actor',
+  'learner',
+  'fetching',
+  'replay',
+  'startup',
+  'end_to_end',
+  'scaling',
+)
 _EXTRAS = ('jax', 'gym')  # what the parts need beyond the runtime
 
 

@@ -161,19 +161,20 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     """Runs `_update` on the copies of the variables; NumPy arrays in and out."""
     inputs = batch, diagnose
     if self._traced is None:
-      self._trace(inputs)
+      self._traced = self._trace(inputs)
     outputs = self._traced(*tree.flatten(inputs))
     return tree.unflatten_as(self._output_structure, outputs)
 
-  def _trace(self, inputs):
+  def _trace(self, inputs) -> tracing.Traced:
     def update(*flat: tf.Tensor) -> list[tf.Tensor]:
       outputs = self._update(*tree.unflatten_as(inputs, flat))
       self._output_structure = tree.map_structure(lambda x: None, outputs)
       return tree.flatten(outputs)
 
     signature = (tf.TensorSpec(x.shape, x.dtype) for x in tree.flatten(inputs))
-    self._traced = tracing.Traced(update, *signature, parallel=True)
-    self._read_copies = self._traced.make_reader(self.variables)
+    traced = tracing.Traced(update, *signature, parallel=True)
+    self._read_copies = traced.make_reader(self.variables)
+    return traced
 
   def _read_variables(self) -> list[np.ndarray]:
     if self._traced is None:

@@ -206,9 +206,9 @@ def _serve(connection, output: str):
   os.dup2(file, 2)
   try:
     function, args, cores, setup_cores = connection.recv()
-    _pin(setup_cores)  # before TensorFlow and oneDNN count them
+    pin(setup_cores)  # before TensorFlow and oneDNN count them
     measure = function(*args)
-    _pin(cores)
+    pin(cores)
     connection.send((True, None))
     while _is_asked(connection):
       connection.send((True, measure()))
@@ -231,7 +231,7 @@ def _as_many(cores: Sequence[int]) -> list[int]:
   return list(itertools.islice(_turns, len(cores)))
 
 
-def _pin(cores: Sequence[int]):
+def pin(cores: Sequence[int]):
   """Keeps all threads of this process, and those that they start, on these cores."""
   pinned: set[str] = set()
   while threads := set(os.listdir('/proc/self/task')) - pinned:
