@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from acme import specs
-from benchmarks import end_to_end, learner, measuring, report
+from benchmarks import end_to_end, learner, measuring, memory, report
 
 from tests import helpers
 
@@ -119,11 +119,31 @@ def test_program_that_ends_is_named_with_its_last_words(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
+def test_growth_is_the_slope_of_the_hour(tmp_path):
+  path = tmp_path / 'samples.csv'
+  rows = [
+    (second, name, 1e9 + slope * second)
+    for second in range(0, 4001, 20)
+    for name, slope in (('actor/0', 100), ('learner/0', 0))
+  ]
+  path.write_text(''.join(f'{t},{name},{rss:.0f}\n' for t, name, rss in rows))
+  series = memory.read(path)
+  assert {name: seconds[0] for name, (seconds, _) in series.items()} == {
+    'actor/0': 0,
+    'learner/0': 0,
+  }
+  growths = {name: memory.growth(*samples) for name, samples in series.items()}
+  assert growths == pytest.approx({'actor/0': 360_000, 'learner/0': 0}, abs=1)
+  memory.draw(series, tmp_path / 'figure.png')
+  assert (tmp_path / 'figure.png').stat().st_size > 10_000
+
+
 def test_program_ends_with_all_its_processes(tmp_path):
   path = tmp_path / 'pids'
   script = (
     'import os, subprocess, sys, time\n'
-    'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"])\n'
+    'code = "import time; time.sleep(99)"\n'
+    'child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)\n'
     f'with open({str(path)!r} + ".tmp", "w") as file: file.write(str(child.pid))\n'
     f'os.rename({str(path)!r} + ".tmp", {str(path)!r})\n'
     'time.sleep(99)'

@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 
+import psutil
 import reverb
 
 from benchmarks.measuring import SideFailed, progress
 from benchmarks.report import ACME, OURS, Comparison
 from r2d2_acme import config as config_lib
 
-_LAUNCH = pathlib.Path(__file__).parent.parent
+LAUNCH = pathlib.Path(__file__).parent.parent
 _NUM_ACTORS = 2  # of either, on two cores
 _RATIO = config_lib.paper().samples_per_insert
 _MIN_REPLAY_SIZE = 100  # windows: learning begins soon
@@ -91,7 +92,7 @@ def our_program(num_actors: int) -> 'Program':
   return Program(
     'ours',
     [
-      str(_LAUNCH / 'atari_distributed.py'),
+      str(LAUNCH / 'atari_distributed.py'),
       '--lp_launch_type=local_mp',
       '--game=pong',
       '--noevaluator',
@@ -107,7 +108,7 @@ def _acme_program() -> 'Program':
   return Program(
     'Acme',
     [
-      str(_LAUNCH / 'benchmarks' / 'acme_program.py'),
+      str(LAUNCH / 'benchmarks' / 'acme_program.py'),
       f'--num_actors={_NUM_ACTORS}',
     ],
   )
@@ -124,7 +125,7 @@ class Program:
 
   def __enter__(self) -> 'Program':
     self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    search_path = os.pathsep.join([str(_LAUNCH), *filter(None, sys.path)])
+    search_path = os.pathsep.join([str(LAUNCH), *filter(None, sys.path)])
     self._process = subprocess.Popen(
       [sys.executable, *self._command, f'--workdir={self._folder.name}'],
       stdout=subprocess.DEVNULL,
@@ -132,7 +133,7 @@ class Program:
       # What its processes would remove at their end, had they not been killed.
       env=os.environ | {'PYTHONPATH': search_path, 'TMPDIR': self._folder.name},
       text=True,
-      start_new_session=True,  # a process group, for signals to all of them
+      start_new_session=True,  # the terminal's Ctrl-C reaches the benchmark only
     )
     return self
 
@@ -160,15 +161,19 @@ class Program:
     self._replay = reverb.Client(f'localhost:{_PORT.findall(output)[-1]}')
     self._signal(signal.SIGSTOP)
 
+  def resume(self):
+    """Lets it go on."""
+    self._signal(signal.SIGCONT)
+
   def settle(self):
     """Runs it alone for a while."""
-    self._signal(signal.SIGCONT)
+    self.resume()
     time.sleep(_SETTLE)
     self._signal(signal.SIGSTOP)
 
   def take_turn(self):
     """Resumes it for a while; counts the windows that replay takes in."""
-    self._signal(signal.SIGCONT)
+    self.resume()
     time.sleep(_WAKE)
     windows, start = self._num_windows(), time.monotonic()
     time.sleep(_TURN)
@@ -181,10 +186,40 @@ class Program:
     """Over all turns."""
     return self._windows * config_lib.laptop().sequence_period / self._seconds
 
+  def nodes(self) -> dict[str, psutil.Process]:
+    """Its processes, each by the file that it writes to, such as `actor/0`."""
+    folder, nodes = f'{self._folder.name}/output/', {}
+    for process in self._tree()[1:]:
+      with contextlib.suppress(OSError):  # it ended
+        path = os.readlink(f'/proc/{process.pid}/fd/1')
+        if path.startswith(folder):
+          nodes[path.removeprefix(folder)] = process
+    return nodes
+
+  @property
+  def replay_size(self) -> int:
+    """Windows in the table."""
+    return self._table().current_size
+
   def _num_windows(self) -> int:
+    return self._table().rate_limiter_info.insert_stats.completed
+
+  def _table(self):
     (table,) = self._replay.server_info(timeout=60).values()
-    return table.rate_limiter_info.insert_stats.completed
+    return table
 
   def _signal(self, number: signal.Signals):
-    with contextlib.suppress(ProcessLookupError):  # it ended
-      os.killpg(self._process.pid, number)
+    tree = self._tree()  # some have process groups of their own
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, number)  # and some have lost their parent
+    for process in tree:
+      with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+  def _tree(self) -> list[psutil.Process]:
+    """The process that was started, and all below it."""
+    try:
+      process = psutil.Process(self._process.pid)
+      return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+      return []
