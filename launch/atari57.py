@@ -26,7 +26,7 @@ doctor.check_installation()
 
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import atari_scores, runtime  # noqa: E402
+from r2d2_acme import atari_scores, machine, runtime  # noqa: E402
 
 if TYPE_CHECKING:
   from r2d2_acme import evaluation
@@ -152,6 +152,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
   from r2d2_acme import checkpointing, evaluation, experiment
 
   runtime.hide_gpu()
+  runtime.limit_threads(machine.num_cores())
   path = os.path.join(args.workdir, _TABLE)
   known = {row.game: row for row in _read_table(path)}
   rows: list[Row] = []

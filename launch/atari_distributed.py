@@ -14,7 +14,7 @@ doctor.check_installation()
 
 from absl import flags  # noqa: E402
 
-from r2d2_acme import experiment, launching, program, runtime  # noqa: E402
+from r2d2_acme import experiment, launching, machine, program, runtime  # noqa: E402
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
 
@@ -28,6 +28,7 @@ def main() -> int:
     )
   if launch_type == 'local_mp':
     runtime.hide_gpu()  # the learner, another process, needs all of it
+  runtime.limit_threads(machine.num_cores())
   run = experiment.from_flags()
   return launching.launch(
     program.make_program(

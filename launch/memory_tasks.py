@@ -39,6 +39,7 @@ from r2d2_acme import (  # noqa: E402
   environments,
   evaluation,
   experiment,
+  machine,
   plotting,
   runtime,
 )
@@ -388,7 +389,7 @@ def main() -> int:
 
 
 def _train_all(args: argparse.Namespace) -> list[Curve]:
-  threads = max(1, runtime.num_cores() // args.processes)
+  threads = max(1, machine.num_cores() // args.processes)
   with futures.ThreadPoolExecutor(args.processes) as pool:
     try:
       waiting = [

@@ -18,7 +18,7 @@ from absl import flags  # noqa: E402
 from acme.utils import counting  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
-from r2d2_acme import checkpointing, experiment, loggers, runtime  # noqa: E402
+from r2d2_acme import checkpointing, experiment, loggers, machine, runtime  # noqa: E402
 from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 
@@ -29,7 +29,7 @@ def main() -> int:
   stop = threading.Event()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: stop.set())
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   run = experiment.from_flags(num_actors=1)
   config = run.config
 

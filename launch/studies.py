@@ -25,7 +25,7 @@ from acme.utils import counting
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, experiment, loggers, plotting, runtime
+from r2d2_acme import environments, experiment, loggers, machine, plotting, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
@@ -153,7 +153,7 @@ def main(
   workdir = pathlib.Path(args.workdir) / f'{study.name}_{max_steps}'
   if args.run:
     case, seed = args.run.split('/')
-    runtime.limit_threads(max(1, runtime.num_cores() // args.processes))
+    runtime.limit_threads(max(1, machine.num_cores() // args.processes))
     train_one(study, case, int(seed), max_steps, workdir / args.run)
     finish(study, args.run, workdir)
     return 0

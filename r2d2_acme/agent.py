@@ -9,7 +9,7 @@ import reverb
 from acme import specs
 from acme.utils import counting, loggers
 
-from r2d2_acme import checkpointing
+from r2d2_acme import checkpointing, machine, runtime
 from r2d2_acme.actor import R2D2Actor
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
@@ -45,6 +45,7 @@ class R2D2(acme.Actor, acme.VariableSource):
       raise ValueError(
         f'R2D2 in one process is one actor: set num_actors=1, not {config.num_actors}'
       )
+    runtime.limit_threads(machine.num_cores())
     self._config = config
     counter = counter if counter is not None else counting.Counter()
     self._counter = counter

@@ -3,14 +3,12 @@
 Whatever a user can get wrong ends here, in one line and before any process starts.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import functools
 import importlib.metadata
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,6 @@ from typing import Any, NoReturn
 
 import acme
 import dm_env
-import psutil
 from absl import app, flags
 from acme import specs
 from ml_collections import config_dict, config_flags
@@ -27,6 +24,7 @@ from r2d2_acme import (
   builder,
   checkpointing,
   environments,
+  machine,
   networks,
   replay,
   runtime,
@@ -256,7 +254,7 @@ def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
   # Replay, counter, learner and evaluator besides the actors.
   num_processes = config.num_actors + 4
   processes_bytes = num_processes * _PROCESS_BYTES
-  available = _memory_limit()
+  available = machine.memory_limit()
   if replay_bytes + processes_bytes > available:
     raise BadInput(
       f'needs about {(replay_bytes + processes_bytes) / _GIB:.1f} GiB of memory '
@@ -265,15 +263,6 @@ def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
       f'but there are {available / _GIB:.1f} GiB: lower --config.max_replay_size or '
       '--num_actors'
     )
-
-
-def _memory_limit() -> int:
-  """Bytes that this machine, or the container around us, has."""
-  limits = [psutil.virtual_memory().total]
-  for path in ('memory.max', 'memory/memory.limit_in_bytes'):  # cgroup 2 and 1
-    with contextlib.suppress(OSError, ValueError):
-      limits.append(int(pathlib.Path('/sys/fs/cgroup', path).read_text()))
-  return min(limits)
 
 
 def _read_stored(workdir: str) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from absl import flags
 from launchpad.launch.run_locally import launch_local_output_to_files
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 
-from r2d2_acme import runtime
+from r2d2_acme import machine, runtime
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
 
@@ -57,7 +57,7 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
 
 def _launch_threads(program: lp.Program, launch_type: str) -> NoReturn:
   """Does not return: threads that wait for a stopped node would hinder the exit."""
-  runtime.limit_threads(runtime.num_cores())  # all nodes share this process's pools
+  runtime.limit_threads(machine.num_cores())  # all nodes share this process's pools
   code = 0
   try:
     lp.launch(program, launch_type=launch_type).wait()

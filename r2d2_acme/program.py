@@ -15,7 +15,7 @@ from acme.utils import counting
 from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
-from r2d2_acme import checkpointing, loggers, runtime
+from r2d2_acme import checkpointing, loggers, machine, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.adder import Stopped
 from r2d2_acme.config import R2D2Config
@@ -186,7 +186,7 @@ class _LearnerNode(acme.VariableSource):
     counts: Mapping[str, float],
     workdir: str | None,
   ):
-    _limit_threads(runtime.num_cores())
+    _limit_threads(machine.num_cores())
     self._logger = loggers.make_logger(workdir, 'learner')
     self._counter = counter
     self._learner = builder.make_learner(

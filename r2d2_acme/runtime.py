@@ -1,8 +1,10 @@
-"""The process: what it sets around TensorFlow's import, its cores, how it ends."""
+"""The process: what it sets around TensorFlow's import, its threads, how it ends."""
 
 import os
 import sys
 from typing import NoReturn
+
+from r2d2_acme import machine
 
 _ENVIRONMENT = {
   'TF_ENABLE_ONEDNN_OPTS': '1',  # off in TF 2.8; halves a learner step on a CPU
@@ -17,14 +19,11 @@ def set_environment_variables():
   """Sets defaults; what the user has set stays. Call before importing TensorFlow."""
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+  # NumPy's threads would be as many as the cores that a container cannot use.
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', str(machine.num_cores()))
   # gRPC would send even local calls to a proxy, and wait for ever.
   direct = [os.environ.get('no_proxy', ''), 'localhost', '127.0.0.1', '[::1]']
   os.environ.setdefault('no_grpc_proxy', ','.join(filter(None, direct)))
-
-
-def num_cores() -> int:
-  """Cores that this process may use."""
-  return len(os.sched_getaffinity(0))
 
 
 def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
@@ -47,12 +46,18 @@ def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
 
 
 def limit_threads(num_threads: int):
-  """Sizes and starts this process's TensorFlow pools; only the first call counts."""
+  """Sizes and starts this process's TensorFlow pools; only the first call counts.
+
+  What the user has set through `tf.config.threading` stays.
+  """
   import tensorflow as tf  # after the environment variables
 
+  pools = tf.config.threading
   try:
-    tf.config.threading.set_intra_op_parallelism_threads(num_threads)
-    tf.config.threading.set_inter_op_parallelism_threads(num_threads)
+    if not pools.get_intra_op_parallelism_threads():
+      pools.set_intra_op_parallelism_threads(num_threads)
+    if not pools.get_inter_op_parallelism_threads():
+      pools.set_inter_op_parallelism_threads(num_threads)
   except RuntimeError:
     return  # already running: all nodes share one process (local_mt, tests)
   tf.config.list_logical_devices()  # starts them

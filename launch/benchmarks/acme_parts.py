@@ -26,7 +26,7 @@ from acme.utils import counting, loggers
 from acme.wrappers import frame_stacking
 
 from benchmarks import emulator, our_parts
-from r2d2_acme import runtime
+from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.networks import AtariTorso, DuellingHead
 
@@ -230,7 +230,7 @@ def make_learner(
 
 def learn(config: R2D2Config, own: bool = False) -> Callable[[], float]:
   """Side: as `our_parts.learn`."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   server = serve_filled(config, own)
   address, _ = server()
   batch = next(iter(make_dataset(config, address, num_parallel_calls=1)))
@@ -240,7 +240,7 @@ def learn(config: R2D2Config, own: bool = False) -> Callable[[], float]:
 
 def first_step(config: R2D2Config, address: str) -> Callable[[], None]:
   """Side: as `our_parts.first_step`."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   dataset = make_dataset(config, address, prefetch_size=tf.data.AUTOTUNE)
   make_learner(config, dataset, address=address).step()
   return lambda: None

@@ -14,7 +14,7 @@ from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
 from benchmarks import acme_parts, emulator, end_to_end
-from r2d2_acme import experiment, launching, loggers, runtime  # noqa: F401 (its flags)
+from r2d2_acme import experiment, launching, loggers, machine, runtime  # noqa: F401
 from r2d2_acme.config import R2D2Config
 
 
@@ -38,7 +38,7 @@ class _Learner(acme.VariableSource):
     counter: counting.Counter,
     workdir: str,
   ):
-    runtime.limit_threads(runtime.num_cores())
+    runtime.limit_threads(machine.num_cores())
     address = client.server_address
     self._learner = acme_parts.make_learner(
       config,

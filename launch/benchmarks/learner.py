@@ -12,7 +12,7 @@ from benchmarks import acme_parts, our_parts
 from benchmarks.measuring import Side, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison
 from r2d2_acme import config as config_lib
-from r2d2_acme import networks, runtime
+from r2d2_acme import machine, networks, runtime
 from r2d2_acme.config import R2D2Config
 
 _BATCH_SIZES = (16, 64)
@@ -60,7 +60,7 @@ def _compare(batch_size: int, rounds: int) -> Comparison:
 
 def matmul_peak() -> Callable[[], float]:
   """Side: FLOP/s of the fastest of several large float32 matmuls, on all cores."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   matrices = [tf.random.normal([size, size]) for size in _MATMUL_SIZES]
   multiply = tf.function(lambda x: tf.reduce_sum(tf.matmul(x, x)[0, :1]))
 

@@ -15,7 +15,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from benchmarks import emulator
-from r2d2_acme import runtime
+from r2d2_acme import machine, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
@@ -132,14 +132,14 @@ def add(config: R2D2Config, address: str, num_calls: int) -> Callable[[], int]:
 
 def learn(config: R2D2Config) -> Callable[[], float]:
   """Side: seconds of a learner step, on one real batch held in memory."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   learner = make_builder(config).make_learner(itertools.repeat(real_batch(config)))
   return seconds_per_call(learner.step)
 
 
 def first_step(config: R2D2Config, address: str) -> Callable[[], None]:
   """Side: a learner whose set-up includes its first step, on the replay there."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   learner = make_builder(config).make_learner(
     make_batches(config, address), replay_client=reverb.Client(address)
   )
@@ -149,7 +149,7 @@ def first_step(config: R2D2Config, address: str) -> Callable[[], None]:
 
 def sample(config: R2D2Config, address: str, num_batches: int) -> Callable[[], float]:
   """Side: batches/s of the dataset, with nobody learning."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
 
   def measure() -> float:
     batches = make_batches(config, address)  # anew: a waiting one would make some ahead

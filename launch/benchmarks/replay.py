@@ -22,7 +22,7 @@ from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, Worker, alternate, progress
 from benchmarks.report import ACME, LIMIT, OURS, Comparison
 from r2d2_acme import config as config_lib
-from r2d2_acme import runtime
+from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
 
 _GAMES = ('pong', 'ms_pacman')
@@ -141,7 +141,7 @@ def _measure_bytes(
 
 def our_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:
   """Side: see `_play_and_sample`."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   tapes = [Tape(_parts(tape)) for tape in np.load(path)]
   player = our_parts.make_player(config, tapes, address)
 
@@ -153,7 +153,7 @@ def our_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:
 
 def acme_bytes(config: R2D2Config, address: str, path: str) -> Callable[[], Any]:
   """Side: see `_play_and_sample`; the tapes one after the other."""
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   parts = list(zip(*map(_parts, np.load(path)), strict=True))
   tape = Tape(sum(parts, ()))
   actor = acme_parts.make_actor(config, client=reverb.Client(address))

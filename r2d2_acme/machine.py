@@ -1,0 +1,166 @@
+"""What this process may use of its machine: cores and memory, also in a container."""
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+_ROOT = pathlib.Path('/')
+_DEFAULT_PERIOD = 100_000  # microseconds, of a CPU quota that names none
+_VERSION_2 = ''  # stands for the controllers in /proc/self/cgroup
+# Lines of /proc/self/cgroup, see cgroups(7), and of /proc/self/mountinfo, see proc(5).
+_CGROUP = re.compile(r'^\d+:(?P<controllers>[^:\n]*):(?P<path>/.*)$', re.M)
+_MOUNT = re.compile(
+  r'^\S+ \S+ \S+ (?P<root>/\S*) (?P<point>/\S*) .* - '
+  r'(?P<type>cgroup2?) \S+ (?P<options>\S+)$',
+  re.M,
+)
+
+
+class _Mount(NamedTuple):
+  """Where a hierarchy of control groups can be read.
+
+  Attributes:
+    root: the control group that is mounted.
+    point: where.
+    controllers: what it limits, with version 1; `_VERSION_2` alone with version 2,
+      which has everything in one hierarchy.
+  """
+
+  root: pathlib.PurePosixPath
+  point: pathlib.PurePosixPath
+  controllers: frozenset[str]
+
+
+def num_cores(root: pathlib.Path = _ROOT) -> int:
+  """Returns the number of cores that this process may use, at least 1.
+
+  That is the number of cores that it may run on (its affinity), or the smallest CPU
+  quota of its control groups, rounded up, where that is less. A quota is what
+  `docker --cpus=2`, Kubernetes and systemd's `CPUQuota` set.
+
+  Args:
+    root: where `proc` and the mounted file systems are.
+  """
+  affinity = len(os.sched_getaffinity(0))
+  return max(1, min(affinity, math.ceil(min(affinity, cpu_quota(root)))))
+
+
+def cpu_quota(root: pathlib.Path = _ROOT) -> float:
+  """Returns the smallest CPU quota of this process's control groups, in cores.
+
+  Without one it is infinity.
+
+  Args:
+    root: as for `num_cores`.
+  """
+  return min(_limits(root, 'cpu', _quota_v1, _quota_v2), default=math.inf)
+
+
+def memory_limit(root: pathlib.Path = _ROOT) -> int:
+  """Returns the bytes of memory that this process and its children may use together.
+
+  That is the machine's memory, or the smallest limit of the process's control groups,
+  where that is less. What others use of it is not looked at.
+
+  Args:
+    root: as for `num_cores`.
+  """
+  limits = _limits(root, 'memory', _memory_v1, _memory_v2)
+  return int(min([_machine_bytes(root), *limits]))
+
+
+def _machine_bytes(root: pathlib.Path) -> int:
+  """All memory, as the kernel, or a container's own view of /proc, says."""
+  found = re.search(r'^MemTotal:\s*(\d+) kB$', _read(root / 'proc/meminfo'), re.M)
+  if found is None:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  return int(found[1]) << 10
+
+
+def _limits(
+  root: pathlib.Path, controller: str, *parsers: Callable[[pathlib.Path], float]
+) -> Iterator[float]:
+  """Yields what these parsers find in the process's groups of a controller."""
+  for folder in _control_groups(root, controller):
+    for parse in parsers:
+      try:
+        limit = parse(folder)
+      except (ValueError, IndexError, ZeroDivisionError):
+        continue  # it is 'max', or there is no such file
+      if limit > 0:  # -1 means that there is none
+        yield limit
+
+
+def _quota_v1(folder: pathlib.Path) -> float:
+  quota = int(_read(folder / 'cpu.cfs_quota_us'))
+  return quota / int(_read(folder / 'cpu.cfs_period_us'))
+
+
+def _quota_v2(folder: pathlib.Path) -> float:
+  quota, *period = _read(folder / 'cpu.max').split()
+  return int(quota) / int(period[0] if period else _DEFAULT_PERIOD)
+
+
+def _memory_v1(folder: pathlib.Path) -> int:
+  return int(_read(folder / 'memory.limit_in_bytes'))
+
+
+def _memory_v2(folder: pathlib.Path) -> int:
+  return int(_read(folder / 'memory.max'))
+
+
+def _control_groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
+  """Yields the folders of this process's groups and of all groups above them.
+
+  A process is in one group of each hierarchy, and both versions of control groups may
+  be there. SLURM, systemd and Kubernetes set their limits above the process's own.
+  """
+  mounts = list(_mounts(root))
+  for found in _CGROUP.finditer(_read(root / 'proc/self/cgroup')):
+    controllers = frozenset(found['controllers'].split(','))
+    if controllers & {controller, _VERSION_2}:
+      hierarchy = [mount for mount in mounts if mount.controllers >= controllers]
+      for folder in _ascend(hierarchy, pathlib.PurePosixPath(found['path'])):
+        yield root / folder.relative_to('/')
+
+
+def _ascend(
+  mounts: Sequence[_Mount], path: pathlib.PurePosixPath
+) -> Iterator[pathlib.PurePosixPath]:
+  """Yields where the group called `path`, and those above it, are mounted."""
+  within = [m for m in mounts if path.is_relative_to(m.root) and '..' not in path.parts]
+  for mount in within:
+    group = mount.point / path.relative_to(mount.root)
+    yield group
+    yield from (p for p in group.parents if p.is_relative_to(mount.point))
+  if not within:
+    # The path is one of another namespace: what is mounted is the container's group.
+    yield from (mount.point for mount in mounts)
+
+
+def _mounts(root: pathlib.Path) -> Iterator[_Mount]:
+  """Yields the hierarchies that are mounted."""
+  for found in _MOUNT.finditer(_read(root / 'proc/self/mountinfo')):
+    is_v1 = found['type'] == 'cgroup'
+    controllers = found['options'].split(',') if is_v1 else [_VERSION_2]
+    yield _Mount(
+      _unescape(found['root']), _unescape(found['point']), frozenset(controllers)
+    )
+
+
+def _unescape(path: str) -> pathlib.PurePosixPath:
+  """Spaces and their like are octal numbers in mountinfo."""
+  return pathlib.PurePosixPath(
+    re.sub(r'\\([0-7]{3})', lambda found: chr(int(found[1], 8)), path)
+  )
+
+
+def _read(path: pathlib.Path) -> str:
+  """The file's text; empty where it cannot be read."""
+  try:
+    return path.read_text(errors='surrogateescape')
+  except OSError:
+    return ''
