@@ -31,26 +31,37 @@ def derive_seed(seed: int, *path: int) -> int:
 
 
 class R2D2Builder:
-  """Makes the parts of one agent, for one process or for many."""
+  """Makes the parts of one agent, for one process or for many.
+
+  What `torso_dtype='auto'` means is decided when a builder is made, and goes with it
+  to other processes: there a GPU may be hidden, and all parts must agree.
+  """
 
   def __init__(self, config: R2D2Config, environment_spec: specs.EnvironmentSpec):
     self._config = config
     self._spec = environment_spec
+    is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
+    self._torso_dtype = 'bfloat16' if is_bfloat16 else 'float32'
+
+  @property
+  def torso_dtype(self) -> str:
+    """'bfloat16' or 'float32': of the torso's products in large batches."""
+    return self._torso_dtype
 
   def make_network(self, batch_size: int = 1) -> networks.R2D2Network:
-    """A network with its variables, the same for the same `seed`.
+    """Returns a network with its variables, the same for the same `seed`.
+
+    With `torso_dtype='float32'` in the config it switches TensorFloat-32 off for the
+    whole process, see `R2D2Config.torso_dtype`.
 
     Args:
       batch_size: observations in a call. For few, the torso's products are float32
         in any case: to round its weights would cost more than it saves.
     """
-    torso_dtype = tf.float32
-    if (
-      self._config.torso_dtype == 'auto'
-      and batch_size >= _MIN_BFLOAT16_BATCH
-      and runtime.multiplies_bfloat16()
-    ):
-      torso_dtype = tf.bfloat16
+    is_large = batch_size >= _MIN_BFLOAT16_BATCH
+    torso_dtype = tf.as_dtype(self._torso_dtype) if is_large else tf.float32
+    if self._config.torso_dtype == 'float32':
+      tf.config.experimental.enable_tensor_float_32_execution(False)
     with _NETWORK_LOCK:  # the seed is the process's, and nodes may be threads
       tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
       return networks.make_network(self._config, self._spec, torso_dtype)

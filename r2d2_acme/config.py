@@ -68,9 +68,12 @@ class R2D2Config:
   torso_size: int = 512  # units after the convolutions, or of the MLP; paper: 512
   # Centre images, and layer-normalise what the LSTM sees of them; paper: no.
   normalize_images: bool = False
-  # Of the products in the torso for images, of the learner and of actors with many
-  # environments: 'float32', or 'auto', which is bfloat16 where the CPU multiplies it.
-  # All else is float32.
+  # Of products. 'float32': all of them, in full precision. 'auto': where the machine
+  # has no GPU and its CPU multiplies bfloat16, those of the torso for images are
+  # bfloat16 in the learner and in actors with many environments. On GPUs from Ampere
+  # on, all matrix products and convolutions, also the LSTM's and the head's, are in
+  # TensorFloat-32, which rounds their inputs to 10 bits of mantissa; float32 has 23.
+  # Elsewhere it is float32.
   torso_dtype: str = 'float32'
   core_size: int = 512  # LSTM units; paper: 512
   head_size: int = 512  # hidden units of each duelling stream; paper: 512

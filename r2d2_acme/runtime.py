@@ -1,5 +1,6 @@
 """The process: what it sets around TensorFlow's import, its threads, how it ends."""
 
+import functools
 import os
 import sys
 from typing import NoReturn
@@ -26,10 +27,12 @@ def set_environment_variables():
   os.environ.setdefault('no_grpc_proxy', ','.join(filter(None, direct)))
 
 
+@functools.cache
 def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
-  """Whether the CPU has instructions for it, and oneDNN uses them.
+  """Returns whether products in bfloat16 pay here: the CPU and oneDNN do them.
 
-  Not beside a GPU, hidden or not: there the learner is float32, and so are its actors.
+  Beside a GPU they do not, since the GPU is the one that learns. One that
+  `CUDA_VISIBLE_DEVICES` hides from this process does not count.
   """
   import tensorflow as tf  # after the environment variables
 
@@ -37,6 +40,7 @@ def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
     flags = next((line.split() for line in file if line.startswith('flags')), [])
   if 'avx512_bf16' not in flags or tf.config.list_physical_devices('GPU'):
     return False
+  limit_threads(machine.num_cores())  # what follows would start as many as it sees
   ones = tf.ones([1, 1, 1, 1], tf.bfloat16)
   try:
     tf.function(lambda: tf.nn.conv2d(ones, ones, 1, 'VALID'))()
