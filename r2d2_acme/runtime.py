@@ -1,23 +1,39 @@
 """The process: what it sets around TensorFlow's import, its threads, how it ends."""
 
+import contextlib
+import ctypes
 import functools
+import itertools
 import os
+import stat
 import sys
+import tempfile
 from typing import NoReturn
 
 from r2d2_acme import machine
 
+_ONEDNN = 'TF_ENABLE_ONEDNN_OPTS'
 _ENVIRONMENT = {
-  'TF_ENABLE_ONEDNN_OPTS': '1',  # off in TF 2.8; halves a learner step on a CPU
+  _ONEDNN: '1',  # off in TF 2.8; halves a learner step on a CPU
   'TF_CPP_MIN_LOG_LEVEL': '2',  # no start-up notices; errors still show
   'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
   'GRPC_VERBOSITY': 'ERROR',
   'PYTHONUNBUFFERED': '1',  # of child processes: their lines arrive when printed
 }
+# Where libraries keep files of their own, and where that is by default.
+_CACHES = {'MPLCONFIGDIR': '~/.config/matplotlib', 'KERAS_HOME': '~/.keras'}
+# TensorFlow's own; launchpad, reverb and parts of acme load it, too.
+_TENSORFLOW_LIBRARY = 'libtensorflow_framework.so.2'
 
 
 def set_environment_variables():
-  """Sets defaults; what the user has set stays. Call before importing TensorFlow."""
+  """Sets defaults; what the user has set stays. Call before importing TensorFlow.
+
+  Where TensorFlow was loaded before, so that it runs without oneDNN although nobody
+  said so, a line on stderr tells the cure. The other variables are read later, or
+  silence notices only.
+  """
+  wants_onednn = os.environ.get(_ONEDNN, '1').lower() not in ('0', 'false')
   for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   # NumPy's threads would be as many as the cores that a container cannot use.
@@ -25,6 +41,76 @@ def set_environment_variables():
   # gRPC would send even local calls to a proxy, and wait for ever.
   direct = [os.environ.get('no_proxy', ''), 'localhost', '127.0.0.1', '[::1]']
   os.environ.setdefault('no_grpc_proxy', ','.join(filter(None, direct)))
+  _set_caches()
+  if wants_onednn and not _may_use_onednn():
+    _warn_of_import_order()
+
+
+def _may_use_onednn() -> bool:
+  """Whether TensorFlow uses oneDNN, or is not loaded yet.
+
+  It reads the environment variable when its library is loaded, and never again.
+  """
+  try:
+    library = ctypes.CDLL(_TENSORFLOW_LIBRARY, os.RTLD_NOLOAD | os.RTLD_LAZY)
+    uses_onednn = library._ZN10tensorflow12IsMKLEnabledEv  # tensorflow::IsMKLEnabled()
+  except (OSError, AttributeError):  # not loaded, or of another version
+    return True
+  uses_onednn.restype = ctypes.c_bool
+  return uses_onednn()
+
+
+@functools.cache  # once for a process
+def _warn_of_import_order():
+  print(
+    'warning: TensorFlow was loaded before r2d2_acme, so that oneDNN and bfloat16 are '
+    'off and learning on a CPU takes twice as long: import r2d2_acme before acme, '
+    f'launchpad, reverb, sonnet and tensorflow, or export {_ONEDNN}=1',
+    file=sys.stderr,
+    flush=True,
+  )
+
+
+def _set_caches():
+  """Gives libraries a folder where the home directory is missing or not writable."""
+  missing = {
+    name: os.path.basename(path)
+    for name, path in _CACHES.items()
+    if name not in os.environ and not _can_write(path)
+  }
+  if missing:
+    with contextlib.suppress(OSError):  # no temporary folder either: they will say so
+      folder = _private_folder()
+      for name, base in missing.items():
+        os.environ[name] = os.path.join(folder, base)
+
+
+def _can_write(path: str) -> bool:
+  """Whether a folder under the home directory is writable, or could be made."""
+  home, path = (os.path.expanduser(p) for p in ('~', path))
+  if not os.path.isdir(home):
+    return False
+  while not os.path.lexists(path):
+    path = os.path.dirname(path)
+  return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+
+def _private_folder() -> str:
+  """Returns this user's temporary folder, the same one in each process.
+
+  Others could have made one of that name, to put files of theirs into it; then it is
+  the next name.
+  """
+  for number in itertools.count():
+    name = f'r2d2_acme-{os.getuid()}-{number}'
+    path = os.path.join(tempfile.gettempdir(), name)
+    with contextlib.suppress(FileExistsError):
+      os.mkdir(path, mode=0o700)
+    status = os.lstat(path)
+    is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o077
+    if is_private and status.st_uid == os.getuid():
+      return path
+  raise AssertionError
 
 
 @functools.cache
