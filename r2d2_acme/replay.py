@@ -3,6 +3,7 @@
 import math
 import queue
 import threading
+import time
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -22,6 +23,9 @@ TABLE = 'windows'
 # reach, rounded up. Other observations are counted raw.
 _IMAGE_COMPRESSION = 0.35
 
+_AWAY_PERIOD = (
+  60.0  # seconds until a silent server is worth a warning, and the next one
+)
 _MAX_BLOCK_LENGTH = 20  # rows; longer ones compress no better
 
 
@@ -103,45 +107,97 @@ class PriorityUpdater:
   """Writes priorities back from a thread of its own: `update` never blocks.
 
   Updates that wait together travel together; of two for one item the later counts.
+  While the server is away, updates wait or are lost, and stale priorities are all that
+  this costs: a warning says so when it is back, or after a minute. At a program's end,
+  where it often goes first, there is none. Any other failure is raised.
   """
 
   def __init__(self, client: reverb.Client):
     self._client = client
     self._queue: queue.Queue = queue.Queue()
+    self._failure: BaseException | None = None
+    self._num_lost = 0  # updates
+    self._num_told = 0  # of these, in warnings
+    self._error = ''  # the server's last answer, if it was one
+    self._last_answer = time.monotonic()
+    self._last_warning = -math.inf
     self._thread = threading.Thread(target=self._run, daemon=True, name='priorities')
     self._thread.start()
 
   def update(self, keys: np.ndarray, priorities: np.ndarray):
-    """Schedules priorities [B] for the items called keys [B]."""
+    """Schedules priorities [B] for the items called keys [B].
+
+    Raises:
+      RuntimeError: an earlier update failed, and not because the server was away.
+    """
+    self._raise_failure()
+    if not self._queue.unfinished_tasks and not self._error:
+      self._last_answer = time.monotonic()  # the server owes none
     self._queue.put((keys, priorities))
+    seconds = time.monotonic() - self._last_answer
+    if seconds > _AWAY_PERIOD:
+      self._warn(f'has not answered for {seconds:.0f} s')
 
   def wait(self):
-    """Blocks until all that was scheduled is written."""
+    """Blocks until all that was scheduled is written, or lost.
+
+    Raises:
+      RuntimeError: as `update`.
+    """
     self._queue.join()
+    self._raise_failure()
+
+  def _raise_failure(self):
+    if self._failure is not None:
+      raise RuntimeError('priorities cannot be written back') from self._failure
 
   def _run(self):
     while True:
       waiting = [self._queue.get()]
       while not self._queue.empty():
         waiting.append(self._queue.get())
-      updates: dict[int, float] = {}
-      for keys, priorities in waiting:
-        # Reverb refuses a NaN, and after an infinity draws nothing else.
-        finite = np.isfinite(priorities)
-        updates.update(
-          zip(keys[finite].tolist(), priorities[finite].tolist(), strict=True)
-        )
       try:
-        self._client.mutate_priorities(TABLE, updates=updates)
-      except (RuntimeError, ValueError) as error:
-        # The server may be away for a while: stale priorities are all that is lost.
-        # INFO, since at the program's end it often goes first.
-        logging.log_every_n_seconds(
-          logging.INFO, 'Priorities were not written: %s', 60, error
-        )
+        if self._failure is None:  # else nobody may wait for ever
+          self._write(waiting)
+      except BaseException as error:  # handed to the learner
+        self._failure = error
       finally:
         for _ in waiting:
           self._queue.task_done()
+
+  def _write(self, waiting: SequenceOf[tuple[np.ndarray, np.ndarray]]):
+    updates: dict[int, float] = {}
+    for keys, priorities in waiting:
+      # Reverb refuses a NaN, and after an infinity draws nothing else.
+      finite = np.isfinite(priorities)
+      updates.update(
+        zip(keys[finite].tolist(), priorities[finite].tolist(), strict=True)
+      )
+    try:
+      self._client.mutate_priorities(TABLE, updates=updates)
+    except (RuntimeError, reverb.errors.ReverbError) as error:
+      self._error = str(error)
+      self._num_lost += len(waiting)
+      return
+    self._last_answer = time.monotonic()
+    if self._num_lost > self._num_told:
+      self._warn('was not available')
+    self._error = ''
+
+  def _warn(self, what: str):
+    """Logs at most once in `_AWAY_PERIOD`."""
+    now = time.monotonic()
+    if now - self._last_warning >= _AWAY_PERIOD:
+      self._last_warning = now
+      num_lost = self._num_lost
+      logging.warning(
+        'Replay %s%s: %d updates of priorities are lost, %d wait',
+        what,
+        f' ({self._error})' if self._error else '',
+        num_lost - self._num_told,
+        self._queue.qsize(),
+      )
+      self._num_told = num_lost
 
 
 def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) -> int:

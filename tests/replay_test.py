@@ -1,7 +1,8 @@
 """Tests of `r2d2_acme/replay.py` and `dataset.py` on real Reverb tables."""
 
 import dataclasses
-import threading
+import gc
+import re
 import time
 
 import numpy as np
@@ -274,43 +275,100 @@ class TestPriorityUpdater:
     updater.wait()
     assert read_items(client)[0].priority == 3
 
-  def test_update_does_not_wait_for_a_server_that_is_away(self):
-    client = HungClient()
-    updater = replay.PriorityUpdater(client)
+  def test_update_does_not_wait_for_a_server_that_is_away(self, away):
+    updater, come_back = away
     started = time.time()
-    for i in range(100):
-      updater.update(np.array([1, 2], np.uint64), np.float32([i, -i if i < 99 else 5]))
+    for _ in range(100):
+      updater.update(*_UPDATE)
     assert time.time() - started < 5
-    client.returns.set()
+    client = come_back()
     updater.wait()
-    # What had to wait went in one call, each window with its latest priority.
-    assert len(client.updates) <= 2
-    assert client.updates[-1] == {1: 99.0, 2: 5.0}
+    key = read_items(client)[0].key
+    updater.update(np.array([key], np.uint64), np.float32([7]))
+    updater.wait()
+    assert read_items(client)[0].priority == 7
 
-  def test_goes_on_after_an_error_of_the_server(self):
-    client = HungClient(error=RuntimeError('unavailable'))
-    client.returns.set()
-    updater = replay.PriorityUpdater(client)
-    for i in range(2):
-      updater.update(np.array([i], np.uint64), np.float32([1]))
+  def test_lost_updates_are_one_warning(self, serve, caplog, monkeypatch):
+    updater = replay.PriorityUpdater(serve(make_tables(helpers.make_config())))
+    with monkeypatch.context() as patch:
+      patch.setattr(replay, 'TABLE', 'another')  # so that the server refuses
+      for _ in range(3):
+        updater.update(*_UPDATE)
+        updater.wait()
+    assert warnings(caplog) == []  # it may be the program's end
+    for _ in range(3):
+      updater.update(*_UPDATE)
       updater.wait()
-    assert client.updates == [{0: 1.0}, {1: 1.0}]
+    (warning,) = warnings(caplog)
+    assert warning == (
+      'Replay was not available (Priority table another was not found): '
+      '3 updates of priorities are lost, 0 wait'
+    )
+
+  def test_a_server_that_stays_away_is_a_warning_a_minute(
+    self, away, caplog, monkeypatch
+  ):
+    monkeypatch.setattr(replay, '_AWAY_PERIOD', 1.0)
+    updater, _ = away
+    started = time.time()
+    while time.time() - started < 2.6:
+      updater.update(*_UPDATE)
+      time.sleep(0.01)
+    first, second = warnings(caplog)
+    for seconds, warning in ((1, first), (2, second)):
+      assert re.match(
+        rf'Replay has not answered for {seconds} s.*: [01] updates .* lost, \d+ wait',
+        warning,
+      )
+
+  @pytest.mark.parametrize(
+    'keys, priorities',
+    [
+      (np.array([-1]), np.float32([1])),  # Reverb takes no such key
+      (np.array([1, 2], np.uint64), np.float32([1])),
+      (None, np.float32([1])),
+    ],
+  )
+  def test_any_other_failure_is_raised(self, serve, keys, priorities):
+    client = serve(make_tables(helpers.make_config()))
+    updater = replay.PriorityUpdater(client)
+    updater.update(keys, priorities)
+    for _ in range(2):
+      with pytest.raises(RuntimeError, match='cannot be written back') as error:
+        updater.wait()
+      assert isinstance(error.value.__cause__, (TypeError, ValueError, IndexError))
+      with pytest.raises(RuntimeError, match='cannot be written back'):
+        updater.update(*_UPDATE)
 
 
-class HungClient:
-  """A Reverb client whose server answers only when `returns` is set."""
+_UPDATE = (np.array([1], np.uint64), np.float32([1]))  # of a window that is gone
 
-  def __init__(self, error=None):
-    self.returns = threading.Event()
-    self.updates = []
-    self._error = error
 
-  def mutate_priorities(self, table, updates):
-    assert table == replay.TABLE
-    self.returns.wait()
-    self.updates.append(updates)
-    if self._error is not None:
-      raise self._error
+@pytest.fixture
+def away():
+  """An updater whose server is away, and what brings that back with a new client."""
+  config = helpers.make_config(priority_exponent=0.0)
+  servers = []
+
+  def start(port=None):
+    servers.append(reverb.Server(make_tables(config), port=port))
+    client = reverb.Client(f'localhost:{servers[-1].port}')
+    add_windows(config, client, [1.0])
+    return client
+
+  client = start()
+  updater = replay.PriorityUpdater(client)
+  updater.update(*_UPDATE)
+  updater.wait()
+  gc.collect()  # see `helpers.start_server`
+  servers[0].stop()
+  yield updater, lambda: start(servers[0].port)
+  gc.collect()
+  servers[-1].stop()
+
+
+def warnings(caplog) -> list[str]:
+  return [r.getMessage() for r in caplog.records if r.levelname == 'WARNING']
 
 
 class TestEstimateBytes:
