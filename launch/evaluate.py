@@ -3,6 +3,7 @@
 python launch/evaluate.py --workdir=runs/pong --episodes=10 --video
 """
 
+import dataclasses
 import os
 import statistics
 import sys
@@ -18,8 +19,16 @@ from ml_collections import config_flags  # noqa: E402
 from rich import console, table  # noqa: E402
 
 from r2d2_acme import atari_scores, evaluation, experiment, runtime, video  # noqa: E402
+from r2d2_acme.config import R2D2Config  # noqa: E402
 
 _EPISODES = flags.DEFINE_integer('episodes', 10, 'How many to play.', lower_bound=1)
+_EPSILON = flags.DEFINE_float(
+  'epsilon',
+  None,
+  'Share of random actions; by default evaluator_epsilon of the config.',
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 _VIDEO = flags.DEFINE_bool('video', False, 'Make an MP4 of the first in videos/.')
 # Of those that all programs here have.
 _USED = ('workdir', 'checkpoint', 'seed')
@@ -32,14 +41,17 @@ def main() -> int:
   runtime.hide_gpu()  # a run may need all of it
   runtime.limit_threads(1)
   run = experiment.from_workdir(flags.FLAGS.workdir)
-  config = run.config
+  config = _with_epsilon(run.config)
   seed = config.seed if flags.FLAGS.seed is None else flags.FLAGS.seed
   recorders = []
 
   def record(environment, checkpoint: str) -> video.Recorder:
     folder = os.path.join(run.workdir, 'videos')
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, f'{os.path.basename(checkpoint)}_seed_{seed}.mp4')
+    name = f'{os.path.basename(checkpoint)}_seed_{seed}'
+    if _EPSILON.value is not None:
+      name += f'_epsilon_{config.evaluator_epsilon:g}'
+    path = os.path.join(folder, f'{name}.mp4')
     recorders.append(video.Recorder(path, environment))
     return recorders[-1]
 
@@ -66,8 +78,18 @@ def main() -> int:
   for recorder in recorders:
     recorder.close()
     print(f'video: {recorder.path}')
-  _print_table(run.environment_name, result)
+  _print_table(run.environment_name, result, config.evaluator_epsilon)
   return 0
+
+
+def _with_epsilon(config: R2D2Config) -> R2D2Config:
+  """Returns the run's config with the epsilon that was asked for, if any."""
+  if _EPSILON.value is None:
+    return config
+  try:
+    return dataclasses.replace(config, evaluator_epsilon=_EPSILON.value)
+  except ValueError as error:  # NaN is within all bounds
+    raise experiment.BadInput(f'--epsilon={_EPSILON.value}: {error}') from error
 
 
 def _refuse_unused():
@@ -82,7 +104,7 @@ def _refuse_unused():
     )
 
 
-def _print_table(name: str, result: evaluation.Evaluation):
+def _print_table(name: str, result: evaluation.Evaluation, epsilon: float):
   returns = result.returns
   game = atari_scores.find_game(name)
   counts = result.counts
@@ -99,7 +121,7 @@ def _print_table(name: str, result: evaluation.Evaluation):
   printed = table.Table(
     title=f'{name}: {os.path.basename(result.checkpoint)}, after '
     f'{counts.get("actor_frames", 0):,.0f} frames and '
-    f'{counts.get("learner_steps", 0):,.0f} learner steps'
+    f'{counts.get("learner_steps", 0):,.0f} learner steps, epsilon={epsilon:g}'
   )
   for column in columns:
     printed.add_column(column, justify='right')

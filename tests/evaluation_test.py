@@ -355,12 +355,17 @@ for argv in json.loads(sys.argv[1]):
 _STARTS = {
   'video': ['--workdir={run}', '--episodes=3', '--seed=5', '--video'],
   'older': ['--workdir={run}', '--episodes=1', '--checkpoint=ckpt-1'],
+  'epsilon': ['--workdir={run}', '--episodes=3', '--epsilon=0.9', '--seed=5'],
   'no workdir': [],
   'no run': ['--workdir={empty}'],
   'no checkpoint': ['--workdir={run}', '--checkpoint=ckpt-9'],
   'none': ['--workdir={run}', '--episodes=0'],
   'another game': ['--workdir={run}', '--game=pong'],
   'another config': ['--workdir={run}', '--config.n_step=1'],
+  'negative': ['--workdir={run}', '--epsilon=-0.1'],
+  'above one': ['--workdir={run}', '--epsilon=1.1'],
+  'no number': ['--workdir={run}', '--epsilon=nan'],
+  'no epsilon': ['--workdir={run}', '--epsilon=much'],
 }
 _REFUSALS = {
   'no workdir': 'give --workdir=',
@@ -369,6 +374,10 @@ _REFUSALS = {
   'none': 'episodes',
   'another game': '--game cannot be changed here',
   'another config': '--config.n_step cannot be changed here',
+  'negative': '--epsilon=-0.1',
+  'above one': '--epsilon=1.1',
+  'no number': '--epsilon=nan',
+  'no epsilon': '--epsilon=much',
 }
 
 
@@ -442,6 +451,19 @@ def test_table_says_what_the_episodes_came_to(ended):
 
 def test_named_checkpoint_is_played(ended):
   assert 'CartPole-v1: ckpt-1, after 400 frames' in ended['older'].out
+
+
+def test_epsilon_can_be_given(ended):
+  code, out, err = ended['epsilon']
+  assert (code, err) == (0, '')
+  assert 'epsilon=0.9' in out
+  assert 'epsilon=0' in ended['video'].out  # that of the config
+  # With the same seed, but for the random actions.
+  greedy, random = (
+    sorted(line for line in text.splitlines() if line.startswith('episode'))
+    for text in (ended['video'].out, out)
+  )
+  assert greedy != random
 
 
 def test_video_has_a_frame_for_each_step_of_the_first_episode(ended, folder):
