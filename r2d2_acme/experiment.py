@@ -4,6 +4,7 @@ Whatever a user can get wrong ends here, in one line and before any process star
 """
 
 import dataclasses
+import datetime
 import fcntl
 import functools
 import importlib.metadata
@@ -11,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -32,8 +34,14 @@ from r2d2_acme import (
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 
-# These change the machine's use, not the experiment: a resumed run may change them.
+# A resumed run may change these; `config.json` keeps when it did.
 _FREE_FIELDS = (
+  # How it learns from here on.
+  'learning_rate',
+  'adam_epsilon',
+  'max_gradient_norm',
+  'target_update_period',
+  # How it uses the machine.
   'num_actors',
   'envs_per_actor',
   'checkpoint_period',
@@ -153,7 +161,7 @@ def from_flags(**fixed: Any) -> Experiment:
   try:
     os.makedirs(workdir, exist_ok=True)
     _lock(workdir)
-    _write_stored(workdir, config, {flag: name})
+    _write_stored(workdir, config, {flag: name}, stored)
   except OSError as error:
     raise BadInput(
       f'cannot write in {workdir} ({error.strerror}): give another --workdir'
@@ -232,21 +240,30 @@ def _config_from_flags(
       raise BadInput(f'this program is for {name}={value}, not {given[name]}')
   base = stored.get('config')
   try:
-    if base is None or flags.FLAGS['preset'].present:
-      config = dataclasses.replace(config_lib.PRESETS[_PRESET.value](), **given)
-    else:
-      config = dataclasses.replace(R2D2Config(**base), **given)
-    before = R2D2Config(**base) if base is not None else config
+    preset = config_lib.PRESETS[_PRESET.value]()
+    if base is None:
+      return dataclasses.replace(preset, **given)
+    before = R2D2Config(**base)
+    # A free field goes on as it was last, whatever the preset says.
+    given = {name: getattr(before, name) for name in _FREE_FIELDS} | given
+    start = preset if flags.FLAGS['preset'].present else before
+    config = dataclasses.replace(start, **given)
   except (TypeError, ValueError) as error:
     raise BadInput(str(error)) from error
-  for field in dataclasses.fields(R2D2Config):
-    old, new = getattr(before, field.name), getattr(config, field.name)
-    if old != new and field.name not in _FREE_FIELDS:
+  for name, (old, new) in _changes(before, config).items():
+    if name not in _FREE_FIELDS:
       raise BadInput(
-        f'{workdir} was started with {field.name}={old}, not {new}: give another '
+        f'{workdir} was started with {name}={old}, not {new}: give another '
         '--workdir, or leave the flag out to resume'
       )
   return config
+
+
+def _changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]]:
+  """The fields that differ: what they were, and what they are."""
+  fields = dataclasses.asdict(after)
+  pairs = {name: (getattr(before, name), value) for name, value in fields.items()}
+  return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
@@ -273,7 +290,19 @@ def _read_stored(workdir: str) -> Mapping[str, Any]:
     with open(path) as file:
       stored = json.load(file)
     R2D2Config(**stored['config'])
-    return {'config': stored['config'], 'environment': dict(stored['environment'])}
+    stored['environment'] = dict(stored['environment'])
+    # Of a version that kept no history: its last start is all that is known.
+    stored.setdefault(
+      'history',
+      [
+        {
+          'time': _utc(os.path.getmtime(path)),
+          'command': stored.get('command'),
+          'revision': stored.get('revision'),
+        }
+      ],
+    )
+    return stored
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise BadInput(
       f'{path} is not a config of this version ({error!r}): give another --workdir'
@@ -292,22 +321,52 @@ def _lock(workdir: str):
     ) from error
 
 
-def _write_stored(workdir: str, config: R2D2Config, environment: Mapping[str, str]):
+def _write_stored(
+  workdir: str,
+  config: R2D2Config,
+  environment: Mapping[str, str],
+  before: Mapping[str, Any],
+):
+  """Writes what runs from now on, and adds it to the history `before` this start."""
+  versions = {
+    distribution.metadata['Name']: distribution.version
+    for distribution in importlib.metadata.distributions()
+  }
+  start: dict[str, Any] = {
+    'time': _utc(time.time()),
+    'command': sys.argv,
+    'revision': revision(),
+  }
+  if before:
+    old = before.get('versions', versions)
+    start['changed_versions'] = {
+      name: [old.get(name), versions.get(name)]
+      for name in sorted(old.keys() | versions.keys())
+      if old.get(name) != versions.get(name)
+    }
+    start['changed_fields'] = _changes(R2D2Config(**before['config']), config)
   description = {
     'environment': environment,
     'config': dataclasses.asdict(config),
     'seed': config.seed,
-    'command': sys.argv,
-    'revision': revision(),
-    'versions': {
-      distribution.metadata['Name']: distribution.version
-      for distribution in importlib.metadata.distributions()
-    },
+    'command': start['command'],
+    'revision': start['revision'],
+    'versions': versions,
+    'history': [*before.get('history', []), start],
   }
   path = os.path.join(workdir, 'config.json')
   with open(f'{path}.new', 'w') as file:
     json.dump(description, file, indent=2)
+    file.flush()
+    os.fsync(file.fileno())  # or a crash could leave an empty file under the name
   os.replace(f'{path}.new', path)
+
+
+def _utc(seconds: float) -> str:
+  """A time since the epoch, such as 2026-11-25T22:05:11+00:00."""
+  return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(
+    timespec='seconds'
+  )
 
 
 def revision() -> str:

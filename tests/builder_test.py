@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -34,6 +35,32 @@ def test_float32_is_float32_on_any_machine():
   builder = R2D2Builder(helpers.make_config(torso_dtype='float32'), helpers.make_spec())
   assert builder.torso_dtype == 'float32'
   assert _dtypes(builder) == [tf.float32, tf.float32]
+
+
+def test_optimizer_fields_count_after_a_restore(tmp_path):
+  """The optimizer comes from the checkpoint; what the config says of it does not."""
+
+  def make_learner(**fields):
+    config = helpers.make_config(**fields)
+    return R2D2Builder(config, helpers.make_spec(image=False)).make_learner(iter([]))
+
+  def first_step(learner) -> np.ndarray:
+    """Of the first parameter, with the same gradient at each."""
+    variables = learner.state['network'].trainable_variables
+    before = variables[0].numpy()
+    learner.state['optimizer'].apply([tf.ones_like(v) for v in variables], variables)
+    return np.abs(variables[0].numpy() - before)
+
+  saved = make_learner(learning_rate=1e-3, adam_epsilon=1e-6)
+  np.testing.assert_allclose(first_step(saved), 1e-3, rtol=1e-3)
+  prefix = tf.train.Checkpoint(**saved.state).write(str(tmp_path / 'ckpt'))
+  for fields, expected in (
+    (dict(learning_rate=1e-2, adam_epsilon=1e-6), 1e-2),
+    (dict(learning_rate=1e-3, adam_epsilon=1.0), 0.5e-3),
+  ):
+    learner = make_learner(**fields)
+    tf.train.Checkpoint(**learner.state).read(prefix).assert_consumed()
+    np.testing.assert_allclose(first_step(learner), expected, rtol=1e-3)
 
 
 @pytest.fixture

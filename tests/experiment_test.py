@@ -1,6 +1,7 @@
 """What users give, good and bad, as the programs in `launch/` take it."""
 
 import dataclasses
+import datetime
 import fcntl
 import json
 import os
@@ -179,7 +180,8 @@ def _other(name: str):
 _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Config)}
 _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
-  'torso_dtype',
+  *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
+  'target_update_period',
 }
 
 
@@ -260,7 +262,7 @@ def test_second_start_needs_no_flags(describe, workdir):
 
 
 @pytest.mark.parametrize('name', sorted(_FREE))
-def test_second_start_may_use_the_machine_differently(describe, workdir, name):
+def test_second_start_may_change_a_free_field(describe, workdir, name):
   flag = f'--config.{name}={_OTHERS[name]}'
   expected = dataclasses.replace(
     describe('--workdir=run').config, **{name: _OTHERS[name]}
@@ -277,6 +279,82 @@ def test_second_start_cannot_change_the_experiment(refuse, workdir, name):
   assert f'{name}=' in line
   assert f'not {value}' in line
   assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_free_field_stays_when_the_preset_is_given_again(describe, tmp_path):
+  flags = ('--env=CartPole-v1', '--preset=memory', '--workdir=run')
+  describe(*flags, '--config.learning_rate=0.5', '--num_actors=2')
+  described = describe(*flags)
+  assert (described.config.learning_rate, described.config.num_actors) == (0.5, 2)
+
+
+def _read(workdir: pathlib.Path) -> dict:
+  return json.loads((workdir / 'config.json').read_text())
+
+
+def test_history_tells_what_ran_when(describe, workdir):
+  started = datetime.datetime.now(datetime.timezone.utc)
+  flags = ('--workdir=run', '--config.learning_rate=0.5', '--num_actors=4')
+  describe(*flags)
+  describe('--workdir=run')
+  stored = _read(workdir)
+  first, second, third = stored['history']
+  assert first['command'][1:] == [*_STORED, '--workdir=run']
+  assert second['command'][1:] == [*flags]
+  assert second['changed_fields'] == {
+    'learning_rate': [3e-4, 0.5],
+    'num_actors': [2, 4],
+  }
+  assert third['changed_fields'] == {} == third['changed_versions']
+  assert stored['config']['learning_rate'] == 0.5
+  for start in (second, third):
+    assert start['revision'] == stored['revision']
+    when = datetime.datetime.fromisoformat(start['time'])
+    assert abs(when - started) < datetime.timedelta(minutes=5)
+
+
+def test_history_tells_of_versions(describe, workdir):
+  stored = _read(workdir)
+  stored['versions']['tensorflow'] = '2.7.0'
+  stored['versions']['gone'] = '1'
+  del stored['versions']['dm-env']
+  (workdir / 'config.json').write_text(json.dumps(stored))
+  describe('--workdir=run')
+  assert _read(workdir)['history'][-1]['changed_versions'] == {
+    'dm-env': [None, '1.6'],
+    'gone': ['1', None],
+    'tensorflow': ['2.7.0', '2.8.4'],
+  }
+
+
+@pytest.mark.parametrize('missing', [['history'], ['history', 'command', 'versions']])
+def test_config_without_a_history_goes_on(describe, workdir, missing):
+  """Those of earlier versions are."""
+  stored = _read(workdir)
+  removed = {name: stored.pop(name) for name in missing}
+  (workdir / 'config.json').write_text(json.dumps(stored))
+  os.utime(workdir / 'config.json', (0, 0))
+  describe('--workdir=run')
+  first, second = _read(workdir)['history']
+  assert first['time'] == '1970-01-01T00:00:00+00:00'
+  expected = None if 'command' in removed else stored['command']
+  assert first['command'] == expected
+  assert second['changed_fields'] == {}
+
+
+def test_refused_start_leaves_the_history_alone(refuse, workdir):
+  before = (workdir / 'config.json').read_bytes()
+  refuse('--workdir=run', '--config.learning_rate=0.5', '--config.n_step=2')
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_half_written_config_is_no_harm(describe, workdir):
+  """A start that died in the middle of it."""
+  before = _read(workdir)
+  (workdir / 'config.json.new').write_text('{"config": {')
+  describe('--workdir=run')
+  assert _read(workdir)['history'][:-1] == before['history']
+  assert not (workdir / 'config.json.new').exists()
 
 
 def test_second_start_cannot_change_the_preset(refuse, workdir):
