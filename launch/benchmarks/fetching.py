@@ -14,7 +14,7 @@ from benchmarks import measuring, our_parts
 from benchmarks.measuring import Side, alternate
 from benchmarks.report import LIMIT, Comparison
 from r2d2_acme import config as config_lib
-from r2d2_acme import runtime
+from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
 
 _NUM_FETCHERS = (1, 4, 16, 64)
@@ -64,7 +64,7 @@ def learn_and_serve(
     num_fetchers: that fetch while it is measured.
     cores: that these may use.
   """
-  runtime.limit_threads(runtime.num_cores())
+  runtime.limit_threads(machine.num_cores())
   batch = our_parts.real_batch(config)
   learner = our_parts.make_builder(config).make_learner(itertools.repeat(batch))
   server = courier.Server()
