@@ -1,5 +1,8 @@
 """What all environments here share."""
 
+import traceback
+from typing import Any
+
 import dm_env
 import numpy as np
 from dm_env import specs
@@ -21,3 +24,45 @@ class Environment(dm_env.Environment):
     return specs.BoundedArray(
       shape=(), dtype=np.float32, minimum=0.0, maximum=1.0, name='discount'
     )
+
+
+def to_float32(value: Any, name: str) -> np.float32:
+  """Makes a reward or a discount one float32.
+
+  Args:
+    value: a number, a bool, or an array of one of them, of shape [] or [1].
+    name: of the value, for the error.
+
+  Raises:
+    ValueError: it is anything else; one line that says what.
+  """
+  if isinstance(value, (float, np.floating)):
+    return np.float32(value)
+  try:
+    array = np.asarray(value)
+    if array.shape in ((), (1,)) and array.dtype.kind in 'biuf':
+      return np.float32(array.item())
+  except (TypeError, ValueError):  # nested and ragged, or on a device
+    pass
+  raise ValueError(f'the {name} must be one number, not {describe_value(value)}')
+
+
+def describe_value(value: Any) -> str:
+  """Returns the type of a value, and for arrays and tuples their dtype and size."""
+  if isinstance(value, np.ndarray):
+    return f'{value.dtype} of shape {list(value.shape)}'
+  if value is None or isinstance(value, (str, bytes)):
+    return repr(value)
+  if isinstance(value, (tuple, list)):
+    return f'a {type(value).__name__} of {len(value)}'
+  shape = getattr(value, 'shape', None)
+  suffix = '' if shape is None else f' of shape {list(shape)}'
+  return f'{type(value).__name__}{suffix}'
+
+
+def describe_error(error: BaseException) -> str:
+  """Returns an error's type, text and place in one line."""
+  text = ' '.join(str(error).split())
+  frames = traceback.extract_tb(error.__traceback__)
+  place = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
+  return f'{type(error).__name__}{": " if text else ""}{text}{place}'

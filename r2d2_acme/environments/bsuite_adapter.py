@@ -47,8 +47,8 @@ class BsuiteAdapter(base.Environment):
     if timestep.first():
       return dm_env.restart(observation)
     return timestep._replace(
-      reward=np.float32(timestep.reward),
-      discount=np.float32(timestep.discount),
+      reward=base.to_float32(timestep.reward, 'reward'),
+      discount=base.to_float32(timestep.discount, 'discount'),
       observation=observation,
     )
 

@@ -70,7 +70,7 @@ class GymnasiumAdapter(base.Environment):
     self._reset_next_step = terminated or truncated
     return dm_env.TimeStep(
       dm_env.StepType.LAST if self._reset_next_step else dm_env.StepType.MID,
-      np.float32(reward),
+      base.to_float32(reward, 'reward'),
       np.float32(0.0 if terminated else 1.0),
       self._to_observation(observation),
     )

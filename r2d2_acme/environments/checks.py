@@ -1,0 +1,137 @@
+"""Checks of what an environment gives, and errors that say where it failed."""
+
+from typing import Any
+
+import dm_env
+import numpy as np
+from dm_env import specs
+
+from r2d2_acme.environments import base
+
+# Looking these up takes longer than all the checks of a step.
+_FLOAT32, _NDARRAY, _TIME_STEP = np.float32, np.ndarray, dm_env.TimeStep
+_FIRST, _LAST = dm_env.StepType.FIRST, dm_env.StepType.LAST
+
+
+class EnvironmentFailed(RuntimeError):
+  """An environment raised an error, or gave what its specs do not allow; one line."""
+
+
+def checked(environment: dm_env.Environment, name: str = '') -> dm_env.Environment:
+  """Wraps an environment so that its faults are found where they happen.
+
+  | what the environment gives                          | what the wrapper gives   |
+  |-----------------------------------------------------|--------------------------|
+  | a reward or a discount: number, bool, array [] or [1] | <float32>[]            |
+  | any other reward or discount, None after the first  | `EnvironmentFailed`      |
+  | an observation of another type, shape or dtype      | `EnvironmentFailed`      |
+  | an error in `reset`, `step` or `close`              | `EnvironmentFailed`      |
+
+  Values are not looked at: the adder refuses rewards that are not finite. All other
+  attributes are those of the environment. A second `close` does nothing. An
+  environment that is checked already is returned as it is.
+
+  Args:
+    environment: any whose observation is one array.
+    name: of the environment, for errors; by default its Gymnasium id or its class.
+  """
+  if isinstance(environment, _Checked):
+    return environment
+  return _Checked(environment, name or _name(environment))
+
+
+class _Checked(base.Environment):
+  """See `checked`."""
+
+  def __init__(self, environment: dm_env.Environment, name: str):
+    self._environment = environment
+    self._name = name
+    self._spec = environment.observation_spec()
+    self._shape, self._dtype = self._spec.shape, self._spec.dtype
+    self._num_episodes = 0
+    self._num_steps = 0  # of the episode
+    self._is_over = True
+    self._is_closed = False
+    self.frames_per_step = getattr(environment, 'frames_per_step', 1)
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__') or name == '_environment':  # for copy and pickle
+      raise AttributeError(name)
+    return getattr(self._environment, name)
+
+  def reset(self) -> dm_env.TimeStep:
+    try:
+      timestep = self._environment.reset()
+    except Exception as error:
+      self._is_over = True
+      raise self._failed(base.describe_error(error)) from error
+    return self._check(timestep)
+
+  def step(self, action: Any) -> dm_env.TimeStep:
+    try:
+      timestep = self._environment.step(action)
+    except Exception as error:
+      raise self._failed(base.describe_error(error)) from error
+    return self._check(timestep)
+
+  def observation_spec(self) -> specs.Array:
+    return self._spec
+
+  def action_spec(self) -> specs.Array:
+    return self._environment.action_spec()
+
+  def close(self) -> None:
+    if self._is_closed:
+      return
+    self._is_closed = True
+    try:
+      self._environment.close()
+    except Exception as error:
+      raise EnvironmentFailed(
+        f'{self._name} failed in close: {base.describe_error(error)}'
+      ) from error
+
+  def _check(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep:
+    """Returns the time step with float32 scalars, after its checks."""
+    if not isinstance(timestep, _TIME_STEP):
+      raise self._failed(
+        f'it returned {base.describe_value(timestep)} instead of a dm_env.TimeStep: '
+        'GymnasiumAdapter makes one of what a Gymnasium environment returns',
+      )
+    step_type, reward, discount, observation = timestep
+    if (
+      not isinstance(observation, _NDARRAY)
+      or observation.dtype != self._dtype
+      or observation.shape != self._shape
+    ):
+      raise self._failed(
+        f'the observation is {base.describe_value(observation)}, but '
+        f'observation_spec() says {self._dtype} of shape {list(self._shape)}'
+      )
+    if step_type == _FIRST:
+      self._num_episodes += 1
+      self._num_steps = 0
+      self._is_over = False
+      return timestep
+    if type(reward) is not _FLOAT32 or type(discount) is not _FLOAT32:
+      try:
+        reward = base.to_float32(reward, 'reward')
+        discount = base.to_float32(discount, 'discount')
+      except ValueError as error:
+        raise self._failed(str(error)) from error
+      timestep = dm_env.TimeStep(step_type, reward, discount, observation)
+    self._num_steps += 1
+    self._is_over = step_type == _LAST
+    return timestep
+
+  def _failed(self, reason: str) -> EnvironmentFailed:
+    if self._is_over:
+      where = f'the reset before episode {self._num_episodes + 1}'
+    else:
+      where = f'step {self._num_steps + 1} of episode {self._num_episodes}'
+    return EnvironmentFailed(f'{self._name} failed in {where}: {reason}')
+
+
+def _name(environment: dm_env.Environment) -> str:
+  spec = getattr(getattr(environment, 'gymnasium_env', None), 'spec', None)
+  return spec.id if spec is not None else type(environment).__name__
