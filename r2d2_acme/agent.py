@@ -39,7 +39,8 @@ class R2D2(acme.Actor, acme.VariableSource):
         the counts to start it from.
 
     Raises:
-      ValueError: the config is for more than one actor.
+      ValueError: the config is for more than one actor, or R2D2 does not fit the
+        environment, see `layouts.check`.
     """
     if config.num_actors != 1:
       raise ValueError(

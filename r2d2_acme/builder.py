@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import acme
+import dm_env
 import numpy as np
 import reverb
 import tensorflow as tf
@@ -11,7 +12,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from r2d2_acme import adder as adder_lib
-from r2d2_acme import dataset, networks, replay, runtime
+from r2d2_acme import dataset, layouts, networks, replay, runtime
 from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
@@ -38,6 +39,10 @@ class R2D2Builder:
   """
 
   def __init__(self, config: R2D2Config, environment_spec: specs.EnvironmentSpec):
+    """Raises ValueError if R2D2 does not fit the environment, see `layouts.check`."""
+    layouts.check(
+      environment_spec.observations, environment_spec.actions, environment_spec.rewards
+    )
     self._config = config
     self._spec = environment_spec
     is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
@@ -149,6 +154,26 @@ class R2D2Builder:
       counter=counter,
       logger=logger,
     )
+
+
+def make_environment_spec(
+  config: R2D2Config, environment_factory: Callable[[int], dm_env.Environment]
+) -> specs.EnvironmentSpec:
+  """Returns the spec of an environment that is made for the purpose, and closed.
+
+  Raises:
+    ValueError: it is no `dm_env.Environment`.
+  """
+  environment = environment_factory(environment_seed(config, 0))
+  if not hasattr(environment, 'observation_spec'):
+    raise ValueError(
+      f'environments must be dm_env.Environments, not {type(environment).__name__}: '
+      "wrap a Gymnasium environment in r2d2_acme.environments' GymnasiumAdapter"
+    )
+  try:
+    return acme.make_environment_spec(environment)
+  finally:
+    environment.close()
 
 
 def environment_seed(config: R2D2Config, index: int) -> int:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-import acme
 import dm_env
 from absl import app, flags
 from acme import specs
@@ -192,9 +191,7 @@ def _make_experiment(
     _make_environment, flag=flag, name=name, full_action_space=config.full_action_space
   )
   try:
-    instance = make_environment(builder.environment_seed(config, 0))
-    environment_spec = acme.make_environment_spec(instance)
-    instance.close()
+    environment_spec = builder.make_environment_spec(config, make_environment)
     networks.make_network(config, environment_spec)  # does one fit?
   except ValueError as error:
     raise BadInput(str(error)) from error

@@ -14,10 +14,11 @@ import tree
 from acme import specs
 from acme.tf import utils as tf_utils
 
-from r2d2_acme import lstm, types
+from r2d2_acme import layouts, lstm, types
 from r2d2_acme.config import R2D2Config
 
-_MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
+_UNSCALED = layouts.Scaling(np.zeros((), np.float32), np.ones((), np.float32))
+_BYTES = layouts.Scaling(np.zeros((), np.float32), np.full((), 255, np.float32))
 
 
 class AtariTorso(snt.Module):
@@ -30,6 +31,8 @@ class AtariTorso(snt.Module):
     normalize: bool = False,
     dtype: tf.DType = tf.float32,
     name: str | None = None,
+    *,
+    scaling: layouts.Scaling | None = None,
   ):
     """Constructs the torso.
 
@@ -42,8 +45,11 @@ class AtariTorso(snt.Module):
       dtype: of the products inside a `tf.function`; variables, the linear layer's
         bias and features are float32 in any case.
       name: of the module.
+      scaling: of the images' numbers; None divides uint8 by 255 and takes others as
+        they are.
     """
     super().__init__(name=name)
+    self._scaling = scaling
     layers = zip(channels, (8, 4, 3), (4, 2, 1), strict=True)
     self._convolutions = [
       snt.Conv2D(width, kernel, stride, padding='VALID', name=f'conv_{i}')
@@ -54,22 +60,21 @@ class AtariTorso(snt.Module):
     self._dtype = dtype
 
   def __call__(self, images: tf.Tensor) -> tf.Tensor:
-    """uint8 (divided by 255) or float (as it is) [N, H, W, C] to float32 [N, size].
+    """Numbers [N, H, W, C], scaled, to float32 [N, size].
 
     Raises:
-      ValueError: images are too small, or of another dtype.
+      ValueError: images are too small, or of integers whose scaling is not known.
     """
     height, width = images.shape[1:3]
-    if min(height, width) < _MIN_IMAGE_SIZE:
+    if min(height, width) < layouts.MIN_IMAGE_SIZE:
       raise ValueError(
         f'images of {height}x{width} pixels are too small for the convolutions: resize '
-        f"the environment's to at least {_MIN_IMAGE_SIZE}x{_MIN_IMAGE_SIZE}"
+        f'them to at least {layouts.MIN_IMAGE_SIZE}x{layouts.MIN_IMAGE_SIZE}'
       )
-    if not (images.dtype == tf.uint8 or images.dtype.is_floating):
+    if images.dtype.is_integer and images.dtype != tf.uint8 and self._scaling is None:
       raise ValueError(f'images must be uint8 or float, not {images.dtype.name}')
-    if images.dtype == tf.uint8:
-      images = _to_unit_interval(images)
-    images = tf.cast(images, tf.float32)
+    default = _BYTES if images.dtype == tf.uint8 else None
+    images = _scale(images, self._scaling or default)
     if self._layer_norm is not None:
       images -= tf.reduce_mean(images, axis=[1, 2, 3], keepdims=True)
     # Eagerly, TensorFlow 2.8 takes oneDNN's kernel for the dtype that an op saw first.
@@ -100,13 +105,21 @@ class AtariTorso(snt.Module):
 class MLPTorso(snt.Module):
   """A linear layer and a ReLU, for vectors; the depth is in the LSTM and the head."""
 
-  def __init__(self, size: int, name: str | None = None):
+  def __init__(
+    self,
+    size: int,
+    name: str | None = None,
+    *,
+    scaling: layouts.Scaling | None = None,
+  ):
+    """Constructs the torso; `scaling` None takes the numbers as they are."""
     super().__init__(name=name)
     self._linear = snt.Linear(size)
+    self._scaling = scaling
 
   def __call__(self, vectors: tf.Tensor) -> tf.Tensor:
-    """Numbers [N, D] to float32 [N, size]."""
-    return tf.nn.relu(self._linear(tf.cast(vectors, tf.float32)))
+    """Numbers [N, D], scaled, to float32 [N, size]."""
+    return tf.nn.relu(self._linear(_scale(vectors, self._scaling)))
 
 
 class DuellingHead(snt.Module):
@@ -212,14 +225,9 @@ class R2D2Network(snt.RNNCore):
     return self._core.initial_state(batch_size)
 
 
-def is_image(observation_spec: specs.Array) -> bool:
-  """Whether observations go through the convolutional torso and are stacked."""
-  return len(observation_spec.shape) == 3
-
-
 def num_stacked(config: R2D2Config, observation_spec: specs.Array) -> int:
   """Frames that one network input is made of: `frame_stack` for images, else 1."""
-  return config.frame_stack if is_image(observation_spec) else 1
+  return config.frame_stack if layouts.is_image(observation_spec) else 1
 
 
 def core_state_spec(config: R2D2Config) -> snt.LSTMState:
@@ -239,34 +247,33 @@ def make_network(
 
   Args:
     config: sizes, and the number of frames in an image's stack.
-    environment_spec: discrete actions; a single frame [H, W, C] or a vector [D].
+    environment_spec: discrete actions; a single frame [H, W, C] or a vector [D]. Its
+      bounds scale images and integers to 0 … 1, see `layouts.scaling`.
     torso_dtype: of the products in the torso for images, see `AtariTorso`.
 
   Raises:
     ValueError: no network here fits the environment.
   """
   observations, actions = environment_spec.observations, environment_spec.actions
-  if not isinstance(actions, specs.DiscreteArray):
-    raise ValueError(f'actions must be discrete (acme.specs.DiscreteArray): {actions}')
-  if is_image(observations):
+  layouts.check(observations, actions, environment_spec.rewards)
+  num_frames = num_stacked(config, observations)
+  scaling = _stack(layouts.scaling(observations), num_frames)
+  if layouts.is_image(observations):
     torso = AtariTorso(
-      config.conv_channels, config.torso_size, config.normalize_images, torso_dtype
+      config.conv_channels,
+      config.torso_size,
+      config.normalize_images,
+      torso_dtype,
+      scaling=scaling,
     )
-  elif len(observations.shape) == 1:
-    torso = MLPTorso(config.torso_size)
   else:
-    raise ValueError(
-      'observations must be images [H, W, C] or vectors [D], not of shape '
-      f'{list(observations.shape)}: add a channel axis, or flatten'
-    )
+    torso = MLPTorso(config.torso_size, scaling=scaling)
   network = R2D2Network(
     actions.num_values, torso, config.core_size, config.head_size, config.recurrent
   )
   *shape, channels = observations.shape
   inputs = types.Observation(
-    observation=specs.Array(
-      [*shape, channels * num_stacked(config, observations)], observations.dtype
-    ),
+    observation=specs.Array([*shape, channels * num_frames], observations.dtype),
     action=specs.Array([], np.int32),
     reward=specs.Array([], np.float32),
   )
@@ -274,14 +281,35 @@ def make_network(
   return network
 
 
-def _to_unit_interval(images: tf.Tensor) -> tf.Tensor:
-  """uint8 [N, H, W, C] to float32, divided by 255."""
+def _stack(scaling: layouts.Scaling | None, num: int) -> layouts.Scaling | None:
+  """Returns the scaling of a stack of `num` frames from that of one of them."""
+  if scaling is None:
+    return None
+  return layouts.Scaling(*(np.tile(x, num) if x.ndim else x for x in scaling))
+
+
+def _scale(x: tf.Tensor, scaling: layouts.Scaling | None) -> tf.Tensor:
+  """Numbers [N, ...] to float32, scaled."""
+  minimum, span = scaling or _UNSCALED
+  is_offset, is_scaled = np.any(minimum), np.any(span != 1)
+  if x.dtype == tf.uint8:
+    if not is_offset and np.all(span == 255):
+      return _dequantize(x, 1.0)
+    x = _dequantize(x, 255.0)
+  x = tf.cast(x, tf.float32)
+  if is_offset:
+    x -= minimum
+  return x / span if is_scaled else x
+
+
+def _dequantize(x: tf.Tensor, maximum: float) -> tf.Tensor:
+  """uint8 [N, ...] to float32 in 0 … `maximum`, which 255 becomes."""
   if tf.config.list_logical_devices('GPU'):
-    return tf.cast(images, tf.float32) / 255.0
+    return tf.cast(x, tf.float32) / (255.0 / maximum)
   # The same, but for the last bit, in a quarter of the time: TensorFlow's cast is not
   # vectorised on a CPU. It has no GPU kernel.
   return tf.quantization.dequantize(
-    tf.bitcast(images, tf.quint8), 0.0, 1.0, mode='SCALED'
+    tf.bitcast(x, tf.quint8), 0.0, maximum, mode='SCALED'
   )
 
 

@@ -54,12 +54,11 @@ def make_program(
     environment_spec: by default that of an environment made for the purpose.
 
   Raises:
+    ValueError: R2D2 does not fit the environment, see `layouts.check`.
     CheckpointError: the workdir's newest checkpoint is corrupt.
   """
   if environment_spec is None:
-    environment = environment_factory(builder_lib.environment_seed(config, 0))
-    environment_spec = acme.make_environment_spec(environment)
-    environment.close()
+    environment_spec = builder_lib.make_environment_spec(config, environment_factory)
   builder = builder_lib.R2D2Builder(config, environment_spec)
   counts = checkpointing.verify(workdir) if workdir is not None else {}
 

@@ -13,7 +13,7 @@ import tree
 from absl import logging
 from acme import specs
 
-from r2d2_acme import networks
+from r2d2_acme import layouts, networks
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.types import Sequence, Step
 
@@ -208,7 +208,7 @@ def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) 
   """
   frame = environment_spec.observations
   frame_bytes = float(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
-  if networks.is_image(frame):
+  if layouts.is_image(frame):
     frame_bytes *= _IMAGE_COMPRESSION
   scalar_bytes = 16
   state_bytes = 2 * 4 * config.core_size

@@ -6,6 +6,9 @@ from typing import Any
 import cv2
 import dm_env
 import numpy as np
+from dm_env import specs
+
+from r2d2_acme import layouts
 
 _MIN_HEIGHT = 420  # pixels: of an Atari screen, doubled
 _PANEL_WIDTH = 300
@@ -99,6 +102,7 @@ def screen_of(
   it does not, the observation.
   """
   base = _innermost(environment)
+  spec = environment.observation_spec()
   if hasattr(base, 'ale'):
     return lambda timestep: base.ale.getScreenRGB()
   if base is not None and 'rgb_array' in base.metadata.get('render_modes', ()):
@@ -108,10 +112,10 @@ def screen_of(
       try:
         return np.asarray(base.render(), np.uint8)
       except Exception:  # anyone's renderer: it may miss a library, or a display
-        return _draw(timestep.observation)
+        return _draw(timestep.observation, spec)
 
     return render
-  return lambda timestep: _draw(timestep.observation)
+  return lambda timestep: _draw(timestep.observation, spec)
 
 
 def action_names(environment: dm_env.Environment) -> list[str]:
@@ -135,19 +139,23 @@ def _innermost(environment: dm_env.Environment) -> Any:
   return getattr(getattr(environment, 'gymnasium_env', None), 'unwrapped', None)
 
 
-def _draw(observation: np.ndarray) -> np.ndarray:
-  """Images as they are, vectors as a row of fields, as bright as they are large."""
-  if observation.ndim != 3:
-    vector = np.ravel(observation).astype(np.float32)
-    low, high = vector.min(), vector.max()
-    row = (vector - low) / (high - low) if high > low else np.zeros_like(vector)
+def _draw(observation: np.ndarray, spec: specs.Array) -> np.ndarray:
+  """Images by their bounds, vectors as a row of fields, as bright as they are large."""
+  x = observation.astype(np.float32)
+  if observation.ndim == 3:
+    minimum, span = layouts.scaling(spec) or (0.0, 1.0)
+    x = (x - minimum) / span
+    low, high = min(x.min(), 0.0), max(x.max(), 1.0)  # others than 0, 1 if unbounded
+    image = (255 * (x - low) / (high - low)).round().astype(np.uint8)
+  else:
+    x = np.ravel(x)
+    low, high = x.min(), x.max()
+    row = (x - low) / (high - low) if high > low else np.zeros_like(x)
     fields = (255 * row).astype(np.uint8)[np.newaxis, :, np.newaxis]
-    observation = fields.repeat(30, axis=0).repeat(30, axis=1)
-  elif observation.dtype != np.uint8:
-    observation = (255 * np.clip(observation, 0, 1)).astype(np.uint8)
-  if observation.shape[-1] != 3:
-    observation = observation[..., -1:]
-  return np.broadcast_to(observation, (*observation.shape[:2], 3))
+    image = fields.repeat(30, axis=0).repeat(30, axis=1)
+  if image.shape[-1] != 3:
+    image = image[..., -1:]
+  return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
 def _write(frame: np.ndarray, text: str, left: int, row: int, color):

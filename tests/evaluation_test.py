@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import acme
 import cv2
+import dm_env
 import numpy as np
 import pytest
 import sonnet as snt
 import tensorflow as tf
+from dm_env import specs
 
 from r2d2_acme import atari_scores, checkpointing, evaluation, runtime, video
 from r2d2_acme.builder import R2D2Builder
@@ -323,6 +325,55 @@ def test_elsewhere_the_observation_is_shown(make, shape):
   else:  # the cue and its flag are 1
     fields = screen[15, 15::30, 0]
     np.testing.assert_array_equal(fields, 255 * timestep.observation)
+
+
+class _Still(dm_env.Environment):
+  """Shows one image."""
+
+  def __init__(self, spec, image):
+    self._spec, self._image = spec, image
+
+  def reset(self):
+    return dm_env.restart(self._image)
+
+  def step(self, action):
+    return dm_env.transition(0.0, self._image)
+
+  def observation_spec(self):
+    return self._spec
+
+  def action_spec(self):
+    return specs.DiscreteArray(2)
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'bounds', 'values', 'expected'),
+  [
+    ('uint8', (0, 255), [0, 100, 255], [0, 100, 255]),
+    ('uint8', None, [0, 100, 255], [0, 100, 255]),
+    ('uint8', (0, 1), [0, 1, 1], [0, 255, 255]),
+    ('uint8', (0, 10), [0, 5, 10], [0, 128, 255]),
+    ('bool', None, [0, 1, 1], [0, 255, 255]),
+    ('int32', (0, 255), [0, 100, 255], [0, 100, 255]),
+    ('float32', (0, 255), [0, 100, 255], [0, 100, 255]),
+    ('float32', (0, 1), [0, 0.5, 1], [0, 128, 255]),
+    ('float32', (-1, 1), [-1, 0, 1], [0, 128, 255]),
+    ('float64', None, [0, 0.5, 1], [0, 128, 255]),
+    # Without bounds, what there is shows them.
+    ('float32', (-np.inf, np.inf), [-1, 0, 1], [0, 128, 255]),
+    ('float32', None, [0, 50, 100], [0, 128, 255]),
+  ],
+)
+def test_images_are_shown_by_their_bounds(dtype, bounds, values, expected):
+  shape = (36, 36, 1)
+  image = np.resize(np.array(values, dtype), shape)
+  spec = specs.Array(shape, dtype)
+  if bounds is not None:
+    spec = specs.BoundedArray(shape, dtype, *bounds)
+  environment = _Still(spec, image)
+  screen = video.screen_of(environment)(environment.reset())
+  assert screen.dtype == np.uint8
+  assert screen[0, :3, 0].tolist() == expected
 
 
 # The program.

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from acme import specs
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import networks, runtime, types
+from r2d2_acme import layouts, networks, runtime, types
 
 _NUM_ACTIONS = 3
 _CONFIG = dataclasses.replace(
@@ -96,6 +96,7 @@ class AtariTorsoTest(parameterized.TestCase):
       torso(tf.zeros([1, 36, 36, 1], tf.int32))
 
   def test_normalized_torso_sees_no_constant_and_no_scale(self):
+    tf.random.set_seed(0)
     images = tf.cast(_random_images([5, 40, 36, 2]), tf.float32) / 255
     torso = networks.AtariTorso((2, 3, 4), 64, normalize=True)
     features = torso(images)
@@ -134,6 +135,167 @@ class AtariTorsoTest(parameterized.TestCase):
       error = tf.norm(rounded - exact) / tf.norm(exact)
       # A product is good to 2^-8 = 0.4 %.
       self.assertBetween(float(error), 1e-4, 1e-2)
+
+
+class ScalingTest(parameterized.TestCase):
+  """What the network makes of an observation's numbers by their spec."""
+
+  def _features(self, spec, observations, stack=2):
+    """Of the same weights for each spec of one shape."""
+    tf.random.set_seed(0)
+    config = dataclasses.replace(_CONFIG, frame_stack=stack)
+    network = networks.make_network(config, _spec(spec))
+    return network._torso(tf.constant(observations)).numpy()
+
+  @parameterized.product(
+    dtype=[np.uint8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64],
+    bounds=[(0, 255), (0, 1), (0, 10), (-3, 5), (100, 101)],
+  )
+  def test_images_are_scaled_by_their_bounds(self, dtype, bounds):
+    low, high = bounds
+    if dtype == np.uint8 and low < 0:
+      return
+    rng = np.random.default_rng(0)
+    images = rng.integers(low, high, [5, 40, 36, 2], endpoint=True).astype(dtype)
+    spec = specs.BoundedArray([40, 36, 1], dtype, low, high)
+    scaled = (images.astype(np.float32) - low) / np.float32(high - low)
+    plain = specs.Array([40, 36, 1], np.float32)
+    expected = self._features(plain, scaled)
+    np.testing.assert_allclose(
+      self._features(spec, images), expected, rtol=1e-4, atol=1e-6
+    )
+    self.assertGreater(np.ptp(expected), 0)
+
+  def test_all_images_of_one_range_are_seen_alike(self):
+    images = np.random.default_rng(0).integers(0, 256, [3, 40, 36, 2])
+    results = [
+      self._features(spec, images.astype(spec.dtype))
+      for spec in (
+        _IMAGE,
+        *(specs.BoundedArray([40, 36, 1], t, 0, 255) for t in (np.uint8, 'f4', 'i4')),
+      )
+    ]
+    np.testing.assert_array_equal(results[0], results[1])  # bit for bit
+    for result in results[2:]:
+      np.testing.assert_allclose(result, results[0], rtol=1e-4, atol=1e-6)
+
+  @parameterized.parameters(False, True)
+  def test_elements_are_scaled_each_by_its_own_bounds(self, in_function):
+    shape = [40, 36, 2]
+    low = np.zeros(shape, np.float32)
+    high = np.full(shape, 255, np.float32)
+    low[:3], high[:3] = -np.inf, np.inf  # these stay as they are, and so do
+    low[3:5] = high[3:5] = 7
+    low[5:7], high[5:7] = -3e38, 3e38
+    low[7:9], high[7:9] = np.nan, np.nan
+    low[..., 1], high[..., 1] = -1, 3  # in another channel
+    frames = np.random.default_rng(0).normal(size=[4, *shape, 2]).astype(np.float32)
+    expected = frames.copy()  # [N, H, W, C, frames]
+    expected[:, 9:, :, 0] /= 255
+    expected[:, :, :, 1] = (frames[:, :, :, 1] + 1) / 4
+
+    def stack(x):  # as the actor does: all channels of the oldest frame first
+      return np.moveaxis(x, -1, -2).reshape(4, 40, 36, 4)
+
+    scaling = networks._stack(
+      layouts.scaling(specs.BoundedArray(shape, np.float32, low, high)), 2
+    )
+    scale = lambda x: networks._scale(x, scaling)  # noqa: E731
+    scale = tf.function(scale) if in_function else scale
+    scaled = scale(tf.constant(stack(frames)))
+    np.testing.assert_allclose(scaled, stack(expected), rtol=1e-6)
+
+  @parameterized.parameters(np.float32, np.int32)
+  def test_bounds_of_a_dtype_are_no_bounds(self, dtype):
+    info = np.iinfo(dtype) if dtype == np.int32 else np.finfo(dtype)
+    spec = specs.BoundedArray([4], dtype, info.min, info.max)
+    scaling = layouts.scaling(spec)
+    vectors = tf.constant(np.ones([1, 4], dtype))
+    np.testing.assert_array_equal(networks._scale(vectors, scaling), vectors)
+
+  @parameterized.parameters(np.uint8, np.int32, np.int64)
+  def test_vectors_of_integers_are_scaled_by_their_bounds(self, dtype):
+    ram = np.random.default_rng(0).integers(0, 256, [3, 128]).astype(dtype)
+    spec = specs.BoundedArray([128], dtype, 0, 255)
+    plain = specs.Array([128], np.float32)
+    expected = self._features(plain, ram.astype(np.float32) / 255)
+    np.testing.assert_allclose(
+      self._features(spec, ram), expected, rtol=1e-4, atol=1e-6
+    )
+
+  def test_uint8_without_bounds_ends_at_255(self):
+    ram = np.random.default_rng(0).integers(0, 256, [3, 128], dtype=np.uint8)
+    spec, bounded = (
+      specs.Array([128], np.uint8),
+      specs.BoundedArray([128], np.uint8, 0, 255),
+    )
+    np.testing.assert_array_equal(
+      self._features(spec, ram), self._features(bounded, ram)
+    )
+
+  def test_vectors_of_floats_stay_as_they_are(self):
+    vectors = np.random.default_rng(0).normal(size=[3, 4]).astype(np.float32)
+    spec = specs.BoundedArray([4], np.float32, -10, 10)
+    np.testing.assert_array_equal(
+      self._features(spec, vectors), self._features(_VECTOR, vectors)
+    )
+
+  @parameterized.parameters(np.float32, np.float64)
+  def test_images_of_floats_without_bounds_stay_as_they_are(self, dtype):
+    images = np.random.default_rng(0).normal(size=[3, 40, 36, 2]).astype(dtype)
+    for spec in (
+      specs.Array([40, 36, 1], dtype),
+      specs.BoundedArray([40, 36, 1], dtype, -np.inf, np.inf),
+    ):
+      np.testing.assert_array_equal(
+        networks._scale(tf.constant(images), layouts.scaling(spec)),
+        images.astype(np.float32),
+      )
+
+  @parameterized.parameters([([40, 36, 1],)], [([4],)])
+  def test_bools_are_0_and_1(self, shapes):
+    (shape,) = shapes
+    rng = np.random.default_rng(0)
+    bools = rng.integers(0, 2, [3, *shape[:-1], 2 * shape[-1] if shape[2:] else 4]) > 0
+    expected = self._features(specs.Array(shape, np.float32), bools.astype(np.float32))
+    for spec in (
+      specs.Array(shape, bool),
+      specs.BoundedArray(shape, bool, False, True),
+    ):
+      np.testing.assert_array_equal(self._features(spec, bools), expected)
+
+  def test_bfloat16_and_gradients_see_scaled_images(self):
+    if not runtime.multiplies_bfloat16():
+      self.skipTest('this CPU has no bfloat16')
+    images = np.random.default_rng(0).normal(size=[64, 40, 36, 2]).astype(np.float32)
+    results = []
+    for spec, inputs in (
+      (specs.BoundedArray([40, 36, 1], np.float32, -500, 500), 1000 * images),
+      (specs.Array([40, 36, 1], np.float32), images + 0.5),
+    ):
+      tf.random.set_seed(0)
+      torso = networks.make_network(_CONFIG, _spec(spec), tf.bfloat16)._torso
+
+      @tf.function
+      def features_and_gradients(x, torso=torso):
+        with tf.GradientTape() as tape:
+          features = torso(x)
+        return [features, *tape.gradient(features, torso.trainable_variables)]
+
+      results.append(features_and_gradients(tf.constant(inputs)))
+    for actual, expected in zip(*results, strict=True):
+      self.assertLess(tf.norm(actual - expected) / tf.norm(expected), 1e-2)
+
+  def test_learner_and_actor_scale_alike(self):
+    spec = specs.BoundedArray([40, 36, 1], np.float32, -500, 500)
+    network = networks.make_network(_CONFIG, _spec(spec))
+    _, observations, state, _ = _case(_IMAGE, 4, 2, False)
+    observations = observations._replace(
+      observation=2 * tf.cast(observations.observation, tf.float32) - 255
+    )
+    q, _ = network.unroll(observations, state)
+    expected, _ = _loop(network, observations, state)
+    _assert_close(q, expected)
 
 
 class MLPTorsoTest(absltest.TestCase):
@@ -377,6 +539,7 @@ class MakeNetworkTest(parameterized.TestCase):
   @parameterized.parameters(
     ([84, 84], r'images \[H, W, C\] or vectors \[D\], not of shape \[84, 84\]'),
     ([], r'not of shape \[\]'),
+    ([3, 84, 84], 'axis 0, of size 3, holds the channels'),
     ([20, 36, 1], '20x36 pixels.*resize'),
   )
   def test_unsupported_observations_raise(self, shape, message):

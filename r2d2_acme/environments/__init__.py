@@ -10,7 +10,7 @@ from r2d2_acme.environments.atari import make_atari
 from r2d2_acme.environments.bsuite_adapter import make_bsuite
 from r2d2_acme.environments.cartpole import VELOCITYLESS_CARTPOLE
 from r2d2_acme.environments.checks import EnvironmentFailed, checked
-from r2d2_acme.environments.gymnasium_adapter import make_gymnasium
+from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter, make_gymnasium
 from r2d2_acme.environments.memory import (
   make_cue_recall,
   make_memory_task,
@@ -20,6 +20,7 @@ from r2d2_acme.environments.memory import (
 __all__ = [
   'VELOCITYLESS_CARTPOLE',
   'EnvironmentFailed',
+  'GymnasiumAdapter',
   'checked',
   'make',
   'make_atari',

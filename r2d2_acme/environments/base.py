@@ -63,6 +63,11 @@ def describe_value(value: Any) -> str:
 def describe_error(error: BaseException) -> str:
   """Returns an error's type, text and place in one line."""
   text = ' '.join(str(error).split())
-  frames = traceback.extract_tb(error.__traceback__)
-  place = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
+  places = [
+    f' ({frame.filename}, line {frame.lineno})'
+    for frame in traceback.extract_tb(error.__traceback__)
+    if 'importlib' not in frame.filename
+  ]
+  # A syntax error's text has its place.
+  place = places[-1] if places and not isinstance(error, SyntaxError) else ''
   return f'{type(error).__name__}{": " if text else ""}{text}{place}'

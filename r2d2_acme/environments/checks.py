@@ -20,12 +20,12 @@ class EnvironmentFailed(RuntimeError):
 def checked(environment: dm_env.Environment, name: str = '') -> dm_env.Environment:
   """Wraps an environment so that its faults are found where they happen.
 
-  | what the environment gives                          | what the wrapper gives   |
-  |-----------------------------------------------------|--------------------------|
-  | a reward or a discount: number, bool, array [] or [1] | <float32>[]            |
-  | any other reward or discount, None after the first  | `EnvironmentFailed`      |
-  | an observation of another type, shape or dtype      | `EnvironmentFailed`      |
-  | an error in `reset`, `step` or `close`              | `EnvironmentFailed`      |
+  | what the environment gives                      | what the wrapper gives |
+  |-------------------------------------------------|------------------------|
+  | reward or discount: number, bool, array [], [1] | <float32>[]            |
+  | any other after the first time step, also None  | `EnvironmentFailed`    |
+  | an observation of another type, shape or dtype  | `EnvironmentFailed`    |
+  | an error in `reset`, `step` or `close`          | `EnvironmentFailed`    |
 
   Values are not looked at: the adder refuses rewards that are not finite. All other
   attributes are those of the environment. A second `close` does nothing. An

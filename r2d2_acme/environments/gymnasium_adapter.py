@@ -1,5 +1,6 @@
 """Gymnasium environments behind the `dm_env` interface."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dm_env
@@ -7,22 +8,28 @@ import gymnasium
 import numpy as np
 from dm_env import specs
 
+from r2d2_acme import layouts
 from r2d2_acme.environments import base
+
+_INT32 = np.iinfo(np.int32)
 
 
 class GymnasiumAdapter(base.Environment):
   """Makes a Gymnasium environment with Discrete actions a `dm_env.Environment`.
 
-  | Gymnasium                        | dm_env                           |
-  |----------------------------------|----------------------------------|
-  | `Discrete(n, start)` actions     | <int32>[] in 0 … n - 1           |
-  | `Box` observation, uint8         | <uint8>, same shape and bounds   |
-  | `Box` observation, anything else | <float32>, same shape and bounds |
-  | reward                           | <float32>[], unclipped           |
-  | `terminated`, truncated or not   | LAST, discount 0                 |
-  | `truncated` only                 | LAST, discount 1                 |
+  | Gymnasium                            | dm_env                           |
+  |--------------------------------------|----------------------------------|
+  | `Discrete(n, start)` actions         | <int32>[] in 0 … n - 1           |
+  | `Box` observation, uint8 or bool     | <uint8>, same shape and bounds   |
+  | ... of integers with bounds in int32 | <int32>, same shape and bounds   |
+  | ... of anything else                 | <float32>, same shape and bounds |
+  | reward                               | <float32>[], unclipped           |
+  | `terminated`, truncated or not       | LAST, discount 0                 |
+  | `truncated` only                     | LAST, discount 1                 |
 
-  Observations are copies, so they stay valid after the next step.
+  Observations are copies, so they stay valid after the next step. `step` and `reset`
+  raise ValueError for a reward that is not one number, and for fractions in an
+  observation of integers.
   """
 
   def __init__(
@@ -41,7 +48,8 @@ class GymnasiumAdapter(base.Environment):
       frames_per_step: emulator frames that pass in one step of `env`.
 
     Raises:
-      ValueError: the actions are not Discrete or the observation is not a Box.
+      ValueError: the actions are not Discrete, or the observation is not a Box that
+        R2D2 can take; one line that says why and what to do.
     """
     name = env.spec.id if env.spec else type(env.unwrapped).__name__
     actions = _discrete(env.action_space, name)
@@ -53,7 +61,7 @@ class GymnasiumAdapter(base.Environment):
     self._action_spec = specs.DiscreteArray(
       int(actions.n), dtype=np.int32, name='action'
     )
-    self._observation_spec = _observation_spec(_box(env.observation_space, name))
+    self._observation_spec = _observation_spec(_box(env.observation_space, name), name)
 
   def reset(self) -> dm_env.TimeStep:
     observation, _ = self.gymnasium_env.reset(seed=self._next_seed)
@@ -85,7 +93,18 @@ class GymnasiumAdapter(base.Environment):
     self.gymnasium_env.close()
 
   def _to_observation(self, observation: Any) -> np.ndarray:
-    return np.array(observation, dtype=self._observation_spec.dtype)
+    array = np.array(observation, dtype=self._observation_spec.dtype)
+    if getattr(observation, 'dtype', None) != array.dtype:
+      self._check_cast(np.asarray(observation), array)
+    return array
+
+  def _check_cast(self, given: np.ndarray, array: np.ndarray):
+    """Raises ValueError if integers were made of fractions."""
+    if given.dtype.kind == 'f' and array.dtype.kind != 'f' and (given != array).any():
+      raise ValueError(
+        f'the observation is {base.describe_value(given)} and has fractions, but its '
+        'space is of integers: make the space float32'
+      )
 
 
 def make_gymnasium(
@@ -128,12 +147,19 @@ def _box(space: gymnasium.Space, name: str) -> gymnasium.spaces.Box:
     return space
   raise ValueError(
     f'{name} has a {type(space).__name__} observation, R2D2 needs a Box: '
-    'wrap it in gymnasium.wrappers.FlattenObservation first'
+    f'{_cure_of_other(space)}'
   )
 
 
-def _observation_spec(space: gymnasium.spaces.Box) -> specs.BoundedArray:
-  dtype = np.uint8 if space.dtype == np.uint8 else np.float32
+def _observation_spec(space: gymnasium.spaces.Box, name: str) -> specs.BoundedArray:
+  """Returns the spec of a Box that R2D2 can take, else raises ValueError."""
+  fault = _fault(space)
+  if fault is not None:
+    raise ValueError(
+      f'{name} has observations of shape {list(space.shape)}, R2D2 needs images '
+      f'[H, W, C] or vectors [D]: {fault}'
+    )
+  dtype = _dtype(space)
   # Unbounded float64 spaces may use ±1.8e308, which is ±inf in float32.
   with np.errstate(over='ignore'):
     return specs.BoundedArray(
@@ -143,3 +169,105 @@ def _observation_spec(space: gymnasium.spaces.Box) -> specs.BoundedArray:
       maximum=space.high.astype(dtype),
       name='observation',
     )
+
+
+def _dtype(space: gymnasium.spaces.Box) -> type:
+  kind = space.dtype.kind
+  if kind == 'b' or space.dtype == np.uint8:
+    return np.uint8
+  is_int32 = (space.low >= _INT32.min).all() and (space.high <= _INT32.max).all()
+  return np.int32 if kind in 'iu' and is_int32 else np.float32
+
+
+def _fault(space: gymnasium.spaces.Box) -> str | None:
+  """Returns why R2D2 cannot take a Box and what to do, or None."""
+  spec = specs.BoundedArray(space.shape, space.dtype, space.low, space.high)
+  return layouts.shape_fault(space.shape, _cures(space)) or layouts.number_fault(spec)
+
+
+def _cures(space: gymnasium.spaces.Box) -> layouts.Cures:
+  """Returns what to do about a Box, in Gymnasium's wrappers."""
+  shape, flatten = space.shape, 'gymnasium.wrappers.FlattenObservation(env)'
+  flatten_it = f'flatten it with {flatten}'
+  moved = (*shape[1:], *shape[:1])
+  unstack = 'take FrameStackObservation off, because the agent stacks frames itself' + (
+    ', and add an axis for channels' if len(shape) == 3 else ''
+  )
+  smallest = (layouts.MIN_IMAGE_SIZE,) * 2
+  resize = f'resize them to at least {smallest[0]}x{smallest[1]}'
+  if space.dtype == np.uint8 and (space.low == 0).all() and (space.high == 255).all():
+    resize = f'resize them with gymnasium.wrappers.ResizeObservation(env, {smallest})'
+  return layouts.Cures(
+    scalar='give it one with gymnasium.wrappers.ReshapeObservation(env, (1,))',
+    empty='give every axis of the space a size',
+    flatten=f'{flatten_it}, after taking FrameStackObservation off if there is one',
+    add_channels=(
+      f'add one with gymnasium.wrappers.ReshapeObservation(env, {(*shape, 1)})'
+    ),
+    move_channels=(
+      'move it to the end with gymnasium.wrappers.TransformObservation(env, '
+      f'lambda x: numpy.moveaxis(x, 0, -1), {_box_code(space, moved)})'
+    ),
+    unstack=unstack,
+    resize=f'{resize}, or {flatten_it}',
+  )
+
+
+def _box_code(space: gymnasium.spaces.Box, shape: Sequence[int]) -> str:
+  """Returns the code of a Box like `space`, of another shape."""
+  low, high = (space.low.min(), space.high.max()) if space.low.size else (0, 1)
+  return f'gymnasium.spaces.Box({low}, {high}, {tuple(shape)}, {str(space.dtype)!r})'
+
+
+def _cure_of_other(space: gymnasium.Space) -> str:
+  """Returns how to make a Box of a space that is none."""
+  flatten = 'gymnasium.wrappers.FlattenObservation'
+  if not isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+    if space.is_np_flattenable:
+      return f'wrap it in {flatten} first'
+    return (
+      'map it to an array of one size with '
+      'gymnasium.wrappers.TransformObservation(env, function, box)'
+    )
+  leaves = list(layouts.leaves(_nest(space)))
+  if not leaves:
+    return 'this one is empty'
+  fitting = [
+    (len(leaf.shape) != 3, path)  # images first
+    for path, leaf in leaves
+    if isinstance(leaf, gymnasium.spaces.Box) and _fault(leaf) is None
+  ]
+  rigid = [path for path, leaf in leaves if not leaf.is_np_flattenable]
+  cures = []
+  if fitting:
+    _, path = min(fitting)
+    cures.append(
+      f'take {path} alone with gymnasium.wrappers.TransformObservation(env, '
+      f'lambda x: x{path}, env.observation_space{path})'
+    )
+  if not rigid:
+    cures.append(f'wrap it in {flatten}, which makes one vector of it')
+  elif not fitting:
+    cures.append(
+      f'{rigid[0]} has no fixed size: map it to an array of one size with '
+      'gymnasium.wrappers.TransformObservation(env, function, box)'
+    )
+  described = layouts.describe_leaves(
+    [(path, _describe(leaf)) for path, leaf in leaves]
+  )
+  return f'it holds {described}; {", or ".join(cures)}'
+
+
+def _nest(space: gymnasium.Space) -> Any:
+  """Returns the spaces in Dict and Tuple as dicts and tuples."""
+  if isinstance(space, gymnasium.spaces.Dict):
+    return {key: _nest(value) for key, value in space.spaces.items()}
+  if isinstance(space, gymnasium.spaces.Tuple):
+    return tuple(_nest(value) for value in space.spaces)
+  return space
+
+
+def _describe(space: gymnasium.Space) -> str:
+  if isinstance(space, gymnasium.spaces.Box):
+    return f'{space.dtype} {list(space.shape)}'
+  return type(space).__name__

@@ -11,6 +11,7 @@ import pytest
 from dm_env import test_utils
 from gymnasium import spaces
 
+from r2d2_acme import layouts
 from r2d2_acme.environments import make_gymnasium
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 
@@ -145,17 +146,51 @@ def test_float64_observations_become_float32():
   assert env.reset().observation.dtype == np.float32
 
 
-def test_integer_observations_other_than_bytes_become_float32():
-  env = GymnasiumAdapter(_Scripted(observation_space=spaces.Box(0, 9, (2,), 'int64')))
-  assert env.observation_spec().dtype == np.float32
-  assert env.reset().observation.dtype == np.float32
+@pytest.mark.parametrize(
+  ('dtype', 'low', 'high', 'expected'),
+  [
+    # What is of integers stays so: the network scales it by its bounds.
+    ('int64', 0, 9, np.int32),
+    ('int8', -128, 127, np.int32),
+    ('uint16', 0, 65535, np.int32),
+    ('uint64', 0, 2**31 - 1, np.int32),
+    ('uint32', 0, 2**32 - 1, np.float32),
+    ('int64', -np.inf, np.inf, np.float32),
+    ('bool', 0, 1, np.uint8),
+    ('float16', 0, 1, np.float32),
+  ],
+)
+def test_observations_of_other_dtypes_become_one_of_three(dtype, low, high, expected):
+  space = spaces.Box(low, high, (2,), dtype)
+  env = GymnasiumAdapter(_Scripted([(0.0, True, False)], space))
+  spec = env.observation_spec()
+  assert spec.dtype == expected
+  np.testing.assert_array_equal(spec.minimum, space.low.astype(expected))
+  np.testing.assert_array_equal(spec.maximum, space.high.astype(expected))
+  env.reset()
+  observation = env.step(0).observation
+  assert observation.dtype == expected
+  assert observation.tolist() == [1, 1]
+
+
+def test_fractions_in_an_observation_of_integers_are_refused():
+  space = spaces.Box(0, 255, (2,), 'uint8')
+  inner = _Scripted([(0.0, False, False)] * 2, space)
+  inner.buffer = np.zeros(2, np.float64)
+  env = GymnasiumAdapter(inner)
+  env.reset()
+  assert env.step(0).observation.tolist() == [1, 1]
+  inner.buffer = np.full(2, 0.5)
+  inner.step = lambda action: (inner.buffer, 0.0, False, False, {})
+  with pytest.raises(ValueError, match=r'float64 of shape \[2\] and has fractions'):
+    env.step(0)
 
 
 def test_uint8_observations_stay_uint8():
-  image = spaces.Box(0, 255, (4, 5, 1), 'uint8')
+  image = spaces.Box(0, 255, (36, 40, 1), 'uint8')
   env = GymnasiumAdapter(_Scripted(observation_space=image))
   spec = env.observation_spec()
-  assert spec.shape == (4, 5, 1)
+  assert spec.shape == (36, 40, 1)
   assert spec.dtype == np.uint8
   assert (spec.minimum.min(), spec.maximum.max()) == (0, 255)
   assert env.reset().observation.dtype == np.uint8
@@ -218,6 +253,225 @@ def _message(function, *args):
     function(*args)
   assert '\n' not in str(error.value)
   return str(error.value)
+
+
+# Layouts.
+
+_GREY = spaces.Box(0, 255, (84, 84), 'uint8')
+_RGB = spaces.Box(0, 255, (84, 84, 3), 'uint8')
+_FLAT = spaces.Box(-1, 1, (5,))
+_WRAPPERS = gymnasium.wrappers
+
+# A space, the words that say what is wrong, those that say what to do, and that done.
+_LAYOUTS = {
+  'Discrete': (
+    spaces.Discrete(4, start=2),
+    'a Discrete observation',
+    'FlattenObservation',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'MultiDiscrete': (
+    spaces.MultiDiscrete([[2, 3], [4, 5]]),
+    'a MultiDiscrete observation',
+    'FlattenObservation',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'MultiBinary': (
+    spaces.MultiBinary([2, 3]),
+    'a MultiBinary observation',
+    'FlattenObservation',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'Text': (
+    spaces.Text(5),
+    'a Text observation',
+    'FlattenObservation',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'OneOf': (
+    spaces.OneOf([spaces.Discrete(2), _FLAT]),
+    'a OneOf observation',
+    'FlattenObservation',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'Sequence': (
+    spaces.Sequence(spaces.Discrete(2)),
+    'a Sequence observation',
+    'TransformObservation(env, function, box)',
+    lambda env: _WRAPPERS.TransformObservation(
+      env, lambda x: np.zeros(5, np.float32), _FLAT
+    ),
+  ),
+  'Graph': (
+    spaces.Graph(_FLAT, None),
+    'a Graph observation',
+    'TransformObservation(env, function, box)',
+    lambda env: _WRAPPERS.TransformObservation(
+      env, lambda x: np.zeros(5, np.float32), _FLAT
+    ),
+  ),
+  'Dict': (
+    spaces.Dict(speed=_FLAT, image=_RGB),
+    "['speed'] (float32 [5]), ['image'] (uint8 [84, 84, 3])",
+    "TransformObservation(env, lambda x: x['image'], env.observation_space['image'])",
+    lambda env: _WRAPPERS.TransformObservation(
+      env, lambda x: x['image'], env.observation_space['image']
+    ),
+  ),
+  'Dict of what can only be flattened': (
+    spaces.Dict(goal=spaces.Discrete(3), grid=spaces.MultiBinary([2, 2])),
+    "['goal'] (Discrete), ['grid'] (MultiBinary)",
+    'FlattenObservation, which makes one vector',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'Dict of what has no fixed size': (
+    spaces.Dict(near=spaces.Sequence(_FLAT)),
+    "['near'] has no fixed size",
+    'TransformObservation(env, function, box)',
+    lambda env: _WRAPPERS.TransformObservation(
+      env, lambda x: np.zeros(5, np.float32), _FLAT
+    ),
+  ),
+  'Dict in Tuple': (
+    spaces.Tuple([spaces.Dict(eye=_GREY, ear=_FLAT), spaces.Sequence(_FLAT)]),
+    "[0]['eye'] (uint8 [84, 84]), [0]['ear'] (float32 [5]), [1] (Sequence)",
+    "lambda x: x[0]['ear'], env.observation_space[0]['ear'])",
+    lambda env: _WRAPPERS.TransformObservation(
+      env, lambda x: x[0]['ear'], env.observation_space[0]['ear']
+    ),
+  ),
+  'no axis': (
+    spaces.Box(0, 1, ()),
+    'of shape []',
+    'ReshapeObservation(env, (1,))',
+    lambda env: _WRAPPERS.ReshapeObservation(env, (1,)),
+  ),
+  'no axis for channels': (
+    _GREY,
+    'no axis for channels',
+    'ReshapeObservation(env, (84, 84, 1))',
+    lambda env: _WRAPPERS.ReshapeObservation(env, (84, 84, 1)),
+  ),
+  'matrix': (
+    spaces.Box(0, 1, (4, 8)),
+    'two axes make no image',
+    'FlattenObservation(env)',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'channels first': (
+    spaces.Box(0, 255, (3, 84, 80), 'uint8'),
+    'axis 0, of size 3, holds the channels',
+    'TransformObservation(env, lambda x: numpy.moveaxis(x, 0, -1), '
+    "gymnasium.spaces.Box(0, 255, (84, 80, 3), 'uint8'))",
+    lambda env: _WRAPPERS.TransformObservation(
+      env,
+      lambda x: np.moveaxis(x, 0, -1),
+      gymnasium.spaces.Box(0, 255, (84, 80, 3), 'uint8'),
+    ),
+  ),
+  'one channel first': (
+    spaces.Box(0, 1, (1, 84, 84)),
+    'axis 0, of size 1, holds the channels',
+    "gymnasium.spaces.Box(0.0, 1.0, (84, 84, 1), 'float32'))",
+    lambda env: _WRAPPERS.TransformObservation(
+      env,
+      lambda x: np.moveaxis(x, 0, -1),
+      gymnasium.spaces.Box(0.0, 1.0, (84, 84, 1), 'float32'),
+    ),
+  ),
+  'stack of grey frames': (
+    spaces.Box(0, 255, (4, 84, 84), 'uint8'),
+    'axis 0, of size 4, is a stack of frames or the channels',
+    'take FrameStackObservation off',
+    None,
+  ),
+  'stack of images': (
+    spaces.Box(0, 255, (4, 84, 84, 1), 'uint8'),
+    'axis 0, of size 4, is a stack of frames',
+    'take FrameStackObservation off',
+    None,
+  ),
+  'video': (
+    spaces.Box(0, 1, (2, 3, 4, 5, 6)),
+    '5 axes make no image',
+    'FlattenObservation(env)',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'small image': (
+    spaces.Box(0, 255, (7, 9, 3), 'uint8'),
+    'images of 7x9 pixels are too small',
+    'ResizeObservation(env, (36, 36)), or flatten it with '
+    'gymnasium.wrappers.FlattenObservation(env)',
+    lambda env: _WRAPPERS.ResizeObservation(env, (36, 36)),
+  ),
+  'small grey image': (
+    spaces.Box(0, 255, (35, 84, 1), 'uint8'),
+    'images of 35x84 pixels are too small',
+    'ResizeObservation(env, (36, 36))',
+    lambda env: _WRAPPERS.ResizeObservation(env, (36, 36)),
+  ),
+  'small symbolic image': (
+    spaces.Box(0, 10, (7, 7, 3), 'uint8'),
+    'images of 7x7 pixels are too small',
+    'resize them to at least 36x36, or flatten it with '
+    'gymnasium.wrappers.FlattenObservation(env)',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'small image, channels first': (
+    spaces.Box(0, 255, (3, 32, 32), 'uint8'),
+    'axis 0, of size 3, holds the channels, and images of 32x32 pixels',
+    'FlattenObservation(env)',
+    _WRAPPERS.FlattenObservation,
+  ),
+  'no size': (
+    spaces.Box(0, 1, (84, 0, 3)),
+    'axis 1 has size 0',
+    'give every axis of the space a size',
+    None,
+  ),
+  'nothing': (spaces.Dict({}), 'a Dict observation', 'empty', None),
+  'integers of any size': (
+    spaces.Box(-np.inf, np.inf, (84, 84, 1), 'int64'),
+    'images of int64 need bounds',
+    'low and high of a Box',
+    None,
+  ),
+}
+
+
+class _Sampled(_Scripted):
+  """Observes samples of its space."""
+
+  def __init__(self, space):
+    self.observation_space = space
+    self.action_space = spaces.Discrete(2)
+
+  def reset(self, *, seed=None, options=None):
+    return self.observation_space.sample(), {}
+
+  def step(self, action):
+    return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize('kind', _LAYOUTS)
+def test_layout_that_cannot_work_names_the_fault_and_a_cure_that_works(kind):
+  space, fault, cure, cured = _LAYOUTS[kind]
+  message = _message(GymnasiumAdapter, _Sampled(space))
+  assert '_Sampled has ' in message
+  assert fault in message
+  assert cure in message
+  if cured is not None:
+    env = GymnasiumAdapter(cured(_Sampled(space)), seed=0)
+    for timestep in (env.reset(), env.step(0)):
+      env.observation_spec().validate(timestep.observation)
+    layouts.check(env.observation_spec(), env.action_spec(), env.reward_spec())
+
+
+def test_taking_the_stack_off_and_adding_channels_works():
+  stacked = _WRAPPERS.FrameStackObservation(_Sampled(_GREY), 4)
+  assert 'take FrameStackObservation off' in _message(GymnasiumAdapter, stacked)
+  env = _WRAPPERS.ReshapeObservation(_Sampled(_GREY), (84, 84, 1))
+  assert GymnasiumAdapter(env).observation_spec().shape == (84, 84, 1)
 
 
 def test_unknown_id_names_the_nearest():
