@@ -203,7 +203,16 @@ def test_without_flags_it_is_pong_on_a_laptop(describe, tmp_path):
   assert described.workdir == str(tmp_path / 'runs' / 'pong')
 
 
-@pytest.mark.parametrize('flag', ['--game=MsPacman', '--env=ALE/MsPacman-v5'])
+@pytest.mark.parametrize(
+  'flag',
+  [
+    '--game=MsPacman',
+    '--env=ALE/MsPacman-v5',
+    '--env=MsPacman-v4',
+    '--env=MsPacmanNoFrameskip-v4',
+    '--env=ale_py:MsPacmanNoFrameskip-v0',
+  ],
+)
 def test_atari_is_preprocessed_whatever_it_is_called(describe, flag):
   assert describe(flag).shape == [84, 84, 1]
 
@@ -222,6 +231,80 @@ def test_memory_tasks_go_by_name(describe, name, shape):
   assert described.shape == shape
   assert described.environment == {'env': name}
   assert described.config == config_lib.memory()
+
+
+_TASK = """
+import gymnasium
+from gymnasium import spaces, wrappers
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Looking(CartPoleEnv):
+  def __init__(self, space):
+    super().__init__()
+    self.observation_space = space
+
+def looking(low, high, shape, dtype):
+  return lambda: Looking(spaces.Box(low, high, shape, dtype))
+
+gymnasium.register('Found-v0', entry_point=CartPoleEnv, max_episode_steps=9)
+gymnasium.register('First-v0', entry_point=looking(0, 255, (3, 84, 84), 'uint8'))
+gymnasium.register('Grey-v0', entry_point=looking(0, 255, (84, 84), 'uint8'))
+gymnasium.register('Floats-v0', entry_point=looking(0, 255, (84, 84, 3), 'float32'))
+"""
+
+
+def test_module_in_the_current_directory_is_found_in_every_process(start, tmp_path):
+  (tmp_path / 'my_task.py').write_text(_TASK)
+  script = tmp_path / 'elsewhere' / 'run.py'
+  script.parent.mkdir()
+  script.write_text(
+    'import pathlib, pickle\n'
+    'from r2d2_acme import experiment\n'
+    'def main():\n'
+    '  run = experiment.from_flags()\n'
+    '  pathlib.Path("factory").write_bytes(pickle.dumps(run.environment_factory))\n'
+    '  return 0\n'
+    'experiment.run(main)\n'
+  )
+  assert start('--env=my_task:Found-v0', script=script) == _Ended(0, '', '')
+  worker = script.with_name('worker.py')
+  worker.write_text(
+    'import pickle; print(pickle.load(open("factory", "rb"))(0).reset())'
+  )
+  ended = subprocess.run(
+    [sys.executable, worker],
+    cwd=tmp_path,
+    env=_ENVIRON,
+    capture_output=True,
+    text=True,
+  )
+  assert ended.stderr == ''
+  assert 'StepType.FIRST' in ended.stdout
+
+
+def test_images_of_floats_are_taken(describe, tmp_path):
+  (tmp_path / 'my_task.py').write_text(_TASK)
+  assert describe('--env=my_task:Floats-v0').shape == [84, 84, 3]
+
+
+@pytest.mark.parametrize(
+  ('id', 'words'),
+  [
+    ('First-v0', 'axis 0, of size 3, holds the channels: move it to the end with'),
+    ('Grey-v0', 'ReshapeObservation(env, (84, 84, 1))'),
+    ('Missing-v0', "Environment `Missing` doesn't exist"),
+  ],
+)
+def test_tasks_that_cannot_work_are_refused(refuse, tmp_path, id, words):
+  (tmp_path / 'my_task.py').write_text(_TASK)
+  assert words in refuse(f'--env=my_task:{id}')
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_module_that_raises_is_refused(refuse, tmp_path):
+  (tmp_path / 'bad_task.py').write_text('1 / 0')
+  line = refuse('--env=bad_task:Bad-v0')
+  assert f"cannot import 'bad_task', from {tmp_path} or installed: ZeroDivision" in line
 
 
 def test_short_flags_mean_the_fields(describe):
@@ -414,7 +497,12 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
   [
     (['--game=pnog'], ["'pnog'", 'did you mean', 'pong']),
     (['--env=CartPol-v1'], ["'CartPol-v1'", 'CartPole']),
-    (['--env=no_such_module:Env-v0'], ['no_such_module']),
+    (['--env=no_such_module:Env-v0'], ['no_such_module', 'neither installed nor in']),
+    (['--env=Pong-v5'], ['Pong-v5', 'use --game=pong']),
+    (['--env=pong'], ["'pong'", 'use --game=pong']),
+    (['--env=PongDeterministic-v4'], ['use --game=pong']),
+    (['--env=FrozenLake-v1'], ['a Discrete observation', 'FlattenObservation']),
+    (['--env=Blackjack-v1'], ['[0] (Discrete)', 'FlattenObservation']),
     (['--env=memory/maze'], ["'maze'", 'cue_recall', 't_maze']),
     (['--env=bsuite/memory_len/23'], ["'memory_len/23'", 'memory_len/0 … 22']),
     (['--env=Pendulum-v1'], ['Pendulum-v1', 'continuous actions']),

@@ -10,7 +10,8 @@ from r2d2_acme.environments.atari import make_atari
 from r2d2_acme.environments.bsuite_adapter import make_bsuite
 from r2d2_acme.environments.cartpole import VELOCITYLESS_CARTPOLE
 from r2d2_acme.environments.checks import EnvironmentFailed, checked
-from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter, make_gymnasium
+from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
+from r2d2_acme.environments.gymnasium_ids import make_gymnasium
 from r2d2_acme.environments.memory import (
   make_cue_recall,
   make_memory_task,
@@ -41,8 +42,7 @@ def make(
   |-------------------------------------------|--------------------|
   | `memory/cue_recall`, `memory/t_maze/20`   | `make_memory_task` |
   | `bsuite/memory_len/15`                    | `make_bsuite`      |
-  | `ALE/Pong-v5`                             | `make_atari`       |
-  | any other is a Gymnasium id               | `make_gymnasium`   |
+  | any other is a Gymnasium id, Atari's too  | `make_gymnasium`   |
 
   Args:
     name: see above.
@@ -57,6 +57,4 @@ def make(
     return make_memory_task(name.removeprefix('memory/'), seed=seed)
   if name.startswith('bsuite/'):
     return make_bsuite(name.removeprefix('bsuite/'), seed=seed)
-  if name.startswith('ALE/'):
-    return make_atari(name, seed=seed, full_action_space=full_action_space)
-  return make_gymnasium(name, seed=seed)
+  return make_gymnasium(name, seed=seed, full_action_space=full_action_space)

@@ -4,26 +4,38 @@ The emulator and all preprocessing are ale-py's and Gymnasium's own.
 """
 
 import difflib
+import re
 
 import ale_py
 import dm_env
 import gymnasium
 import numpy as np
 from gymnasium import wrappers
+from gymnasium.envs.registration import EnvSpec
 
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 
 gymnasium.register_envs(ale_py)
+# Before the first emulator exists, or it prints a banner.
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+_MAX_RAW_FRAMES = 108_000
+# What names of ids have around the game's: ALE/Pong-v5, PongNoFrameskip-v4.
+_ATARI_ID = re.compile(
+  r'(ALE/)?(?P<game>\w+?)(?P<mark>NoFrameskip|Deterministic|-ram|-ramNoFrameskip|'
+  r'-ramDeterministic)?(-v\d+)?',
+  re.IGNORECASE,
+)
 
 
 def make_atari(
-  game: str,
+  game: str | EnvSpec,
   *,
   seed: int | None = None,
   full_action_space: bool = True,
   max_num_noops: int = 30,
   frame_skip: int = 4,
-  max_raw_frames: int = 108_000,
+  max_raw_frames: int = _MAX_RAW_FRAMES,
   frame_size: int = 84,
   repeat_action_probability: float = 0.0,
 ) -> dm_env.Environment:
@@ -36,7 +48,9 @@ def make_atari(
   of no-ops, so two seeds can begin with the same episode.
 
   Args:
-    game: `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`; `game_names()` lists all.
+    game: `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`; `game_names()` lists all. Or
+      the spec of a Gymnasium id of ale-py's class, of which game, mode and difficulty
+      count.
     seed: seeds the first episode, see `GymnasiumAdapter`.
     full_action_space: all 18 actions (9 in two games, of which one is Skiing) instead
       of those that the game uses.
@@ -74,8 +88,33 @@ def game_names() -> list[str]:
   return sorted(_ids())
 
 
+def guess_game(id: str) -> str | None:
+  """Returns the game that an id is meant for, such as `PongDeterministic-v4`, or None.
+
+  Names that are not exactly a game's must look like those of Atari ids.
+  """
+  match = _ATARI_ID.fullmatch(id)
+  if match is None:
+    return None
+  games = {_letters(name): name for name in _ids()}
+  letters = _letters(match['game'])
+  is_atari = id.upper().startswith('ALE/') or match['mark'] is not None
+  near = difflib.get_close_matches(letters, games, 1) if is_atari else []
+  return games.get(letters) or (games[near[0]] if near else None)
+
+
+def max_raw_frames(spec: EnvSpec) -> int:
+  """Returns the limit of an episode of an id of ale-py's class, in raw frames."""
+  limits = [_MAX_RAW_FRAMES, spec.kwargs.get('max_num_frames_per_episode')]
+  if spec.max_episode_steps is not None:
+    skip = spec.kwargs.get('frameskip', 4)  # or drawn from low … high - 1
+    mean_skip = skip if isinstance(skip, int) else sum(skip) // 2
+    limits.append(spec.max_episode_steps * mean_skip)
+  return min(limit for limit in limits if limit)
+
+
 def _make_preprocessed(
-  game: str,
+  game: str | EnvSpec,
   *,
   full_action_space: bool,
   max_num_noops: int,
@@ -90,10 +129,10 @@ def _make_preprocessed(
       f'max_raw_frames={max_raw_frames} must hold at least one step of '
       f'frame_skip={frame_skip} frames'
     )
-  # Before the first emulator exists, or it prints a banner.
-  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+  spec = game if isinstance(game, EnvSpec) else gymnasium.spec(_ids()[_find(game)])
   env = gymnasium.make(
-    _ids()[_find(game)],
+    spec,
+    max_episode_steps=-1,  # no limit inside a step
     # AtariPreprocessing reads the screen from the emulator itself: RAM is the
     # cheapest thing to return, and ignore, at every raw frame.
     obs_type='ram',

@@ -107,28 +107,6 @@ class GymnasiumAdapter(base.Environment):
       )
 
 
-def make_gymnasium(
-  id: str, *, seed: int | None = None, **kwargs: Any
-) -> dm_env.Environment:
-  """Makes the registered Gymnasium environment `id`, e.g. `CartPole-v1`.
-
-  Args:
-    id: name with version, or `module:name-v0` to import its module first.
-    seed: seeds the first episode, see `GymnasiumAdapter`.
-    **kwargs: passed on to `gymnasium.make`.
-
-  Raises:
-    ValueError: `id` is unknown (the message has the nearest names), its package is
-      missing, its actions are not Discrete or its observation is not a Box.
-  """
-  try:
-    env = gymnasium.make(id, **kwargs)
-  except (gymnasium.error.Error, ModuleNotFoundError) as error:
-    reason = ' '.join(str(error).split())
-    raise ValueError(f'cannot make Gymnasium environment {id!r}: {reason}') from error
-  return GymnasiumAdapter(env, seed=seed)
-
-
 def _discrete(space: gymnasium.Space, name: str) -> gymnasium.spaces.Discrete:
   """Returns the action space of environment `name` if it is Discrete, else raises."""
   if isinstance(space, gymnasium.spaces.Discrete):

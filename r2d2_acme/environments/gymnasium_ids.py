@@ -1,0 +1,183 @@
+"""Registered Gymnasium environments by their ids, Atari's with their preprocessing."""
+
+import copy
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dm_env
+import gymnasium
+from ale_py.env import AtariEnv
+from gymnasium import wrappers
+from gymnasium.envs import registration
+
+from r2d2_acme.environments import atari, base
+from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
+
+_USUAL_ATARI: Mapping[str, Sequence[Any]] = {  # the first is the default
+  'obs_type': ('rgb', 'grayscale'),
+  'continuous': (False,),
+  'sound_obs': (False,),
+}
+
+
+def make_gymnasium(
+  id: str, *, seed: int | None = None, full_action_space: bool = True, **kwargs: Any
+) -> dm_env.Environment:
+  """Makes the registered Gymnasium environment `id`, e.g. `CartPole-v1`.
+
+  An id whose entry point is ale-py's, such as `PongNoFrameskip-v4`, gives what
+  `make_atari` makes of its game, mode, difficulty and limits. One that is registered
+  with `gymnasium.wrappers.AtariPreprocessing` around it is taken as it is.
+
+  Args:
+    id: name with version, or `module:name-v0` to import its module first, which may
+      be in the current directory.
+    seed: seeds the first episode, see `GymnasiumAdapter`.
+    full_action_space: of Atari games.
+    **kwargs: passed on to `gymnasium.make`.
+
+  Raises:
+    ValueError: `id` is unknown (the message has the nearest names), it cannot be made,
+      its actions are not Discrete, or R2D2 cannot take its observation.
+  """
+  spec = copy.deepcopy(_find(id))
+  is_atari = _is_atari_game(spec)
+  if is_atari:
+    spec.max_episode_steps = kwargs.pop('max_episode_steps', spec.max_episode_steps)
+    spec.kwargs.update(kwargs)
+    _check_atari(spec)
+  try:
+    if is_atari:
+      return atari.make_atari(
+        spec,
+        seed=seed,
+        full_action_space=full_action_space,
+        max_raw_frames=atari.max_raw_frames(spec),
+      )
+    # By its spec: by an old id every process would print that there are newer ones.
+    env = gymnasium.make(spec, **kwargs)
+  except Exception as error:  # whatever its own code raises
+    raise ValueError(_cannot_make(id, error)) from error
+  frames_per_step = _frames_per_step(env, id)
+  try:
+    return GymnasiumAdapter(env, seed=seed, frames_per_step=frames_per_step)
+  except ValueError as error:
+    if isinstance(env.unwrapped, AtariEnv):
+      raise ValueError(f'{error}; or use --game={env.unwrapped._game}') from error
+    raise
+
+
+def _find(id: str) -> registration.EnvSpec:
+  """Returns the spec of an id, after the import of its module."""
+  module, colon, name = id.rpartition(':')
+  if colon:
+    _import(module)
+  if name in gymnasium.registry:
+    return gymnasium.registry[name]
+  game = atari.guess_game(name)
+  if game is not None:
+    raise ValueError(
+      f'there is no Gymnasium environment {id!r}: for the Atari game use --game={game}'
+    )
+  try:
+    namespace, stem, version = registration.parse_env_id(name)
+    if version is None:
+      version = registration.find_highest_version(namespace, stem)
+    return gymnasium.spec(registration.get_env_id(namespace, stem, version))
+  except gymnasium.error.Error as error:
+    source = getattr(sys.modules.get(module), '__file__', None)
+    where = f' The module is {source}, which registers others.' if source else ''
+    raise ValueError(_cannot_make(id, error) + where) from error
+
+
+def _import(module: str):
+  """Imports a module, which may be in the current directory.
+
+  That directory comes last, so that nothing in it hides an installed module.
+
+  Raises:
+    ValueError: there is no such module, or it raises an error; one line.
+  """
+  folder = os.getcwd()
+  if folder not in sys.path:
+    sys.path.append(folder)
+  importlib.invalidate_caches()  # it may be younger than our last look
+  try:
+    importlib.import_module(module)
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # SystemExit too: scripts end with one
+    name = getattr(error, 'name', None)
+    if isinstance(error, ModuleNotFoundError) and f'{module}.'.startswith(f'{name}.'):
+      raise ValueError(
+        f'there is no module {module!r}, neither installed nor in {folder}: write it '
+        'as Python imports it, and start where it is'
+      ) from error
+    raise ValueError(
+      f'cannot import {module!r}, from {folder} or installed: '
+      f'{base.describe_error(error)}'
+    ) from error
+
+
+def _is_atari_game(spec: registration.EnvSpec) -> bool:
+  """Whether an id is one of ale-py's class, without wrappers of its own."""
+  if spec.additional_wrappers or 'game' not in spec.kwargs:
+    return False
+  entry_point: Any = spec.entry_point
+  if isinstance(entry_point, str):
+    try:
+      entry_point = registration.load_env_creator(entry_point)
+    except Exception:  # it is made, and then described, soon
+      return False
+  return isinstance(entry_point, type) and issubclass(entry_point, AtariEnv)
+
+
+def _check_atari(spec: registration.EnvSpec):
+  """Raises ValueError for an Atari game that is seen or played in another way."""
+  other = [
+    f'{key}={spec.kwargs[key]}'
+    for key, usual in _USUAL_ATARI.items()
+    if spec.kwargs.get(key, usual[0]) not in usual
+  ]
+  if other:
+    raise ValueError(
+      f'{spec.id} is an Atari game with {", ".join(other)}, which R2D2 cannot use: '
+      f'use --game={spec.kwargs.get("game")}'
+    )
+
+
+def _frames_per_step(env: gymnasium.Env, id: str) -> int:
+  """Returns 1, or the frame skip of an Atari game that has its preprocessing.
+
+  Raises:
+    ValueError: an Atari game without it.
+  """
+  if not isinstance(env.unwrapped, AtariEnv):
+    return 1
+  for layer in _layers(env):
+    if isinstance(layer, wrappers.AtariPreprocessing):
+      inner = env.unwrapped._frameskip  # 1, unless the wrapper's is
+      return layer.frame_skip * (inner if isinstance(inner, int) else 1)
+  raise ValueError(
+    f'{id} is an Atari game without its preprocessing: use '
+    f'--game={env.unwrapped._game}, or wrap it in gymnasium.wrappers.AtariPreprocessing'
+  )
+
+
+def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+  """Yields the wrappers from the outermost, and then the environment."""
+  while isinstance(env, gymnasium.Wrapper):
+    yield env
+    env = env.env
+  yield env
+
+
+def _cannot_make(id: str, error: Exception) -> str:
+  if isinstance(error, gymnasium.error.Error):
+    reason = ' '.join(str(error).split())
+  else:
+    reason = base.describe_error(error)
+  return f'cannot make Gymnasium environment {id!r}: {reason}'
