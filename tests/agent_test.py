@@ -3,15 +3,18 @@
 import dataclasses
 
 import acme
+import dm_env
 import numpy as np
 import pytest
 from acme.utils import counting, loggers
+from dm_env import specs
 
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.environments import make_cue_recall
+from r2d2_acme.environments import checked, make_cue_recall
+from tests import helpers
 
 _CONFIG = R2D2Config(
   burn_in_length=4,
@@ -138,3 +141,48 @@ def test_more_than_one_actor_is_refused():
   environment = make_cue_recall()
   with pytest.raises(ValueError, match='num_actors=1'):
     R2D2(acme.make_environment_spec(environment), R2D2Config(num_actors=2))
+
+
+class _Noise(dm_env.Environment):
+  """Observes zeros and ones of any dtype, in episodes of 7 steps."""
+
+  def __init__(self, shape, dtype):
+    self._spec = specs.BoundedArray(shape, dtype, 0, 1)
+    self._rng = np.random.default_rng(0)
+    self._time = 0
+
+  def reset(self):
+    self._time = 0
+    return dm_env.restart(self._observe())
+
+  def step(self, action):
+    self._time += 1
+    end = dm_env.termination if self._time == 7 else dm_env.transition
+    return end(1, self._observe())
+
+  def observation_spec(self):
+    return self._spec
+
+  def action_spec(self):
+    return specs.DiscreteArray(2, np.int32)
+
+  def _observe(self):
+    return self._rng.integers(0, 2, self._spec.shape).astype(self._spec.dtype)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'dtype'),
+  [((36, 36, 1), bool), ((36, 36, 1), np.float16), ((5,), np.uint64)],
+)
+def test_learns_from_numbers_of_any_dtype(shape, dtype):
+  environment = checked(_Noise(shape, dtype))
+  config = helpers.make_config(
+    batch_size=4, samples_per_insert=0.4, samples_per_insert_tolerance=2.0
+  )
+  log = loggers.InMemoryLogger()
+  agent = R2D2(acme.make_environment_spec(environment), config, logger=log)
+  VectorEnvironmentLoop(
+    [environment], agent, counting.Counter(), loggers.NoOpLogger()
+  ).run(num_steps=120)
+  agent.learner.step()
+  assert np.isfinite(log.data[-1]['loss'])
