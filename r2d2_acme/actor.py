@@ -17,9 +17,11 @@ from acme import specs
 from acme.tf import variable_utils
 from acme.utils import counting, loggers
 
+from r2d2_acme import environments as environments_lib
 from r2d2_acme import networks, tracing
 from r2d2_acme.adder import SequenceAdder
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.environments import base
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Observation, Step
 
@@ -249,10 +251,18 @@ class R2D2Actor(acme.Actor):
     return self._actor.select_actions(self._action, [self._timestep])[0]
 
   def observe(self, action, next_timestep: dm_env.TimeStep):
+    """Takes the timestep that an action led to.
+
+    Raises:
+      ValueError: its reward or its discount is not one number.
+    """
     self._action = np.array([action], np.int32)
-    self._timestep = next_timestep
+    self._timestep = next_timestep._replace(
+      reward=base.to_float32(next_timestep.reward, 'reward'),
+      discount=base.to_float32(next_timestep.discount, 'discount'),
+    )
     if next_timestep.last():
-      self._actor.select_actions(self._action, [next_timestep])
+      self._actor.select_actions(self._action, [self._timestep])
 
   def update(self, wait: bool = False):
     self._actor.update(wait)
@@ -273,7 +283,7 @@ class VectorEnvironmentLoop:
     logger: loggers.Logger,
     should_stop: Callable[[], bool] = lambda: False,
   ):
-    self._environments = environments
+    self._environments = [environments_lib.checked(env) for env in environments]
     self._actor = actor
     self._counter = counter
     self._logger = logger

@@ -621,3 +621,68 @@ def test_what_follows_an_episodes_end_starts_an_episode_whatever_its_type():
   seen = network.acted[Key(0, 1, 0)]
   assert (seen.observation.action, seen.observation.reward) == (0, 0)
   assert not any(x.any() for x in seen.core_state)
+
+
+class OddRewards(helpers.ScriptedEnvironment):
+  """Gives rewards and discounts of other types than its specs say."""
+
+  def __init__(self, episodes, make, index=0):
+    super().__init__(episodes, index, image=False)
+    self.make = make
+
+  def step(self, action):
+    timestep = super().step(action)
+    return timestep._replace(
+      reward=self.make(timestep.reward), discount=self.make(timestep.discount)
+    )
+
+
+NUMBERS = (float, int, np.int64, np.float64, lambda x: np.array([x]), np.array, bool)
+
+
+def act_in_acmes_steps(environments, actor, counter, logger):
+  """As Acme's loop does, which itself cannot add up rewards of shape [1]."""
+  (environment,) = environments
+  acme_actor = R2D2Actor(actor)
+  while True:
+    timestep = environment.reset()
+    if environment.is_over:
+      return
+    acme_actor.observe_first(timestep)
+    while not timestep.last():
+      action = acme_actor.select_action(timestep.observation)
+      timestep = environment.step(action)
+      acme_actor.observe(action, timestep)
+
+
+@pytest.mark.parametrize('act', [act_in_acmes_steps, helpers.play])
+@pytest.mark.parametrize('make', NUMBERS)
+def test_any_one_number_is_a_reward(make, act):
+  environment = OddRewards([Episode(5, True), Episode(1, True)], make)
+
+  def act_here(environments, *others):
+    act([environment], *others)
+
+  run = helpers.run(helpers.make_config(), [[]], image=False, act=act_here)
+  seen = {}
+  for window in run.windows:
+    for row in np.flatnonzero(window.mask):
+      key = helpers.key_of(window.observations.observation[row])
+      seen[key] = (window.observations.reward[row], window.discount[row])
+  for key, transition in environment.tape.items():
+    if key.step:
+      values = (transition.reward, transition.discount)
+      assert seen[key] == tuple(np.float32(np.ravel(make(x))[0]) for x in values)
+
+
+@pytest.mark.parametrize('value', [None, np.zeros(2), 'one', [1.0, 2.0]])
+def test_any_other_reward_is_one_line(value):
+  builder = R2D2Builder(helpers.make_config(), helpers.make_spec(image=False))
+  actor = builder.make_actor(network=ConstantNetwork())
+  for error, match, act in (
+    (ValueError, 'the reward must be one number', act_in_acmes_steps),
+    (RuntimeError, 'OddRewards failed in step 1 .* one number', helpers.play),
+  ):
+    environment = OddRewards([Episode(5, True)], lambda _: value)
+    with pytest.raises(error, match=match):
+      act([environment], actor, counting.Counter(), loggers.NoOpLogger())
