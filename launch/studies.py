@@ -25,7 +25,15 @@ from acme.utils import counting
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, experiment, loggers, machine, plotting, runtime
+from r2d2_acme import (
+  environments,
+  experiment,
+  loggers,
+  machine,
+  plotting,
+  runtime,
+  sittings,
+)
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
@@ -258,17 +266,15 @@ def in_bins(
 
 def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float]:
   """The mean return of nearly greedy episodes, in bins of a run's steps."""
-  episodes = read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
-  greedy = episodes['epsilon'] <= plotting.LOW_EPSILON
+  columns = ('epsilon', 'actor_steps', 'episode_return')
+  epsilons, steps, returns = sittings.read_rows(str(workdir), 'actor', columns).T
+  greedy = epsilons <= plotting.LOW_EPSILON
   if not greedy.any():
     runtime.exit_with_error(
       f'{workdir}: no episode with epsilon <= {plotting.LOW_EPSILON} ended; raise '
       '--max_steps'
     )
-  steps, returns = (
-    episodes[name][greedy] for name in ('actor_steps', 'episode_return')
-  )
-  return in_bins(steps, returns, max_steps / NUM_BINS, np.mean)
+  return in_bins(steps[greedy], returns[greedy], max_steps / NUM_BINS, np.mean)
 
 
 def over_seeds(

@@ -1,14 +1,16 @@
-"""Acme loggers, put together: terminal, CSV and TensorBoard under one workdir."""
+"""Loggers, put together: terminal, CSV and TensorBoard under one workdir."""
 
+import mmap
 import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from acme.utils import counting, loggers
-from acme.utils.loggers import tf_summary
 
-_COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time')
+from r2d2_acme import event_files, sittings
+
+_COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
 
 # Fixed, so that a resumed run goes on in the same columns.
 COLUMNS = {
@@ -36,16 +38,51 @@ COLUMNS = {
     'actor_episodes',
     *_COUNTS,
   ),
-  'evaluator': ('episode_return', 'episode_length', 'evaluator_episodes', *_COUNTS),
+  'evaluator': (
+    'episode_return',
+    'episode_length',
+    'is_cut',
+    'evaluator_episodes',
+    *_COUNTS,
+  ),
 }
 
 
-def make_logger(workdir: str | None, role: str, index: int = 0) -> loggers.Logger:
+def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
+  """Begins a sitting: see `sittings.begin`. TensorBoard too forgets what it abandons.
+
+  Returns:
+    The sitting's number, for `make_logger`.
+
+  Raises:
+    OSError: the workdir cannot be written.
+  """
+  sitting = sittings.begin(workdir, counts)
+  if workdir is not None:
+    for label in sittings.read_labels(workdir):
+      event_files.go_back(
+        os.path.join(workdir, 'tb', label),
+        label,
+        sittings.steps_key(label),
+        sittings.read_last_row(workdir, label),
+      )
+  return sitting.number
+
+
+def make_logger(
+  workdir: str | None, role: str, index: int = 0, *, sitting: int = 0
+) -> loggers.Logger:
   """The logger of the `index`-th node of a role ('learner', 'actor', 'evaluator').
 
   Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
   them, and to the terminal, at most one a second. The label is the role, with `_i`
   for the i-th node from 1 on. Without a workdir there is the terminal only.
+
+  Args:
+    workdir: of the run.
+    role: decides the columns.
+    index: of the node among those of its role.
+    sitting: its number, which each row has.
   """
   label = f'{role}_{index}' if index else role
   terminal = loggers.TimeFilter(
@@ -53,24 +90,46 @@ def make_logger(workdir: str | None, role: str, index: int = 0) -> loggers.Logge
   )
   to = [terminal]
   if workdir is not None:
+    _mend_log(workdir, label, COLUMNS[role])
     to.append(loggers.CSVLogger(workdir, label=label, add_uid=False, flush_every=1))
-    steps_key = 'learner_steps' if role == 'learner' else 'actor_steps'
-    to.append(
-      tf_summary.TFSummaryLogger(
-        os.path.join(workdir, 'tb', label), label, steps_key=steps_key
-      )
-    )
-  return _FixedColumns(loggers.Dispatcher(to, loggers.to_numpy), COLUMNS[role])
+    folder = os.path.join(workdir, 'tb', label)
+    to.append(event_files.EventLogger(folder, label, sittings.steps_key(label)))
+  to_all = loggers.Dispatcher(to, loggers.to_numpy)
+  return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting})
+
+
+def _mend_log(workdir: str, label: str, columns: Sequence[str]):
+  """Makes a log ready for more rows of these columns.
+
+  Acme's logger appends rows without a look at what is there. A last line without an
+  end, of a process that was killed, is dropped, or the next row would be a part of it.
+  A log with other columns, of another version, is set aside.
+  """
+  path = os.path.join(workdir, 'logs', label, 'logs.csv')
+  if not os.path.exists(path) or not os.path.getsize(path):
+    return
+  with open(path, 'r+b') as file:
+    header = file.readline()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      end = content.rfind(b'\n') + 1
+    file.truncate(end)
+  if end and header.rstrip(b'\r\n') != ','.join(sorted(columns)).encode():
+    sittings.set_log_aside(workdir, label)
 
 
 class _FixedColumns(loggers.Logger):
   """Passes on the same columns in every row; what is not counted yet is 0."""
 
-  def __init__(self, to: loggers.Logger, columns: Sequence[str]):
+  def __init__(
+    self, to: loggers.Logger, columns: Sequence[str], constants: Mapping[str, Any]
+  ):
+    """`constants` are the same in every row too."""
     self._to = to
     self._columns = columns
+    self._constants = constants
 
   def write(self, values: Mapping[str, Any]):
+    values = {**values, **self._constants}
     self._to.write({column: values.get(column, 0) for column in self._columns})
 
   def close(self):
@@ -83,9 +142,10 @@ class WallTimeCounter(counting.Counter):
   def __init__(self, counts: Mapping[str, float] | None = None):
     """`counts` are those of a checkpoint, to go on from."""
     super().__init__()
-    counts = dict(counts or {})
-    self._started = time.time() - counts.pop('wall_time', 0.0)
-    self.increment(**counts)
+    self._started = time.monotonic()  # a clock that is set back would count less
+    self.increment(**(counts or {}))
 
   def get_counts(self):
-    return {**super().get_counts(), 'wall_time': time.time() - self._started}
+    counts = super().get_counts()
+    elapsed = time.monotonic() - self._started
+    return {**counts, 'wall_time': counts.get('wall_time', 0.0) + elapsed}

@@ -1,6 +1,5 @@
 """Learning curves of runs, from the rows that their loggers wrote."""
 
-import csv
 import dataclasses
 import glob
 import json
@@ -10,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from r2d2_acme import sittings
+
 LOW_EPSILON = 0.05  # at most, of an environment that shows nearly what is learned
 _NUM_POINTS = 200  # of a curve
 _SMOOTHING = 10  # a moving mean goes over one in so many of a run's episodes
 _AXES = {'actor_frames': (1e6, 'million frames'), 'wall_time': (3600, 'hours')}
-_COLUMNS = ('episode_return', *_AXES)
 
 
 class NoRun(ValueError):
@@ -217,34 +217,25 @@ def _read_run(workdir: str) -> Run:
       f'{workdir} is not the workdir of a run: it has no config.json that can be read '
       f'({error!r})'
     ) from error
-  logs = os.path.join(glob.escape(workdir), 'logs')
+  actors = [name for name in sittings.read_labels(workdir) if name.startswith('actor')]
   return Run(
     workdir,
     environment,
     config,
-    _read_episodes(glob.glob(os.path.join(logs, 'evaluator', 'logs.csv'))),
-    _read_episodes(glob.glob(os.path.join(logs, 'actor*', 'logs.csv')), LOW_EPSILON),
+    _read_episodes(workdir, ['evaluator']),
+    _read_episodes(workdir, actors, LOW_EPSILON),
   )
 
 
-def _read_episodes(paths: Sequence[str], max_epsilon: float | None = None) -> Episodes:
-  """The rows of these files together; a run resumed earlier forgets what followed."""
-  rows: list[tuple[float, ...]] = []
-  for path in paths:
-    with open(path, newline='') as file:
-      kept: list[tuple[float, ...]] = []
-      for row in csv.DictReader(file):
-        try:
-          values = tuple(float(row[name]) for name in _COLUMNS)
-          epsilon = float(row['epsilon']) if max_epsilon is not None else 0.0
-        except (KeyError, TypeError, ValueError):
-          continue  # half a row: it is just being written
-        while kept and kept[-1][1] > values[1]:
-          kept.pop()  # the program went back to a checkpoint from before it
-        if max_epsilon is None or epsilon <= max_epsilon:
-          kept.append(values)
-    rows += kept
-  rows.sort(key=lambda values: values[1])
-  columns = np.array(rows, np.float64).reshape(-1, len(_COLUMNS)).T
-  returns, frames, seconds = columns
-  return Episodes(frames, np.maximum.accumulate(seconds), returns)
+def _read_episodes(
+  workdir: str, labels: Sequence[str], max_epsilon: float | None = None
+) -> Episodes:
+  """The rows of these nodes together, of environments with at most this epsilon."""
+  columns = [*Episodes._fields, *([] if max_epsilon is None else ['epsilon'])]
+  rows = [sittings.read_rows(workdir, label, columns) for label in labels]
+  episodes = np.concatenate([np.zeros([0, len(columns)]), *rows])
+  if max_epsilon is not None:
+    episodes = episodes[episodes[:, -1] <= max_epsilon]
+  frames, seconds, returns = episodes[:, : len(Episodes._fields)].T
+  order = np.argsort(seconds, kind='stable')
+  return Episodes(frames[order], seconds[order], returns[order])

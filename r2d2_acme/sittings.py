@@ -1,0 +1,195 @@
+"""Sittings: each start of a run in its workdir, and which log rows still count.
+
+A program that is started again in a workdir goes on from a checkpoint. What it had
+logged after that checkpoint belongs to an abandoned timeline: those steps are not in
+the weights, and will be taken again. `<workdir>/logs/sittings.csv` has a line for each
+start, with the counts that it went on from; readers of the logs cut there.
+"""
+
+import fcntl
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_COUNTS = ('wall_time', 'actor_steps', 'actor_frames', 'learner_steps')
+_HEADER = ','.join(('sitting', 'started_at', *_COUNTS))
+_UNNUMBERED = -1  # the sitting of rows that were written before there were numbers
+
+
+class Sitting(NamedTuple):
+  """One start of a run.
+
+  Attributes:
+    number: from 0 on; no two sittings of a workdir have the same.
+    counts: those of the checkpoint that it went on from; zeros without one.
+  """
+
+  number: int
+  counts: Mapping[str, float]
+
+
+def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
+  """Numbers a start, and notes it in `<workdir>/logs/sittings.csv`.
+
+  Args:
+    workdir: without one nothing is written, and the number is 0.
+    counts: those of the checkpoint that the run goes on from; empty without one.
+
+  Raises:
+    OSError: the file cannot be written.
+  """
+  counts = {name: counts.get(name, 0) for name in _COUNTS}
+  if workdir is None:
+    return Sitting(0, counts)
+  path = _path(workdir)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'a+b') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+    file.seek(0)
+    *lines, half = file.read().split(b'\n')
+    # A line that was cut short could be read as one with smaller counts.
+    file.truncate(file.tell() - len(half))
+    numbers = map(_number, [*lines, half])
+    sitting = Sitting(max(numbers, default=_UNNUMBERED) + 1, counts)
+    now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+    line = ','.join(map(str, (sitting.number, now, *counts.values())))
+    file.write('\n'.join([*([] if lines else [_HEADER]), line, '']).encode())
+    file.flush()
+    os.fsync(file.fileno())
+  return sitting
+
+
+def read(workdir: str) -> list[Sitting]:
+  """Returns the sittings of a workdir, first to last; none if it has no list."""
+  sittings = []
+  for line in _whole_lines(_path(workdir)):
+    try:
+      number, _, *counts = line.split(',')
+      pairs = zip(_COUNTS, map(float, counts), strict=True)
+      sittings.append(Sitting(int(number), dict(pairs)))
+    except ValueError:
+      continue  # the header
+  return sorted(sittings, key=lambda sitting: sitting.number)
+
+
+def steps_key(label: str) -> str:
+  """Returns the count that a node's rows are drawn against."""
+  return 'learner_steps' if label.startswith('learner') else 'actor_steps'
+
+
+def read_labels(workdir: str) -> list[str]:
+  """Returns the names of the nodes that have logs in a workdir."""
+  return sorted({path.parent.name for path in _logs(workdir).glob('*/logs*.csv')})
+
+
+def read_rows(workdir: str, label: str, columns: Sequence[str]) -> np.ndarray:
+  """Reads the rows of a node's log that count, in the order of writing.
+
+  A row does not count if it comes after the checkpoint that a later sitting went on
+  from: if its `learner_steps`, or for other nodes than the learner its `actor_steps`
+  or `wall_time`, is larger than that sitting's. Where rows have no `sitting`, one with
+  fewer `actor_frames` than those before it tells that the program went back.
+
+  Args:
+    workdir: of the run, which may be going on: a line without an end is left out.
+    label: of the node, such as `actor_1`.
+    columns: what to read. Rows that lack one of them are left out.
+
+  Returns:
+    Float64 [N, len(columns)].
+  """
+  rows: list[tuple[float, ...]] = []
+  frames: list[float] = []
+  for row in _kept_rows(workdir, label, _files(workdir, label)):
+    if not row.keys() >= set(columns):
+      continue
+    now = row.get('actor_frames', 0.0)
+    while 'sitting' not in row and frames and frames[-1] > now:
+      frames.pop()
+      rows.pop()
+    frames.append(now)
+    rows.append(tuple(row[column] for column in columns))
+  return np.array(rows, np.float64).reshape(-1, len(columns))
+
+
+def read_last_row(workdir: str, label: str) -> dict[str, float] | None:
+  """Returns the last row of a node's log that counts, by column; None without one."""
+  files = reversed(_files(workdir, label))
+  return next(_kept_rows(workdir, label, files, backwards=True), None)
+
+
+def set_log_aside(workdir: str, label: str):
+  """Renames a node's `logs.csv` to `logs.<i>.csv`, which is read before it."""
+  number = max(_set_aside(workdir, label), default=-1) + 1
+  folder = _logs(workdir) / label
+  os.replace(folder / 'logs.csv', folder / f'logs.{number}.csv')
+
+
+def _kept_rows(
+  workdir: str, label: str, paths: Iterable[pathlib.Path], backwards: bool = False
+) -> Iterator[dict[str, float]]:
+  """Yields the rows of these files that no later sitting has abandoned."""
+  sittings = read(workdir)
+  steps = steps_key(label)
+  # The steps that the last checkpoint counted as learned are those that it holds, but
+  # its other counts may be of up to a second before.
+  axes = (steps,) if steps == 'learner_steps' else (steps, 'wall_time')
+
+  @functools.cache
+  def limits(number: float) -> dict[str, float]:
+    later = [sitting.counts for sitting in sittings if sitting.number > number]
+    return {axis: min(counts[axis] for counts in later) for axis in axes if later}
+
+  for path in paths:
+    names, *lines = [line.split(',') for line in _whole_lines(path)] or [[]]
+    for values in reversed(lines) if backwards else lines:
+      try:
+        row = dict(zip(names, map(float, values), strict=True))
+      except ValueError:
+        continue  # what a killed process, or another version, left
+      row_limits = limits(row.get('sitting', _UNNUMBERED))
+      if all(row.get(axis, 0) <= limit for axis, limit in row_limits.items()):
+        yield row
+
+
+def _files(workdir: str, label: str) -> list[pathlib.Path]:
+  """The files of a node's log, oldest first."""
+  folder = _logs(workdir) / label
+  numbers = sorted(_set_aside(workdir, label))
+  return [*(folder / f'logs.{i}.csv' for i in numbers), folder / 'logs.csv']
+
+
+def _set_aside(workdir: str, label: str) -> list[int]:
+  """The numbers of the files that `set_log_aside` made."""
+  names = [
+    path.name.split('.')[1] for path in (_logs(workdir) / label).glob('logs.*.csv')
+  ]
+  return [int(name) for name in names if name.isdecimal()]
+
+
+def _whole_lines(path: pathlib.Path) -> list[str]:
+  """The lines of a file that have an end; none if there is no file."""
+  try:
+    *lines, _ = path.read_bytes().split(b'\n')
+  except FileNotFoundError:
+    return []
+  return [line.decode(errors='replace').rstrip('\r') for line in lines]
+
+
+def _number(line: bytes) -> int:
+  """The number of the sitting that a line is of."""
+  first = line.partition(b',')[0]
+  return int(first) if first.isdigit() else _UNNUMBERED
+
+
+def _path(workdir: str) -> pathlib.Path:
+  return _logs(workdir) / 'sittings.csv'
+
+
+def _logs(workdir: str) -> pathlib.Path:
+  return pathlib.Path(workdir, 'logs')
