@@ -57,7 +57,8 @@ def main() -> int:
 
   def tell(number: int, episode: evaluation.Episode):
     print(
-      f'episode {number}: return {episode.total:g} in {episode.length} steps',
+      f'episode {number}: return {episode.total:g} in {episode.length} steps'
+      f'{", cut off: it had not ended" if episode.is_cut else ""}',
       flush=True,
     )
 
@@ -115,6 +116,9 @@ def _print_table(name: str, result: evaluation.Evaluation, epsilon: float):
     'min': f'{returns.min():g}',
     'max': f'{returns.max():g}',
   }
+  num_cut = sum(episode.is_cut for episode in result.episodes)
+  if num_cut:
+    columns['cut off'] = f'{num_cut}'
   if game is not None:
     normalized = atari_scores.human_normalized(game, returns.mean())
     columns['human-normalised mean'] = f'{100 * normalized:.1f} %'

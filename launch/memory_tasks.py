@@ -147,6 +147,7 @@ class _Evaluator:
   """Plays many episodes at once, each to its end, nearly greedily."""
 
   def __init__(self, task: Task, config: R2D2Config):
+    self._max_steps = config.max_evaluation_steps
     seeds = [
       builder_lib.evaluation_seeds(config.seed, i) for i in range(task.num_episodes)
     ]
@@ -163,7 +164,12 @@ class _Evaluator:
   def mean_return(self, source: acme.VariableSource) -> float:
     """Of one episode of each environment, with the source's parameters."""
     self._actor.fetch(source)
-    episodes = evaluation.play(self._actor, self._environments, len(self._environments))
+    episodes = evaluation.play(
+      self._actor,
+      self._environments,
+      len(self._environments),
+      max_steps=self._max_steps,
+    )
     return statistics.mean(episode.total for episode in episodes)
 
 

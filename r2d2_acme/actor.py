@@ -106,6 +106,11 @@ class BatchedActor:
   def epsilons(self) -> Sequence[float]:
     return self._epsilons
 
+  @property
+  def learner_steps(self) -> int:
+    """How many learner steps made the parameters that it acts with."""
+    return int(self._learner_steps)
+
   def select_actions(
     self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
   ) -> np.ndarray:

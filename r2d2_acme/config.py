@@ -84,6 +84,9 @@ class R2D2Config:
 
   # Evaluation, by the program's evaluator: one episode, a pause, and again.
   evaluation_period: float = 0.0  # seconds of pause; on few cores it costs steps
+  # Steps after which an episode is cut off, by `evaluate.py` too. Those of Atari end by
+  # themselves after 27,000: 108,000 frames, as in the paper.
+  max_evaluation_steps: int = 27_000
 
   # Run.
   seed: int = 0  # all others derive from it
@@ -192,6 +195,7 @@ _AT_LEAST_ONE = (
   'num_actors',
   'envs_per_actor',
   'variable_update_period',
+  'max_evaluation_steps',
   'torso_size',
   'core_size',
   'head_size',

@@ -45,6 +45,7 @@ _FREE_FIELDS = (
   'envs_per_actor',
   'checkpoint_period',
   'evaluation_period',
+  'max_evaluation_steps',
   'torso_dtype',
 )
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb

@@ -65,6 +65,7 @@ _JUST_REFUSED = {
       'num_actors',
       'envs_per_actor',
       'variable_update_period',
+      'max_evaluation_steps',
       'torso_size',
       'core_size',
       'head_size',

@@ -1,9 +1,13 @@
 """Playing with a checkpoint, its scores and its video."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,9 +20,12 @@ import numpy as np
 import pytest
 import sonnet as snt
 import tensorflow as tf
+from acme.utils import counting, loggers
 from dm_env import specs
 
 from r2d2_acme import atari_scores, checkpointing, evaluation, runtime, video
+from r2d2_acme import config as config_lib
+from r2d2_acme import loggers as program_loggers
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import atari, make_atari, make_cue_recall, make_gymnasium
 from r2d2_acme.types import Observation
@@ -96,6 +103,189 @@ def test_each_environment_plays_its_own_episodes_however_long():
     ]
     assert len(rewards) == episode.length + 1
     assert episode.total == pytest.approx(sum(rewards), abs=1e-5)
+
+
+def _play(actor, lengths, num_episodes, **arguments):
+  environments = [
+    helpers.ScriptedEnvironment(
+      [helpers.Episode(length, terminates=True) for length in lengths[i]], index=i
+    )
+    for i in range(len(lengths))
+  ]
+  episodes = evaluation.play(actor, environments, num_episodes, **arguments)
+  return episodes, environments
+
+
+def test_episode_that_does_not_end_is_cut_off_and_the_next_starts_with_a_reset():
+  lengths = [[1000, 2, 1000], [6, 5, 1000]]
+  episodes, environments = _play(_Constant(), lengths, 5, max_steps=5)
+  assert [episode.length for episode in episodes] == [5, 5, 2, 5, 5]
+  # The one that ended at the limit was not cut off, though 5 steps are all it had.
+  cut = [episode.is_cut for episode in episodes]
+  assert cut == [True, True, False, False, True]
+  for number, episode in enumerate(episodes):
+    rewards = [
+      transition.reward
+      for key, transition in environments[number % 2].tape.items()
+      if key.episode == number // 2
+    ]
+    assert len(rewards) == episode.length + 1
+    assert episode.total == pytest.approx(sum(rewards), abs=1e-5)
+
+
+def test_after_a_cut_nothing_of_the_episode_is_left_in_the_actor():
+  config = helpers.make_config(evaluator_epsilon=0.0)
+  builder = R2D2Builder(config, helpers.make_spec())
+  network = helpers.RecordingNetwork(builder.make_network())
+  _play(builder.make_evaluator(network=network), [[9, 9]], 2, max_steps=4)
+  assert len(network.acted) == 8
+  for key, acted in network.acted.items():
+    is_first = key.step == 0
+    stack = acted.observation.observation
+    assert np.any(stack[..., :-1]) != is_first
+    assert any(np.any(part) for part in acted.core_state) != is_first
+    if is_first:
+      assert acted.observation.action == acted.observation.reward == 0
+
+
+def test_limit_is_atari_s_unless_said_otherwise():
+  episodes, _ = _play(_Constant(), [[30_000]], 1)
+  assert episodes[0].length == config_lib.R2D2Config().max_evaluation_steps == 27_000
+
+
+class _ResetsItself(dm_env.Environment):
+  """After so many steps its step begins an episode: it never says LAST."""
+
+  def __init__(self, length: int):
+    self._length = length
+    self._steps = 0
+
+  def reset(self):
+    self._steps = 0
+    return dm_env.restart(np.zeros(1, np.float32))
+
+  def step(self, action):
+    if self._steps == self._length:
+      return self.reset()
+    self._steps += 1
+    return dm_env.transition(np.float32(1), np.ones(1, np.float32))
+
+  def observation_spec(self):
+    return specs.Array((1,), np.float32)
+
+  def action_spec(self):
+    return specs.DiscreteArray(2)
+
+
+@pytest.mark.parametrize('length', [0, 3])
+def test_episode_of_an_environment_that_resets_itself_ends_there(length):
+  environments = [_ResetsItself(length)]
+  episodes = evaluation.play(_Constant(), environments, 3)
+  assert episodes == 3 * [evaluation.Episode(total=length, length=length)]
+
+
+def test_stop_ends_an_episode_that_does_not_end_by_itself():
+  steps = 0
+
+  def should_stop() -> bool:
+    nonlocal steps
+    steps += 1
+    return steps > 20
+
+  episodes, _ = _play(
+    _Constant(), [[3, 1000], [1000]], 4, max_steps=1000, should_stop=should_stop
+  )
+  assert [episode.length for episode in episodes] == [3]  # that was over
+  assert steps == 21
+
+
+# The program's evaluator.
+
+
+class _Busy(helpers.ScriptedEnvironment):
+  """While it is stepped, the program goes on."""
+
+  def __init__(self, episodes, learner, counter):
+    super().__init__(episodes, image=False)
+    self._learner = learner
+    self._counter = counter
+
+  def step(self, action):
+    self._learner.step()
+    self._counter.increment(actor_steps=10, actor_frames=40)
+    return super().step(action)
+
+
+class _Evaluated(NamedTuple):
+  rows: list
+  returns: list[float]  # that were observed
+  parameters: list[float]  # a sum over those that played
+  out: str
+
+
+@pytest.fixture(scope='module')
+def evaluated() -> _Evaluated:
+  """Three episodes, the second cut off, beside a learner of 5 steps already."""
+  played = helpers.run(
+    helpers.make_config(batch_size=2), [[helpers.Episode(8, True)]], image=False
+  )
+  builder = played.builder
+  counter = program_loggers.WallTimeCounter(
+    {'actor_steps': 100, 'actor_frames': 400, 'wall_time': 50.0}
+  )
+  learner = builder.make_learner(
+    itertools.repeat(helpers.make_batch(played.windows)),
+    counter=counting.Counter(counter, 'learner', time_delta=0.0),
+  )
+  for _ in range(5):
+    learner.step()
+  script = [helpers.Episode(length, True) for length in (3, 99, 4)]
+  logger, returns, parameters = loggers.InMemoryLogger(), [], []
+  actor = builder.make_evaluator()
+  evaluator = evaluation.Evaluator(
+    actor,
+    _Busy(script, learner, counter),
+    learner,
+    max_steps=6,
+    counter=counter,
+    logger=logger,
+    observe_return=returns.append,
+  )
+  with contextlib.redirect_stdout(io.StringIO()) as out:
+    for _ in script:
+      evaluator.run_episode()
+      parameters.append(actor._variables[0].numpy().sum())
+  return _Evaluated(logger.data, returns, parameters, out.getvalue())
+
+
+def test_row_has_the_counts_of_the_parameters_that_played(evaluated):
+  rows = evaluated.rows
+  # 5 steps before, then one of the learner's for each of the evaluator's.
+  assert [row['learner_steps'] for row in rows] == [5, 8, 14]
+  assert [row['actor_steps'] for row in rows] == [100, 130, 190]
+  assert [row['actor_frames'] for row in rows] == [400, 520, 760]
+  assert [row['evaluator_episodes'] for row in rows] == [1, 2, 3]
+  assert 50 <= rows[0]['wall_time'] < rows[1]['wall_time'] < rows[2]['wall_time']
+  assert len(set(evaluated.parameters)) == 3
+
+
+def test_cut_episode_is_marked_in_its_row_and_said_in_a_line(evaluated):
+  assert [row['episode_length'] for row in evaluated.rows] == [3, 6, 4]
+  assert [row['is_cut'] for row in evaluated.rows] == [0, 1, 0]
+  assert evaluated.out.splitlines() == [
+    'An evaluation episode was cut off: it had not ended after 6 steps '
+    '(max_evaluation_steps).'
+  ]
+
+
+def test_each_return_is_observed(evaluated):
+  assert evaluated.returns == [row['episode_return'] for row in evaluated.rows]
+  assert len(set(evaluated.returns)) == 3
+
+
+def test_row_has_no_column_that_the_log_lacks(evaluated):
+  columns = program_loggers.COLUMNS['evaluator']
+  assert set(evaluated.rows[0]) == set(columns) - {'sitting'}
 
 
 # Checkpoints.
@@ -407,6 +597,7 @@ _STARTS = {
   'video': ['--workdir={run}', '--episodes=3', '--seed=5', '--video'],
   'older': ['--workdir={run}', '--episodes=1', '--checkpoint=ckpt-1'],
   'epsilon': ['--workdir={run}', '--episodes=3', '--epsilon=0.9', '--seed=5'],
+  'cut': ['--workdir={short}', '--episodes=2'],
   'no workdir': [],
   'no run': ['--workdir={empty}'],
   'no checkpoint': ['--workdir={run}', '--checkpoint=ckpt-9'],
@@ -445,11 +636,16 @@ def folder(tmp_path_factory):
   (folder / 'empty').mkdir()
   spec = acme.make_environment_spec(make_gymnasium('CartPole-v1'))
   _save(folder / 'run', _CONFIG, spec, number=2)
-  stored = {
-    'environment': {'env': 'CartPole-v1'},
-    'config': dataclasses.asdict(_CONFIG),
-  }
-  (folder / 'run' / 'config.json').write_text(json.dumps(stored))
+  shutil.copytree(folder / 'run', folder / 'short')
+  for name, config in {
+    'run': _CONFIG,
+    'short': dataclasses.replace(_CONFIG, max_evaluation_steps=3),
+  }.items():
+    stored = {
+      'environment': {'env': 'CartPole-v1'},
+      'config': dataclasses.asdict(config),
+    }
+    (folder / name / 'config.json').write_text(json.dumps(stored))
   return folder
 
 
@@ -461,7 +657,8 @@ def ended(folder) -> dict[str, _Ended]:
   arguments = []
   for name, flags in _STARTS.items():
     paths[name].mkdir()
-    flags = [flag.format(run=folder / 'run', empty=folder / 'empty') for flag in flags]
+    folders = {name: folder / name for name in ('run', 'short', 'empty')}
+    flags = [flag.format(**folders) for flag in flags]
     arguments.append([str(_EVALUATE), str(paths[name]), *flags])
   codes = subprocess.run(
     [sys.executable, '-c', _RUN_ALL, json.dumps(arguments)],
@@ -498,6 +695,20 @@ def test_table_says_what_the_episodes_came_to(ended):
   )
   assert 'CartPole-v1: ckpt-2, after 800 frames' in out
   assert 'human' not in out
+
+
+def test_episodes_that_were_cut_off_are_marked_and_counted(ended):
+  code, out, err = ended['cut']
+  assert (code, err) == (0, '')
+  lines = [line for line in out.splitlines() if line.startswith('episode')]
+  assert sorted(lines) == [
+    f'episode {i}: return 3 in 3 steps, cut off: it had not ended' for i in (0, 1)
+  ]
+  header = next(line for line in out.splitlines() if 'episodes' in line)
+  assert header.split()[-3:-1] == ['cut', 'off']
+  row = [line for line in out.splitlines() if line.startswith('│')][-1]
+  assert float(row.strip('│').split('│')[-1]) == 2
+  assert 'cut off' not in ended['video'].out
 
 
 def test_named_checkpoint_is_played(ended):
