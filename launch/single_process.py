@@ -18,7 +18,7 @@ from absl import flags  # noqa: E402
 from acme.utils import counting  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
-from r2d2_acme import checkpointing, experiment, loggers, machine, runtime  # noqa: E402
+from r2d2_acme import evaluation, experiment, loggers, machine, runtime  # noqa: E402
 from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 
@@ -33,35 +33,31 @@ def main() -> int:
   run = experiment.from_flags(num_actors=1)
   config = run.config
 
-  counter = loggers.WallTimeCounter(checkpointing.verify(run.workdir))
-  agent = R2D2(
-    run.environment_spec,
-    config,
-    workdir=run.workdir,
-    counter=counter,
-    logger=loggers.make_logger(run.workdir, 'learner'),
-  )
+  agent = R2D2(run.environment_spec, config, workdir=run.workdir)
+  sitting = agent.sitting
   train_loop = VectorEnvironmentLoop(
     [
-      run.environment_factory(builder_lib.environment_seed(config, i))
+      run.environment_factory(builder_lib.environment_seed(config, i, sitting))
       for i in range(config.envs_per_actor)
     ],
     agent,
-    counting.Counter(counter, prefix='actor', time_delta=0.0),
-    loggers.make_logger(run.workdir, 'actor'),
+    counting.Counter(agent.counter, prefix='actor', time_delta=0.0),
+    loggers.make_logger(run.workdir, 'actor', sitting=sitting),
     should_stop=stop.is_set,
   )
-  evaluator = builder_lib.R2D2Builder(config, run.environment_spec).make_evaluator()
-  evaluation_loop = VectorEnvironmentLoop(
-    [run.environment_factory(builder_lib.evaluator_seed(config))],
-    evaluator,
-    counting.Counter(counter, prefix='evaluator', time_delta=0.0),
-    loggers.make_logger(run.workdir, 'evaluator'),
+  builder = builder_lib.R2D2Builder(config, run.environment_spec, sitting)
+  evaluator = evaluation.Evaluator(
+    builder.make_evaluator(),
+    run.environment_factory(builder_lib.evaluator_seed(config, sitting)),
+    agent,
+    max_steps=config.max_evaluation_steps,
+    counter=agent.counter,
+    logger=loggers.make_logger(run.workdir, 'evaluator', sitting=sitting),
     should_stop=stop.is_set,
   )
 
   def is_done() -> bool:
-    counts = counter.get_counts()
+    counts = agent.counter.get_counts()
     limits = {
       'actor_steps': flags.FLAGS.max_actor_steps,
       'learner_steps': flags.FLAGS.max_learner_steps,
@@ -74,8 +70,7 @@ def main() -> int:
   while not stop.is_set() and not is_done():
     train_loop.run(num_steps=config.envs_per_actor)
     if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
-      evaluator.fetch(agent)
-      evaluation_loop.run(num_episodes=1)
+      evaluator.run_episode()
       last_evaluation = time.time()
   agent.save()
   return 0

@@ -109,7 +109,7 @@ class BatchedActor:
   @property
   def learner_steps(self) -> int:
     """How many learner steps made the parameters that it acts with."""
-    return int(self._learner_steps)
+    return self._age.learner_steps
 
   def select_actions(
     self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]

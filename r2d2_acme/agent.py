@@ -7,9 +7,10 @@ import dm_env
 import numpy as np
 import reverb
 from acme import specs
-from acme.utils import counting, loggers
+from acme.utils import counting
+from acme.utils import loggers as acme_loggers
 
-from r2d2_acme import checkpointing, machine, runtime
+from r2d2_acme import checkpointing, loggers, machine, runtime
 from r2d2_acme.actor import R2D2Actor
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
@@ -30,17 +31,20 @@ class R2D2(acme.Actor, acme.VariableSource):
     *,
     workdir: str | None = None,
     counter: counting.Counter | None = None,
-    logger: loggers.Logger | None = None,
+    logger: acme_loggers.Logger | None = None,
   ):
     """With a workdir it resumes from, and saves to, its checkpoints.
 
     Args:
-      counter: the root counter; if it is new, `checkpointing.verify(workdir)` gives
-        the counts to start it from.
+      workdir: of the run. To make an agent there begins a sitting.
+      counter: the root counter, by default a `WallTimeCounter`. If it has counted
+        nothing yet, it goes on from the checkpoint's counts.
+      logger: of the learner; by default its rows go to the workdir, if there is one.
 
     Raises:
       ValueError: the config is for more than one actor, or R2D2 does not fit the
         environment, see `layouts.check`.
+      CheckpointError: the workdir's newest checkpoint is corrupt.
     """
     if config.num_actors != 1:
       raise ValueError(
@@ -48,9 +52,15 @@ class R2D2(acme.Actor, acme.VariableSource):
       )
     runtime.limit_threads(machine.num_cores())
     self._config = config
-    counter = counter if counter is not None else counting.Counter()
+    counts = checkpointing.verify(workdir) if workdir is not None else {}
+    counter = counter if counter is not None else loggers.WallTimeCounter()
+    if not _has_counted(counter):
+      counter.increment(**counts)
     self._counter = counter
-    builder = R2D2Builder(config, environment_spec)
+    self._sitting = loggers.begin_sitting(workdir, counts)
+    if workdir is not None and logger is None:
+      logger = loggers.make_logger(workdir, 'learner', sitting=self._sitting)
+    builder = R2D2Builder(config, environment_spec, self._sitting)
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
     min_size = reverb.rate_limiters.MinSize(config.min_replay_size)
     self._server = reverb.Server(builder.make_tables(min_size), port=None)
@@ -71,6 +81,19 @@ class R2D2(acme.Actor, acme.VariableSource):
     )
     self._actor = R2D2Actor(self._batched_actor)
     self._num_learned = 0  # steps, in this process
+
+  @property
+  def counter(self) -> counting.Counter:
+    """The root counter, the parent of an environment loop's."""
+    return self._counter
+
+  @property
+  def sitting(self) -> int:
+    """How many starts there were in the workdir before this one.
+
+    An environment's seed should depend on it, or each start plays the same episodes.
+    """
+    return self._sitting
 
   @property
   def epsilons(self) -> Sequence[float]:
@@ -117,3 +140,8 @@ class R2D2(acme.Actor, acme.VariableSource):
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self.learner.get_variables(names)
+
+
+def _has_counted(counter: counting.Counter) -> bool:
+  counts = counter.get_counts()
+  return any(count for name, count in counts.items() if name != 'wall_time')

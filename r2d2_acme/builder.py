@@ -10,6 +10,7 @@ import reverb
 import tensorflow as tf
 from acme import specs
 from acme.utils import counting, loggers
+from tensorflow.python.eager import context as tf_context
 
 from r2d2_acme import adder as adder_lib
 from r2d2_acme import dataset, layouts, networks, replay, runtime
@@ -38,13 +39,28 @@ class R2D2Builder:
   to other processes: there a GPU may be hidden, and all parts must agree.
   """
 
-  def __init__(self, config: R2D2Config, environment_spec: specs.EnvironmentSpec):
-    """Raises ValueError if R2D2 does not fit the environment, see `layouts.check`."""
+  def __init__(
+    self,
+    config: R2D2Config,
+    environment_spec: specs.EnvironmentSpec,
+    sitting: int = 0,
+  ):
+    """Checks the environment and decides the dtype.
+
+    Args:
+      config: the hyperparameters.
+      environment_spec: of single frames, or vectors.
+      sitting: numbers the starts of a run: each explores in its own way.
+
+    Raises:
+      ValueError: R2D2 does not fit the environment, see `layouts.check`.
+    """
     layouts.check(
       environment_spec.observations, environment_spec.actions, environment_spec.rewards
     )
     self._config = config
     self._spec = environment_spec
+    self._sitting = sitting
     is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
     self._torso_dtype = 'bfloat16' if is_bfloat16 else 'float32'
 
@@ -68,8 +84,13 @@ class R2D2Builder:
     if self._config.torso_dtype == 'float32':
       tf.config.experimental.enable_tensor_float_32_execution(False)
     with _NETWORK_LOCK:  # the seed is the process's, and nodes may be threads
+      before = tf_context.global_seed()
       tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
-      return networks.make_network(self._config, self._spec, torso_dtype)
+      try:
+        return networks.make_network(self._config, self._spec, torso_dtype)
+      finally:
+        # Else whatever draws TensorFlow's random numbers draws the same at each start.
+        tf.random.set_seed(before)
 
   def make_tables(
     self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
@@ -117,7 +138,7 @@ class R2D2Builder:
       self._config,
       self._spec,
       epsilons=epsilon_ladder(self._config)[fleet].tolist(),
-      seeds=[derive_seed(self._config.seed, _POLICY, i) for i in fleet],
+      seeds=[derive_seed(self._config.seed, _POLICY, i, self._sitting) for i in fleet],
       adders=adders,
     )
     if variable_source is not None:
@@ -133,7 +154,7 @@ class R2D2Builder:
       self._config,
       self._spec,
       epsilons=[self._config.evaluator_epsilon],
-      seeds=[derive_seed(self._config.seed, _EVALUATOR)],
+      seeds=[derive_seed(self._config.seed, _EVALUATOR, 1, self._sitting)],
     )
 
   def make_learner(
@@ -176,14 +197,14 @@ def make_environment_spec(
     environment.close()
 
 
-def environment_seed(config: R2D2Config, index: int) -> int:
-  """The seed of the `index`-th of the fleet's environments."""
-  return derive_seed(config.seed, _ENVIRONMENT, index)
+def environment_seed(config: R2D2Config, index: int, sitting: int = 0) -> int:
+  """The seed of the `index`-th of the fleet's environments in a sitting."""
+  return derive_seed(config.seed, _ENVIRONMENT, index, sitting)
 
 
-def evaluator_seed(config: R2D2Config) -> int:
-  """The seed of the evaluator's environment."""
-  return derive_seed(config.seed, _EVALUATOR, 0)
+def evaluator_seed(config: R2D2Config, sitting: int = 0) -> int:
+  """The seed of the evaluator's environment in a sitting."""
+  return derive_seed(config.seed, _EVALUATOR, 0, sitting)
 
 
 def evaluation_seeds(seed: int, index: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from acme.utils import counting
 from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
-from r2d2_acme import checkpointing, loggers, machine, runtime
+from r2d2_acme import checkpointing, evaluation, loggers, machine, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.adder import Stopped
 from r2d2_acme.config import R2D2Config
@@ -59,8 +59,9 @@ def make_program(
   """
   if environment_spec is None:
     environment_spec = builder_lib.make_environment_spec(config, environment_factory)
-  builder = builder_lib.R2D2Builder(config, environment_spec)
   counts = checkpointing.verify(workdir) if workdir is not None else {}
+  sitting = loggers.begin_sitting(workdir, counts)
+  builder = builder_lib.R2D2Builder(config, environment_spec, sitting)
 
   program = lp.Program(name)
   with program.group('replay'):
@@ -70,7 +71,9 @@ def make_program(
     counter = program.add_node(lp.CourierNode(_CounterNode, counts, limits))
   with program.group('learner'):
     learner = program.add_node(
-      lp.CourierNode(_LearnerNode, builder, config, replay, counter, counts, workdir)
+      lp.CourierNode(
+        _LearnerNode, builder, config, replay, counter, counts, workdir, sitting
+      )
     )
   with program.group('actor'):
     for index in range(config.num_actors):
@@ -85,6 +88,7 @@ def make_program(
           learner,
           counter,
           workdir,
+          sitting,
         )
       )
   if evaluator:
@@ -98,6 +102,7 @@ def make_program(
           learner,
           counter,
           workdir,
+          sitting,
         )
       )
   return program
@@ -184,9 +189,10 @@ class _LearnerNode(acme.VariableSource):
     counter: counting.Counter,
     counts: Mapping[str, float],
     workdir: str | None,
+    sitting: int,
   ):
     _limit_threads(machine.num_cores())
-    self._logger = loggers.make_logger(workdir, 'learner')
+    self._logger = loggers.make_logger(workdir, 'learner', sitting=sitting)
     self._counter = counter
     self._learner = builder.make_learner(
       iter(builder.make_dataset(replay_client.server_address)),
@@ -235,15 +241,19 @@ class _ActorNode:
     learner: acme.VariableSource,
     counter: counting.Counter,
     workdir: str | None,
+    sitting: int,
   ):
     _limit_threads(1)
     self._stop = lp.stop_event()
-    self._logger = loggers.make_logger(workdir, 'actor', index)
+    self._logger = loggers.make_logger(workdir, 'actor', index, sitting=sitting)
 
     def make_loop() -> VectorEnvironmentLoop:
       fleet = range(index * config.envs_per_actor, (index + 1) * config.envs_per_actor)
       return VectorEnvironmentLoop(
-        [environment_factory(builder_lib.environment_seed(config, i)) for i in fleet],
+        [
+          environment_factory(builder_lib.environment_seed(config, i, sitting))
+          for i in fleet
+        ],
         builder.make_actor(
           index,
           replay_client=replay_client,
@@ -272,24 +282,25 @@ class _EvaluatorNode:
     learner: acme.VariableSource,
     counter: counting.Counter,
     workdir: str | None,
+    sitting: int,
   ):
     _limit_threads(1)
     self._stop = lp.stop_event()
-    self._logger = loggers.make_logger(workdir, 'evaluator')
+    self._logger = loggers.make_logger(workdir, 'evaluator', sitting=sitting)
     self._period = config.evaluation_period
 
     def evaluate():
-      actor = builder.make_evaluator()
-      loop = VectorEnvironmentLoop(
-        [environment_factory(builder_lib.evaluator_seed(config))],
-        actor,
-        counting.Counter(counter, prefix='evaluator'),
-        self._logger,
+      evaluator = evaluation.Evaluator(
+        builder.make_evaluator(),
+        environment_factory(builder_lib.evaluator_seed(config, sitting)),
+        learner,
+        max_steps=config.max_evaluation_steps,
+        counter=counter,
+        logger=self._logger,
         should_stop=self._stop.is_set,
       )
       while not self._stop.is_set():
-        actor.fetch(learner)
-        loop.run(num_episodes=1)
+        evaluator.run_episode()
         self._stop.wait(self._period)
 
     self._evaluate = evaluate

@@ -1,19 +1,30 @@
 """The single-process agent, on the real parts: it learns what needs memory."""
 
 import dataclasses
+import os
+import pathlib
+from typing import NamedTuple
 
 import acme
 import dm_env
 import numpy as np
 import pytest
+import tensorflow as tf
 from acme.utils import counting, loggers
 from dm_env import specs
 
+from r2d2_acme import checkpointing, sittings
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
-from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.builder import (
+  R2D2Builder,
+  derive_seed,
+  environment_seed,
+  evaluator_seed,
+)
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked, make_cue_recall
+from r2d2_acme.loggers import WallTimeCounter, make_logger
 from tests import helpers
 
 _CONFIG = R2D2Config(
@@ -186,3 +197,195 @@ def test_learns_from_numbers_of_any_dtype(shape, dtype):
   ).run(num_steps=120)
   agent.learner.step()
   assert np.isfinite(log.data[-1]['loss'])
+
+
+# Sittings.
+
+
+def _make_environment(i: int, sitting: int):
+  seed = environment_seed(_CONFIG, i, sitting)
+  return make_cue_recall(delay=6, num_cues=4, seed=seed)
+
+
+_SPEC = acme.make_environment_spec(make_cue_recall(delay=6, num_cues=4))
+
+
+class _Tape(loggers.Logger):
+  """What an actor's loop did: each episode's return at its step."""
+
+  def __init__(self):
+    self.episodes = []
+
+  def write(self, data):
+    self.episodes.append((data['actor_steps'], data['epsilon'], data['episode_return']))
+
+  def close(self):
+    pass
+
+
+class _Sat(NamedTuple):
+  """What there was of a sitting.
+
+  Attributes:
+    workdir: where it was.
+    number: as the agent has it.
+    before, after: the counts at its start and its end.
+    episodes: see `_Tape`.
+  """
+
+  workdir: pathlib.Path
+  number: int
+  before: dict[str, float]
+  after: dict[str, float]
+  episodes: list
+
+
+def _sit(workdir, counter=None) -> _Sat:
+  """Too few steps to learn: what happens is a matter of the seeds only."""
+  agent = R2D2(_SPEC, _CONFIG, workdir=str(workdir), counter=counter)
+  tape = _Tape()
+  before = dict(agent.counter.get_counts())
+  VectorEnvironmentLoop(
+    [_make_environment(i, agent.sitting) for i in range(_CONFIG.envs_per_actor)],
+    agent,
+    counting.Counter(agent.counter, 'actor', time_delta=0.0),
+    tape,
+  ).run(num_steps=400)
+  after = agent.counter.get_counts()
+  agent.save()
+  return _Sat(workdir, agent.sitting, before, after, tape.episodes)
+
+
+@pytest.fixture(scope='module')
+def sat(tmp_path_factory) -> list[_Sat]:
+  """Two sittings in one workdir, and one in another."""
+  one, other = (tmp_path_factory.mktemp(name) for name in ('one', 'other'))
+  return [_sit(one), _sit(one), _sit(other)]
+
+
+def test_counts_go_on_at_a_resume(sat):
+  first, second, _ = sat
+  assert first.before.keys() == {'wall_time'}
+  assert first.after['actor_steps'] == second.before['actor_steps'] == 400
+  assert second.before['wall_time'] >= first.after['wall_time'] > 0
+  assert second.after['actor_steps'] == 800
+  assert second.after['actor_frames'] == 800
+  assert [steps for steps, *_ in second.episodes] == sorted(
+    steps for steps, *_ in second.episodes
+  )
+  assert second.episodes[0][0] > 400
+
+
+def test_each_sitting_explores_and_resets_in_its_own_way(sat):
+  first, second, _ = sat
+  assert (first.number, second.number) == (0, 1)
+  returns = [
+    [episode[2] for episode in sitting.episodes] for sitting in (first, second)
+  ]
+  assert returns[0] != returns[1]
+
+
+def test_sitting_is_reproducible(sat):
+  first, _, other = sat
+  assert other.number == 0
+  assert first.episodes == other.episodes
+  assert len(first.episodes) > 40
+
+
+def test_seeds_of_different_sittings_are_different_everywhere():
+  """Those of environments and, by what it does, of each actor's policy."""
+  seeds = [
+    seed
+    for sitting in range(20)
+    for seed in (
+      evaluator_seed(_CONFIG, sitting),
+      *(environment_seed(_CONFIG, i, sitting) for i in range(50)),
+    )
+  ]
+  assert len(set(seeds)) == len(seeds)
+  config = dataclasses.replace(_CONFIG, epsilon_base=1.0, evaluator_epsilon=1.0)
+
+  def actions(sitting: int, name: str) -> list:
+    builder = R2D2Builder(config, _SPEC, sitting)
+    actor = getattr(builder, name)()
+    timesteps = [make_cue_recall().reset() for _ in actor.epsilons]
+    timesteps = [
+      timestep._replace(observation=np.zeros(_SPEC.observations.shape, np.float32))
+      for timestep in timesteps
+    ]
+    before = np.zeros(len(timesteps), np.int32)
+    return [actor.select_actions(before, timesteps).tolist() for _ in range(50)]
+
+  for name in ('make_actor', 'make_evaluator'):
+    assert actions(0, name) == actions(0, name)
+    assert actions(0, name) != actions(1, name)
+
+
+def test_network_is_the_same_in_each_sitting():
+  first, second = (R2D2Builder(_CONFIG, _SPEC, i).make_network() for i in (0, 1))
+  for a, b in zip(first.variables, second.variables, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_making_a_network_leaves_tensorflows_random_numbers_alone():
+  draws = []
+  for _ in range(2):
+    R2D2Builder(_CONFIG, _SPEC).make_network()
+    draws.append(tf.random.uniform([4]).numpy().tolist())
+  assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda counts: counting.Counter(),
+    lambda counts: WallTimeCounter(),
+    lambda counts: WallTimeCounter(counts),
+  ],
+  ids=['new', 'new with wall time', 'one that goes on already'],
+)
+def test_counter_of_the_caller_goes_on_from_the_checkpoint_once(sat, make):
+  counts = checkpointing.verify(str(sat[2].workdir))
+  resumed = _sit(sat[2].workdir, counter=make(counts))
+  assert resumed.before['actor_steps'] == counts['actor_steps'] > 0
+  assert resumed.after['actor_steps'] == counts['actor_steps'] + 400
+  assert resumed.before['wall_time'] == pytest.approx(counts['wall_time'], abs=30)
+
+
+def test_list_has_the_counts_of_each_start(sat):
+  first, second = sittings.read(str(sat[0].workdir))
+  assert set(first.counts.values()) == {0}
+  for name in ('actor_steps', 'actor_frames', 'wall_time'):
+    assert sat[1].before[name] == pytest.approx(second.counts[name], abs=30)
+    assert second.counts[name] > 0
+
+
+def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert R2D2(_SPEC, _CONFIG).sitting == 0
+  assert not os.listdir(tmp_path)
+
+
+def test_acmes_loop_goes_on_counting_and_logs_where_it_started(tmp_path):
+  """The README's example."""
+  config = dataclasses.replace(
+    _CONFIG, envs_per_actor=1, min_replay_size=10, samples_per_insert_tolerance=0.5
+  )
+  for sitting in range(2):
+    agent = R2D2(_SPEC, config, workdir=str(tmp_path))
+    assert agent.sitting == sitting
+    loop = acme.EnvironmentLoop(
+      make_cue_recall(delay=6, num_cues=4, seed=derive_seed(0, agent.sitting)),
+      agent,
+      counter=counting.Counter(agent.counter, 'actor', time_delta=0.0),
+      logger=make_logger(str(tmp_path), 'actor', sitting=agent.sitting),
+    )
+    loop.run(num_episodes=20 if sitting == 0 else 5)
+    agent.save()
+  rows = sittings.read_rows(str(tmp_path), 'actor', ['sitting', 'actor_steps'])
+  assert rows.tolist() == [[i // 20, 8 * (i + 1)] for i in range(25)]
+  learned = sittings.read_rows(str(tmp_path), 'learner', ['learner_steps', 'sitting'])
+  assert learned[0].tolist() == [1, 0]
+  assert agent.learner.num_steps == 2  # 10 new windows, 8 times, in batches of 32
+  assert pathlib.Path(tmp_path, 'tb', 'learner').is_dir()

@@ -418,10 +418,60 @@ def test_single_process_runs_saves_and_resumes(tmp_path):
     os.kill(second.pid, signal.SIGTERM)
     second.wait(_STOP_TIMEOUT)
   assert second.code == 0
-  assert second.rows('actor')[num_rows]['actor_steps'] > before['actor_steps']
+  first_row = second.rows('actor')[num_rows]
+  assert first_row['actor_steps'] > before['actor_steps']
+  assert first_row['wall_time'] > before['wall_time']
+  assert [second.rows('actor')[i]['sitting'] for i in (num_rows - 1, num_rows)] == [
+    0,
+    1,
+  ]
   after = second.counts()
   assert after['actor_steps'] > before['actor_steps']
   assert after['learner_steps'] >= before['learner_steps']
+
+
+_ENDLESS_ENVIRONMENT = """
+import gymnasium
+
+class Endless(gymnasium.Env):
+  observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+  action_space = gymnasium.spaces.Discrete(2)
+
+  def reset(self, *, seed=None, options=None):
+    return self.observation_space.sample(), {}
+
+  def step(self, action):
+    return self.observation_space.sample(), 1.0, False, False, {}
+
+gymnasium.register('Endless-v0', Endless)
+"""
+
+
+def test_episode_that_never_ends_does_not_keep_one_process_from_training(tmp_path):
+  (tmp_path / 'endless.py').write_text(_ENDLESS_ENVIRONMENT)
+  env = {'PYTHONPATH': f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'}
+  flags = ('--env=endless:Endless-v0', '--max_learner_steps=9', *_SMALL)
+  flags += ('--config.max_evaluation_steps=70', '--config.evaluation_period=0.1')
+  with _started(tmp_path / 'run', *flags, script='single_process', env=env) as first:
+    first.wait()
+  assert first.code == 0
+  rows = first.rows('evaluator')
+  assert rows
+  for row in rows:
+    assert row['episode_return'] == row['episode_length'] == 70
+    assert row['is_cut'] == 1
+  said = [line for line in first.lines if 'cut off' in line]
+  assert len(said) == len(rows)
+  # The limit is free to change. Where there is none, a stop is heeded.
+  flags = ('--config.max_evaluation_steps=1000000000',)
+  with _started(tmp_path / 'run', *flags, script='single_process', env=env) as second:
+    time.sleep(5)
+    second.wait_until(lambda: second.rows('learner')[-1]['sitting'] == 1)
+    time.sleep(2)
+    os.kill(second.pid, signal.SIGTERM)
+    second.wait(_STOP_TIMEOUT)
+  assert second.code == 0
+  assert len(second.rows('evaluator')) == len(rows)
 
 
 def test_first_limit_of_threads_counts():

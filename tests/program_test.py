@@ -18,6 +18,7 @@ from absl.testing import flagsaver
 
 from r2d2_acme import checkpointing, environments
 from r2d2_acme import program as program_lib
+from r2d2_acme import sittings as sittings_lib
 from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
 from tests import helpers
@@ -59,6 +60,7 @@ class _Run(NamedTuple):
     counts: of the last checkpoint.
     seeds: of the environments that nodes made.
     fetched: learner steps behind the parameters that the evaluator fetched.
+    sittings: of the workdir.
   """
 
   groups: dict[str, int]
@@ -69,6 +71,7 @@ class _Run(NamedTuple):
   counts: dict[str, float]
   seeds: list[int]
   fetched: list[int]
+  sittings: list[sittings_lib.Sitting]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -146,6 +149,7 @@ def run(launchpad, fetched, tmp_path_factory) -> _Run:
     counts=checkpointing.verify(str(workdir)),
     seeds=seeds,
     fetched=fetched,
+    sittings=sittings_lib.read(str(workdir)),
   )
 
 
@@ -207,6 +211,8 @@ def test_evaluator_plays_each_episode_with_fresh_parameters(run):
   assert len(run.fetched) in (len(rows), len(rows) + 1)  # one may have been cut short
   assert run.fetched == sorted(run.fetched)
   assert run.fetched[-1] > 0
+  # Its rows say which parameters those were, not how far the program was at the end.
+  assert [row['learner_steps'] for row in rows] == run.fetched[: len(rows)]
 
 
 def test_evaluator_stays_out_of_the_actors_counts(run):
@@ -237,6 +243,14 @@ def test_corrupt_checkpoint_is_found_before_any_node_starts(tmp_path):
   (folder / 'ckpt-1.index').touch()
   with pytest.raises(checkpointing.CheckpointError):
     program_lib.make_program(_CONFIG, _make_pong, workdir=str(tmp_path))
+
+
+def test_rows_and_the_list_of_sittings_have_its_number(run):
+  for rows in run.rows.values():
+    assert {row['sitting'] for row in rows} == {0}
+  ((number, counts),) = run.sittings
+  assert number == 0
+  assert set(counts.values()) == {0}
 
 
 def test_evaluator_is_optional():
