@@ -47,8 +47,9 @@ def make_program(
     config: the hyperparameters; `num_actors` is N.
     environment_factory: makes an environment from a seed; must pickle (`local_mp`).
       Images are single frames: the agent stacks them.
-    workdir: for logs and checkpoints; a program started in it again resumes. Without
-      one nothing is kept.
+    workdir: for logs and checkpoints; a program started in it again resumes. To make
+      one begins a sitting, so not while another runs there. Without a workdir nothing
+      is kept.
     evaluator: whether to run one.
     max_actor_steps, max_learner_steps: the program stops at the first one reached.
     environment_spec: by default that of an environment made for the purpose.

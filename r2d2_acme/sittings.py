@@ -8,6 +8,7 @@ start, with the counts that it went on from; readers of the logs cut there.
 
 import fcntl
 import functools
+import math
 import os
 import pathlib
 import time
@@ -26,7 +27,8 @@ class Sitting(NamedTuple):
 
   Attributes:
     number: from 0 on; no two sittings of a workdir have the same.
-    counts: those of the checkpoint that it went on from; zeros without one.
+    counts: those of the checkpoint that it went on from; zeros without one, and
+      infinity for what that had not counted.
   """
 
   number: int
@@ -43,7 +45,8 @@ def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
   Raises:
     OSError: the file cannot be written.
   """
-  counts = {name: counts.get(name, 0) for name in _COUNTS}
+  uncounted = math.inf if counts else 0
+  counts = {name: counts.get(name, uncounted) for name in _COUNTS}
   if workdir is None:
     return Sitting(0, counts)
   path = _path(workdir)
@@ -120,7 +123,8 @@ def read_rows(workdir: str, label: str, columns: Sequence[str]) -> np.ndarray:
 def read_last_row(workdir: str, label: str) -> dict[str, float] | None:
   """Returns the last row of a node's log that counts, by column; None without one."""
   files = reversed(_files(workdir, label))
-  return next(_kept_rows(workdir, label, files, backwards=True), None)
+  rows = _kept_rows(workdir, label, files, backwards=True)
+  return next((row for row in rows if steps_key(label) in row), None)
 
 
 def set_log_aside(workdir: str, label: str):
@@ -146,10 +150,11 @@ def _kept_rows(
     return {axis: min(counts[axis] for counts in later) for axis in axes if later}
 
   for path in paths:
-    names, *lines = [line.split(',') for line in _whole_lines(path)] or [[]]
-    for values in reversed(lines) if backwards else lines:
+    header, *lines = _whole_lines(path) or ['']
+    names = header.split(',')
+    for line in reversed(lines) if backwards else lines:
       try:
-        row = dict(zip(names, map(float, values), strict=True))
+        row = dict(zip(names, map(float, line.split(',')), strict=True))
       except ValueError:
         continue  # what a killed process, or another version, left
       row_limits = limits(row.get('sitting', _UNNUMBERED))

@@ -325,6 +325,10 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
     assert [line.startswith('actor_') for line in lines].count(True) == 1  # the header
   steps = [row['learner_steps'] for row in limited.rows('learner')]
   assert steps == sorted(steps)
+  for label in ('learner', 'actor'):
+    numbers = [row['sitting'] for row in limited.rows(label)]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == {0, 1, 2}
 
 
 def test_dead_counter_ends_it_and_is_named(without_counter):

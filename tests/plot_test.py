@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from r2d2_acme import actor, plotting
+from r2d2_acme import actor, loggers, plotting
 from r2d2_acme import config as config_lib
 
 _PLOT = pathlib.Path(__file__).parent.parent / 'launch' / 'plot.py'
@@ -60,6 +60,23 @@ def test_what_followed_the_checkpoint_that_a_run_went_back_to_is_forgotten(tmp_p
   run = _read(_write_run(tmp_path / 'run', [1, 2, 3, 4, 5], frames))
   assert run.evaluator.actor_frames.tolist() == [1e6, 1.5e6, 2.5e6]
   assert run.evaluator.episode_return.tolist() == [1, 4, 5]
+
+
+def test_what_a_later_sitting_abandoned_is_left_out_of_both_curves(tmp_path):
+  _write_run(tmp_path, [])
+  for start, steps in ((0, [10, 20, 30]), (25, [28]), (15, [16, 17])):
+    counts = {'actor_steps': start, 'actor_frames': 4 * start, 'wall_time': start}
+    sitting = loggers.begin_sitting(str(tmp_path), counts)
+    for role in ('evaluator', 'actor'):
+      logger = loggers.make_logger(str(tmp_path), role, sitting=sitting)
+      for step in steps:
+        counts = {'actor_steps': step, 'actor_frames': 4 * step, 'wall_time': step}
+        logger.write({'episode_return': step, 'epsilon': 0.01, **counts})
+      logger.close()
+  run = _read(tmp_path)
+  for episodes in (run.evaluator, run.actors):
+    assert episodes.episode_return.tolist() == [10, 16, 17]
+    assert episodes.actor_frames.tolist() == [40, 64, 68]
 
 
 def test_of_the_actors_only_low_epsilons_count_and_all_files(tmp_path):

@@ -1,5 +1,6 @@
 """The whole program, in threads of this process, on a real game."""
 
+import contextlib
 import math
 import pathlib
 import signal
@@ -115,9 +116,9 @@ def fetched():
     yield steps
 
 
-@pytest.fixture(scope='module')
-def run(launchpad, fetched, tmp_path_factory) -> _Run:
-  workdir = tmp_path_factory.mktemp('workdir')
+@contextlib.contextmanager
+def _launched(workdir: pathlib.Path):
+  """The nodes of a program that runs for as long."""
   program = program_lib.make_program(_CONFIG, _make_pong, workdir=str(workdir))
   nodes = program.groups
   _seeds.clear()
@@ -128,16 +129,27 @@ def run(launchpad, fetched, tmp_path_factory) -> _Run:
     test_case=types.SimpleNamespace(addCleanup=cleanups.append),
   )
   try:
-    helpers.wait_until(lambda: _is_done(_read_rows(workdir)), timeout=_TIMEOUT)
-    learner = courier.Client(nodes['learner'][0].courier_address.resolve())
-    (final,) = learner.get_variables(['policy'])
-    replay = reverb.Client(nodes['replay'][0].reverb_address.resolve())
-    samples = list(replay.sample('windows', 50, emit_timesteps=False))
+    yield nodes
   finally:
     for cleanup in cleanups:
       cleanup()
     # Who still waits for it in C++ must be gone before this process is.
     nodes['replay'][0]._server.stop()
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+  return tmp_path_factory.mktemp('workdir')
+
+
+@pytest.fixture(scope='module')
+def run(launchpad, fetched, workdir) -> _Run:
+  with _launched(workdir) as nodes:
+    helpers.wait_until(lambda: _is_done(_read_rows(workdir)), timeout=_TIMEOUT)
+    learner = courier.Client(nodes['learner'][0].courier_address.resolve())
+    (final,) = learner.get_variables(['policy'])
+    replay = reverb.Client(nodes['replay'][0].reverb_address.resolve())
+    samples = list(replay.sample('windows', 50, emit_timesteps=False))
   seeds = list(_seeds)
   spec = acme.make_environment_spec(_make_pong(0))
   return _Run(
@@ -148,7 +160,7 @@ def run(launchpad, fetched, tmp_path_factory) -> _Run:
     final=final,
     counts=checkpointing.verify(str(workdir)),
     seeds=seeds,
-    fetched=fetched,
+    fetched=list(fetched),
     sittings=sittings_lib.read(str(workdir)),
   )
 
@@ -251,6 +263,24 @@ def test_rows_and_the_list_of_sittings_have_its_number(run):
   ((number, counts),) = run.sittings
   assert number == 0
   assert set(counts.values()) == {0}
+
+
+def test_resumed_program_has_other_seeds_and_counts_on(run, workdir):
+  num_rows = len(run.rows['actor'])
+  with _launched(workdir):
+    helpers.wait_until(
+      lambda: len(_read_rows(workdir)['actor']) > num_rows, timeout=_TIMEOUT
+    )
+    helpers.wait_until(lambda: len(_seeds) == 5, timeout=_TIMEOUT)
+  seeds = [environment_seed(_CONFIG, i, 1) for i in range(_CONFIG.num_environments)]
+  assert sorted(_seeds) == sorted([*seeds, evaluator_seed(_CONFIG, 1)])
+  assert not set(_seeds) & set(run.seeds)
+  _, second = sittings_lib.read(str(workdir))
+  assert second.number == 1
+  assert second.counts == {name: run.counts[name] for name in second.counts}
+  row = _read_rows(workdir)['actor'][num_rows]
+  assert row['sitting'] == 1
+  assert row['actor_steps'] > run.counts['actor_steps']
 
 
 def test_evaluator_is_optional():

@@ -148,6 +148,15 @@ def test_learner_rows_are_cut_at_its_own_steps(tmp_path):
   assert _read(tmp_path, 'learner') == [50, 55]
 
 
+def test_what_the_checkpoint_had_not_counted_cuts_nothing(tmp_path):
+  """As where an environment loop has a counter that the agent does not know."""
+  _write(tmp_path, loggers.begin_sitting(str(tmp_path), {}), [10, 20])
+  loggers.begin_sitting(str(tmp_path), {'wall_time': 9.0, 'learner_steps': 9})
+  assert _read(tmp_path) == [10, 20]
+  loggers.begin_sitting(str(tmp_path), {'wall_time': 2.0, 'learner_steps': 9})
+  assert _read(tmp_path) == [10]
+
+
 def test_logs_of_actors_that_are_no_longer_there_are_cut_too(tmp_path):
   first = loggers.begin_sitting(str(tmp_path), {})
   for index in (0, 1):

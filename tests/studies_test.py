@@ -9,6 +9,7 @@ import pytest
 import studies
 
 from r2d2_acme import config as config_lib
+from r2d2_acme import loggers
 from tests import study_helpers
 
 # It learns after 20 windows of a step each.
@@ -178,6 +179,16 @@ def test_returns_are_those_of_nearly_greedy_environments(tmp_path):
     returns=[9, 1, 2, 9],
   )
   assert studies.returns_by_steps(tmp_path, max_steps=100) == {2.5: 1.5}
+
+
+def test_returns_of_an_abandoned_timeline_do_not_count(tmp_path):
+  for steps, value in ((40, 1.0), (15, 3.0)):
+    counts = {'actor_steps': steps - 10, 'wall_time': steps - 10}
+    sitting = loggers.begin_sitting(str(tmp_path), counts)
+    logger = loggers.make_logger(str(tmp_path), 'actor', sitting=sitting)
+    logger.write({'epsilon': 0.01, 'episode_return': value, 'actor_steps': steps})
+    logger.close()
+  assert studies.returns_by_steps(tmp_path, max_steps=100) == {12.5: 3.0}
 
 
 def test_no_nearly_greedy_episode_is_one_line_and_code_2(tmp_path, capsys):
