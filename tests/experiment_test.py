@@ -181,7 +181,7 @@ _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Co
 _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
   *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
-  'target_update_period',
+  *('target_update_period', 'max_evaluation_steps'),
 }
 
 
