@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 import psutil
 import pytest
 
-from r2d2_acme import checkpointing, runtime
+from r2d2_acme import checkpointing, runtime, sittings
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(900)
@@ -469,9 +469,8 @@ def test_episode_that_never_ends_does_not_keep_one_process_from_training(tmp_pat
   # The limit is free to change. Where there is none, a stop is heeded.
   flags = ('--config.max_evaluation_steps=1000000000',)
   with _started(tmp_path / 'run', *flags, script='single_process', env=env) as second:
-    time.sleep(5)
-    second.wait_until(lambda: second.rows('learner')[-1]['sitting'] == 1)
-    time.sleep(2)
+    second.wait_until(lambda: len(sittings.read(str(second.workdir))) == 2)
+    time.sleep(5)  # by now it is in an episode of that many steps
     os.kill(second.pid, signal.SIGTERM)
     second.wait(_STOP_TIMEOUT)
   assert second.code == 0
