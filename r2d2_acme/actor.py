@@ -17,11 +17,10 @@ from acme import specs
 from acme.tf import variable_utils
 from acme.utils import counting, loggers
 
-from r2d2_acme import environments as environments_lib
 from r2d2_acme import networks, tracing
 from r2d2_acme.adder import SequenceAdder
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.environments import base
+from r2d2_acme.environments import base, checked
 from r2d2_acme.networks import R2D2Network
 from r2d2_acme.types import Observation, Step
 
@@ -288,7 +287,7 @@ class VectorEnvironmentLoop:
     logger: loggers.Logger,
     should_stop: Callable[[], bool] = lambda: False,
   ):
-    self._environments = [environments_lib.checked(env) for env in environments]
+    self._environments = [checked(environment) for environment in environments]
     self._actor = actor
     self._counter = counter
     self._logger = logger

@@ -14,6 +14,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import checkpointing
 from r2d2_acme.actor import BatchedActor
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.environments import checked
 
 _MAX_ENVIRONMENTS = 16  # that share one network call
 
@@ -232,6 +233,7 @@ def play(
   Returns:
     The episodes in the order of their numbers, and after a stop those that were over.
   """
+  environments = [checked(environment) for environment in environments]
   num_envs = len(environments)
   episodes: dict[int, Episode] = {}
   numbers = list(range(num_envs))  # of the episodes that are being played
