@@ -18,7 +18,14 @@ from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import atari_scores, evaluation, experiment, runtime, video  # noqa: E402
+from r2d2_acme import (  # noqa: E402
+  atari_scores,
+  evaluation,
+  experiment,
+  runtime,
+  video,
+  workdir,
+)
 from r2d2_acme.config import R2D2Config  # noqa: E402
 
 _EPISODES = flags.DEFINE_integer('episodes', 10, 'How many to play.', lower_bound=1)
@@ -78,7 +85,7 @@ def main() -> int:
     raise experiment.BadInput(str(error)) from error
   for recorder in recorders:
     recorder.close()
-    print(f'video: {recorder.path}')
+    print(f'video: {workdir.shown(recorder.path)}')
   _print_table(run.environment_name, result, config.evaluator_epsilon)
   return 0
 

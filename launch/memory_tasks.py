@@ -42,6 +42,7 @@ from r2d2_acme import (  # noqa: E402
   machine,
   plotting,
   runtime,
+  workdir,
 )
 from r2d2_acme.actor import BatchedActor, VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
@@ -390,7 +391,8 @@ def main() -> int:
   args.out.parent.mkdir(parents=True, exist_ok=True)
   plot(curves, args.out)
   write_csv(curves, args.out.with_suffix('.csv'))
-  print(f'{args.out} and {args.out.with_suffix(".csv")} have the curves.')
+  names = [workdir.shown(str(args.out.with_suffix(x))) for x in ('.png', '.csv')]
+  print(f'{" and ".join(names)} have the curves.')
   return int(any(c.recurrent and c.solved_at is None for c in curves))
 
 
@@ -437,12 +439,13 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     '--workdir',
+    type=workdir.argument,
     default=os.path.join('runs', 'memory_tasks'),
     help='finished runs, which are not run again; by default runs/memory_tasks',
   )
   parser.add_argument(
     '--out',
-    type=pathlib.Path,
+    type=lambda path: pathlib.Path(workdir.argument(path)),
     default=pathlib.Path('results', 'memory_tasks.png'),
     help='the plot; its CSV lies beside it. By default results/memory_tasks.png',
   )
@@ -459,7 +462,7 @@ def _parse() -> argparse.Namespace:
     if value is not None and value < 1:
       runtime.exit_with_error(f'--{name} must be at least 1')
   if args.out.suffix != '.png':
-    runtime.exit_with_error(f'--out={args.out} must end in .png')
+    runtime.exit_with_error(f'--out={workdir.shown(str(args.out))} must end in .png')
   try:
     for name in args.tasks:
       environments.make(name).close()

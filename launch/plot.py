@@ -12,7 +12,8 @@ except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 doctor.check_installation()
 
-from r2d2_acme import plotting, runtime  # noqa: E402
+from r2d2_acme import plotting, runtime, workdir  # noqa: E402
+from r2d2_acme.workdir import shown  # noqa: E402
 
 
 def main() -> int:
@@ -22,18 +23,19 @@ def main() -> int:
     empty = [run.workdir for run in runs if run.is_empty]
     if len(empty) == len(runs):
       runtime.exit_with_error(
-        f'{empty[0]} has no finished episode yet: try again in a few minutes'
+        f'{shown(empty[0])} has no finished episode yet: try again in a few minutes'
       )
     if empty:
-      print(f'left out, without an episode yet: {", ".join(empty)}', file=sys.stderr)
+      names = ', '.join(map(shown, empty))
+      print(f'left out, without an episode yet: {names}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
-    plotting.draw(groups, args.out)
+    plotting.draw(groups, workdir.resolve(args.out))
   except (plotting.NoRun, OSError, ValueError) as error:
     runtime.exit_with_error(str(error))
   for label, members in groups.items():
-    print(f'{label}: {", ".join(run.workdir for run in members)}')
-  print(args.out)
+    print(f'{label}: {", ".join(shown(run.workdir) for run in members)}')
+  print(shown(args.out))
   return 0
 
 

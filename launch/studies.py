@@ -34,6 +34,7 @@ from r2d2_acme import (
   runtime,
   sittings,
 )
+from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
@@ -187,7 +188,7 @@ def main(
     'runs': {name: read_finished(workdir / name) for name in names},
   }
   (out / 'about.json').write_text(json.dumps(about, indent=1) + '\n')
-  print(f'see {out}')
+  print(f'see {workdir_lib.shown(str(out))}')
   return 0
 
 
@@ -248,7 +249,8 @@ def _train_all(
     with open(output, 'w') as file:
       command = [sys.executable, *sys.argv, f'--run={name}']
       code = subprocess.run(command, stdout=file, stderr=file).returncode
-    print(f'{name}: code {code}, see {output}' if code else f'{name}: finished')
+    where = workdir_lib.shown(str(output))
+    print(f'{name}: code {code}, see {where}' if code else f'{name}: finished')
     return code == 0
 
   workdir.mkdir(parents=True, exist_ok=True)
@@ -271,8 +273,8 @@ def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float
   greedy = epsilons <= plotting.LOW_EPSILON
   if not greedy.any():
     runtime.exit_with_error(
-      f'{workdir}: no episode with epsilon <= {plotting.LOW_EPSILON} ended; raise '
-      '--max_steps'
+      f'{workdir_lib.shown(str(workdir))}: no episode with epsilon <= '
+      f'{plotting.LOW_EPSILON} ended; raise --max_steps'
     )
   return in_bins(steps[greedy], returns[greedy], max_steps / NUM_BINS, np.mean)
 
@@ -391,9 +393,17 @@ def make_parser(name: str, description: str | None, results: str):
     '--processes', type=positive, default=1, help='runs at once; by default 1'
   )
   parser.add_argument(
-    '--workdir', default=f'runs/{results}', help='finished runs stay there'
+    '--workdir',
+    type=workdir_lib.argument,
+    default=f'runs/{results}',
+    help='finished runs stay there',
   )
-  parser.add_argument('--out', default=f'results/{results}', help='figures and CSV')
+  parser.add_argument(
+    '--out',
+    type=workdir_lib.argument,
+    default=f'results/{results}',
+    help='figures and CSV',
+  )
   parser.add_argument('--game', help='an Atari game instead of cue recall')
   parser.add_argument('--env', help='instead of cue recall, as --env elsewhere')
   parser.add_argument('--run', help=argparse.SUPPRESS)  # one run, in this process

@@ -99,7 +99,8 @@ def _open(folder: str) -> tf.io.TFRecordWriter:
   times = [int(_NAME.match(path.name)[1]) for path in _event_files(folder)]  # type: ignore[index]
   now = max(int(time.time()), max(times, default=0) + 1)
   name = f'events.out.tfevents.{now:010d}.{platform.node()}.{os.getpid()}'
-  file = tf.io.TFRecordWriter(os.path.join(folder, name))
+  # As bytes: TensorFlow refuses strings that are not UTF-8.
+  file = tf.io.TFRecordWriter(os.fsencode(os.path.join(folder, name)))
   version = event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
   file.write(version.SerializeToString())
   return file

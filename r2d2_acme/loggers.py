@@ -9,6 +9,7 @@ from typing import Any
 from acme.utils import counting, loggers
 
 from r2d2_acme import event_files, sittings
+from r2d2_acme import workdir as workdir_lib
 
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
 
@@ -57,6 +58,7 @@ def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
   Raises:
     OSError: the workdir cannot be written.
   """
+  workdir = workdir and workdir_lib.resolve(workdir)
   sitting = sittings.begin(workdir, counts)
   if workdir is not None:
     for label in sittings.read_labels(workdir):
@@ -90,6 +92,7 @@ def make_logger(
   )
   to = [terminal]
   if workdir is not None:
+    workdir = workdir_lib.resolve(workdir)
     _mend_log(workdir, label, COLUMNS[role])
     to.append(loggers.CSVLogger(workdir, label=label, add_uid=False, flush_every=1))
     folder = os.path.join(workdir, 'tb', label)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from r2d2_acme import sittings
+from r2d2_acme import workdir as workdir_lib
 
 LOW_EPSILON = 0.05  # at most, of an environment that shows nearly what is learned
 _NUM_POINTS = 200  # of a curve
@@ -73,13 +74,15 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
 
   Raises:
     NoRun: one of them is not the workdir of a run.
+    BadWorkdir: no folder can have one of these paths.
   """
   workdirs: list[str] = []
   for pattern in patterns:
-    found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+    path = workdir_lib.resolve(pattern)
+    found = [path] if os.path.exists(path) else _match(pattern)
     if not found:
-      raise NoRun(f'there is no {pattern}')
-    workdirs += [os.path.normpath(path) for path in found]
+      raise NoRun(f'there is no {workdir_lib.shown(pattern)}')
+    workdirs += map(workdir_lib.resolve, found)
   return [_read_run(workdir) for workdir in dict.fromkeys(workdirs)]
 
 
@@ -159,11 +162,11 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str):
     for axes, (axis, (unit, name)) in zip(row, _AXES.items(), strict=True):
       for i, (label, runs) in enumerate(groups.items()):
         if runs[0].environment == environment:
-          _draw_group(axes, runs, axis, unit, label, f'C{i % 10}')
+          _draw_group(axes, runs, axis, unit, _literally(label), f'C{i % 10}')
       axes.set_xlabel(name)
       axes.grid(alpha=0.3)
     row[0].set_ylabel('return')
-    row[0].set_title(environment, loc='left')
+    row[0].set_title(_literally(environment), loc='left')
     row[0].legend(fontsize='small')
   try:
     figure.savefig(path, dpi=120)
@@ -195,7 +198,7 @@ def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
 def _label(members: Sequence[Run], runs: Sequence[Run]) -> str:
   """In what these differ from the others; a single run is called by its workdir."""
   if len(members) == 1:
-    return members[0].workdir
+    return workdir_lib.shown(_short(members[0].workdir))
   first = members[0]
   differing = [
     f'{name}={value}'
@@ -203,6 +206,26 @@ def _label(members: Sequence[Run], runs: Sequence[Run]) -> str:
     if name != 'seed' and any(run.config.get(name) != value for run in runs)
   ]
   return f'{", ".join([first.environment, *differing])} ({len(members)} runs)'
+
+
+def _match(pattern: str) -> list[str]:
+  """What a pattern stands for; the name of a home folder is none."""
+  start, slash, rest = pattern.partition('/')
+  if start.startswith('~'):
+    start = glob.escape(workdir_lib.resolve(start))
+  return sorted(glob.glob(start + slash + rest))
+
+
+def _short(path: str) -> str:
+  """The path from the current folder, for what lies below it."""
+  relative = os.path.relpath(path)
+  return path if relative.split('/')[0] == '..' else relative
+
+
+def _literally(text: str) -> str:
+  """What Matplotlib shows as `text`: it hides `_x`, and `$x$` is a formula."""
+  text = text.replace('$', r'\$')
+  return f' {text}' if text.startswith('_') else text
 
 
 def _read_run(workdir: str) -> Run:
@@ -214,8 +237,8 @@ def _read_run(workdir: str) -> Run:
     config = dict(stored['config'])
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise NoRun(
-      f'{workdir} is not the workdir of a run: it has no config.json that can be read '
-      f'({error!r})'
+      f'{workdir_lib.shown(workdir)} is not the workdir of a run: it has no '
+      f'config.json that can be read ({error!r})'
     ) from error
   actors = [name for name in sittings.read_labels(workdir) if name.startswith('actor')]
   return Run(

@@ -1,5 +1,6 @@
 """A video of an episode: the screen and, beside it, the Q-values of every step."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from dm_env import specs
 
 from r2d2_acme import layouts
+
+from r2d2_acme import workdir as workdir_lib
 
 _MIN_HEIGHT = 420  # pixels: of an Atari screen, doubled
 _PANEL_WIDTH = 300
@@ -39,14 +42,17 @@ class Recorder:
     frame = compose(self._screen(timestep), q, action, self._names, self._total)
     if self._writer is None:
       height, width = frame.shape[:2]
-      self._writer = cv2.VideoWriter(
-        self.path,
-        cv2.VideoWriter.fourcc(*'mp4v'),  # in OpenCV itself: needs no ffmpeg program
-        self._frames_per_second,
-        (width, height),
-      )
+      folder, name = os.path.split(os.path.abspath(self.path))
+      # OpenCV crashes at a path that is not UTF-8.
+      with workdir_lib.opened(folder) as plain_folder:
+        self._writer = cv2.VideoWriter(
+          os.path.join(plain_folder, name),
+          cv2.VideoWriter.fourcc(*'mp4v'),  # in OpenCV itself: needs no ffmpeg program
+          self._frames_per_second,
+          (width, height),
+        )
       if not self._writer.isOpened():
-        raise OSError(f'cannot write {self.path}')
+        raise OSError(f'cannot write {workdir_lib.shown(self.path)}')
     self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
   def close(self):

@@ -23,6 +23,7 @@ _LAYERS = (
     'sittings',
     'tracing',
     'types',
+    'workdir',
   },
   {
     'diagnostics',

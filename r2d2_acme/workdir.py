@@ -1,0 +1,75 @@
+"""Workdirs' paths: any that the file system allows, for whatever library opens them."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+
+_MAX_BYTES = 4096 - 256  # Linux's limit of a path, less what is below a workdir
+
+
+class BadWorkdir(ValueError):
+  """A path cannot be a workdir's; one line that names the cure."""
+
+
+def resolve(path: str | os.PathLike) -> str:
+  """Returns the absolute path that every part of the program then uses.
+
+  A leading `~` or `~user` is the home folder, as in a shell.
+
+  Raises:
+    BadWorkdir: there is no such home folder, or the path is empty or too long.
+  """
+  given = os.fsdecode(path)
+  expanded = os.path.expanduser(given)
+  if expanded.startswith('~'):
+    raise BadWorkdir(
+      f'there is no home folder for {shown(given)}: give the whole path, or '
+      f'./{shown(given)} if a folder is called so'
+    )
+  if not expanded or '\0' in expanded:
+    raise BadWorkdir(f'{given!r} cannot be the path of a folder: give another')
+  try:
+    # A `..` after a link leads to the parent of where the link points to.
+    follow_links = '..' in expanded.split('/')
+    absolute = (os.path.realpath if follow_links else os.path.abspath)(expanded)
+  except FileNotFoundError as error:
+    raise BadWorkdir(
+      f'the current folder was deleted: go to another, or give the whole path of '
+      f'{shown(given)}'
+    ) from error
+  if len(os.fsencode(absolute)) > _MAX_BYTES:
+    raise BadWorkdir(
+      f'{shown(absolute[:40])}… is longer than {_MAX_BYTES} bytes: give a shorter path'
+    )
+  return absolute
+
+
+def argument(path: str) -> str:
+  """As `resolve`, as the `type` of an argparse argument."""
+  try:
+    return resolve(path)
+  except BadWorkdir as error:
+    raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def shown(path: str) -> str:
+  """Returns `path` in one line that any terminal can print."""
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
+@contextlib.contextmanager
+def opened(directory: str) -> Iterator[str]:
+  """Opens a folder and yields a path to it that has no special character.
+
+  Many libraries take the characters of a path for a pattern, or need UTF-8. Files are
+  to be opened before the end of the context, and may stay open after it.
+
+  Raises:
+    OSError: there is no such folder.
+  """
+  descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+  try:
+    yield f'/proc/self/fd/{descriptor}'
+  finally:
+    os.close(descriptor)
