@@ -74,7 +74,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self.learner, counter.get_counts(), config.checkpoint_period
+        workdir, self.learner, counter.get_counts(), config
       )
     self._batched_actor = builder.make_actor(
       replay_client=self._client, variable_source=self.learner
@@ -133,8 +133,16 @@ class R2D2(acme.Actor, acme.VariableSource):
         self._checkpointer.save(self._counter.get_counts())
     self._actor.update(wait=True)
 
+  def observe_return(self, episode_return: float):
+    """Notes the return of an evaluator episode: it decides what the best checkpoint is.
+
+    Returns at once, from any thread; the next `update` that learns, or `save`, saves.
+    """
+    if self._checkpointer is not None:
+      self._checkpointer.observe_return(episode_return)
+
   def save(self):
-    """Writes a checkpoint now, if there is a workdir."""
+    """Writes what is new into a checkpoint now, if there is a workdir."""
     if self._checkpointer is not None:
       self._checkpointer.save(self._counter.get_counts(), force=True)
 

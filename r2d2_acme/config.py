@@ -91,6 +91,11 @@ class R2D2Config:
   # Run.
   seed: int = 0  # all others derive from it
   checkpoint_period: float = 120.0  # seconds between checkpoints
+  num_checkpoints: int = 3  # the newest so many are kept
+  # Hours of the run between older checkpoints that are kept for good; 0: none are.
+  checkpoint_keep_period: float = 1.0
+  # Evaluator episodes; the checkpoint is kept at which their mean return was the best.
+  num_best_episodes: int = 10
 
   def __post_init__(self):
     # Flags and JSON give lists.
@@ -199,6 +204,8 @@ _AT_LEAST_ONE = (
   'torso_size',
   'core_size',
   'head_size',
+  'num_checkpoints',
+  'num_best_episodes',
 )
 _NOT_NEGATIVE = (
   'burn_in_length',
@@ -207,6 +214,7 @@ _NOT_NEGATIVE = (
   'priority_exponent',
   'epsilon_alpha',
   'evaluation_period',
+  'checkpoint_keep_period',
   'seed',
 )
 _POSITIVE = (

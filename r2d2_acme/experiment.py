@@ -31,7 +31,9 @@ from r2d2_acme import (
   runtime,
 )
 from r2d2_acme import config as config_lib
+from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.workdir import shown
 
 # A resumed run may change these; `config.json` keeps when it did.
 _FREE_FIELDS = (
@@ -44,6 +46,9 @@ _FREE_FIELDS = (
   'num_actors',
   'envs_per_actor',
   'checkpoint_period',
+  'num_checkpoints',
+  'checkpoint_keep_period',
+  'num_best_episodes',
   'evaluation_period',
   'max_evaluation_steps',
   'torso_dtype',
@@ -66,7 +71,10 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Logs and checkpoints; used again, it resumes. [runs/<game>]'
 )
 _CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, "Resume from this one of the workdir's, setting later ones aside."
+  'checkpoint',
+  None,
+  "Resume from this one of the workdir's (`ckpt-3`, or `best`), setting later ones "
+  'aside.',
 )
 _NUM_ACTORS = flags.DEFINE_integer('num_actors', None, 'As --config.num_actors.')
 _ENVS_PER_ACTOR = flags.DEFINE_integer(
@@ -130,7 +138,11 @@ def run(main: Callable[[], int]) -> NoReturn:
       if argv[1:]:
         raise BadInput(f'{argv[1]!r} is not a flag: see --help')
       code = main()
-    except (BadInput, checkpointing.CheckpointError) as error:
+    except (
+      BadInput,
+      checkpointing.CheckpointError,
+      workdir_lib.BadWorkdir,
+    ) as error:
       runtime.exit_with_error(str(error))
     except KeyboardInterrupt:
       code = _INTERRUPTED
@@ -148,9 +160,10 @@ def from_flags(**fixed: Any) -> Experiment:
 
   Raises:
     BadInput: the flags cannot work, alone, together or on this machine.
+    BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  workdir = os.path.abspath(_WORKDIR.value or os.path.join('runs', _default_name()))
+  workdir = workdir_lib.resolve(_WORKDIR.value or f'runs/{_default_name()}')
   stored = _read_stored(workdir)
   flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
@@ -164,7 +177,7 @@ def from_flags(**fixed: Any) -> Experiment:
     _write_stored(workdir, config, {flag: name}, stored)
   except OSError as error:
     raise BadInput(
-      f'cannot write in {workdir} ({error.strerror}): give another --workdir'
+      f'cannot write in {shown(workdir)} ({error.strerror}): give another --workdir'
     ) from error
   if _CHECKPOINT.value:
     checkpointing.go_back(workdir, _CHECKPOINT.value)
@@ -176,11 +189,14 @@ def from_workdir(workdir: str) -> Experiment:
 
   Raises:
     BadInput: there is no such run, or it is of another version.
+    BadWorkdir: no folder can have that path.
   """
-  workdir = os.path.abspath(workdir)
+  workdir = workdir_lib.resolve(workdir)
   stored = _read_stored(workdir)
   if not stored.get('environment'):
-    raise BadInput(f'{workdir} is not the workdir of a run: it has no config.json')
+    raise BadInput(
+      f'{shown(workdir)} is not the workdir of a run: it has no config.json'
+    )
   ((flag, name),) = stored['environment'].items()
   return _make_experiment(R2D2Config(**stored['config']), flag, name, workdir)
 
@@ -219,7 +235,7 @@ def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[st
   environment = (given or before or [('game', 'pong')])[0]
   if before and environment != before[0]:
     raise BadInput(
-      f'{workdir} is a run of --{before[0][0]}={before[0][1]}, not '
+      f'{shown(workdir)} is a run of --{before[0][0]}={before[0][1]}, not '
       f'--{environment[0]}={environment[1]}: give another --workdir, or leave the '
       'flag out to resume'
     )
@@ -251,7 +267,7 @@ def _config_from_flags(
   for name, (old, new) in _changes(before, config).items():
     if name not in _FREE_FIELDS:
       raise BadInput(
-        f'{workdir} was started with {name}={old}, not {new}: give another '
+        f'{shown(workdir)} was started with {name}={old}, not {new}: give another '
         '--workdir, or leave the flag out to resume'
       )
   return config
@@ -303,7 +319,8 @@ def _read_stored(workdir: str) -> Mapping[str, Any]:
     return stored
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise BadInput(
-      f'{path} is not a config of this version ({error!r}): give another --workdir'
+      f'{shown(path)} is not a config of this version ({error!r}): give another '
+      '--workdir'
     ) from error
 
 
@@ -315,7 +332,7 @@ def _lock(workdir: str):
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     raise BadInput(
-      f'another program runs in {workdir}: stop it, or give another --workdir'
+      f'another program runs in {shown(workdir)}: stop it, or give another --workdir'
     ) from error
 
 

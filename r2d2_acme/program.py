@@ -16,6 +16,7 @@ from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import checkpointing, evaluation, loggers, machine, runtime
+from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.adder import Stopped
 from r2d2_acme.config import R2D2Config
@@ -56,11 +57,15 @@ def make_program(
 
   Raises:
     ValueError: R2D2 does not fit the environment, see `layouts.check`.
-    CheckpointError: the workdir's newest checkpoint is corrupt.
+    CheckpointError: the workdir's newest checkpoint cannot be resumed from.
+    BadWorkdir: no folder can have the workdir's path.
   """
   if environment_spec is None:
     environment_spec = builder_lib.make_environment_spec(config, environment_factory)
-  counts = checkpointing.verify(workdir) if workdir is not None else {}
+  counts = {}
+  if workdir is not None:
+    workdir = workdir_lib.resolve(workdir)
+    counts = checkpointing.verify(workdir)
   sitting = loggers.begin_sitting(workdir, counts)
   builder = builder_lib.R2D2Builder(config, environment_spec, sitting)
 
@@ -204,11 +209,19 @@ class _LearnerNode(acme.VariableSource):
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self._learner, counts, config.checkpoint_period
+        workdir, self._learner, counts, config
       )
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self._learner.get_variables(names)
+
+  def observe_return(self, episode_return: float):
+    """Notes the return of an evaluator episode: it decides what the best checkpoint is.
+
+    Returns at once; the thread that saves does the rest.
+    """
+    if self._checkpointer is not None:
+      self._checkpointer.observe_return(episode_return)
 
   def run(self):
     stop = lp.stop_event()

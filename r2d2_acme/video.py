@@ -10,7 +10,6 @@ import numpy as np
 from dm_env import specs
 
 from r2d2_acme import layouts
-
 from r2d2_acme import workdir as workdir_lib
 
 _MIN_HEIGHT = 420  # pixels: of an Atari screen, doubled

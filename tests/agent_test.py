@@ -1,6 +1,7 @@
 """The single-process agent, on the real parts: it learns what needs memory."""
 
 import dataclasses
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -389,3 +390,17 @@ def test_acmes_loop_goes_on_counting_and_logs_where_it_started(tmp_path):
   assert learned[0].tolist() == [1, 0]
   assert agent.learner.num_steps == 2  # 10 new windows, 8 times, in batches of 32
   assert pathlib.Path(tmp_path, 'tb', 'learner').is_dir()
+
+
+def test_evaluators_returns_decide_about_the_best_checkpoint(tmp_path):
+  spec = acme.make_environment_spec(make_cue_recall())
+  config = dataclasses.replace(_CONFIG, num_best_episodes=2)
+  agent = R2D2(spec, config, workdir=str(tmp_path))
+  for value in (1.0, 0.0):
+    agent.observe_return(value)
+  agent.save()
+  folder = checkpointing.directory(str(tmp_path))
+  with open(f'{folder}/best.json') as file:
+    best = json.load(file)
+  assert (best['checkpoint'], best['mean_return']) == ('ckpt-1', 0.5)
+  R2D2(spec, config).observe_return(1.0)  # without a workdir there is no best

@@ -1,11 +1,19 @@
 """What a checkpoint brings back, and what happens when it is damaged."""
 
 import collections
+import contextlib
+import dataclasses
+import errno
 import itertools
+import json
 import os
 import pathlib
+import pickle
+import resource
 import shutil
-from typing import NamedTuple
+import threading
+import time
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,10 +29,14 @@ from r2d2_acme.types import Batch, Observation
 from tests import helpers
 
 _CONFIG = helpers.make_config(
-  burn_in_length=0, trace_length=2, sequence_period=2, batch_size=4
+  burn_in_length=0,
+  trace_length=2,
+  sequence_period=2,
+  batch_size=4,
+  checkpoint_period=1e9,
 )
 _ROWS = _CONFIG.sequence_length + 1
-_FOR_EVER = 1e9  # seconds
+_HOUR = 3600  # seconds
 
 
 def _make_batch(seed: int) -> Batch:
@@ -54,15 +66,27 @@ class _Sitting(NamedTuple):
   checkpointer: checkpointing.Checkpointer
 
 
-def _sit_down(workdir: pathlib.Path, batches=(), period: float = _FOR_EVER) -> _Sitting:
-  """As the program does."""
-  counts = checkpointing.verify(str(workdir))
-  learner = R2D2Builder(_CONFIG, helpers.make_spec(image=False)).make_learner(
+def _make_learner(batches=()) -> R2D2Learner:
+  return R2D2Builder(_CONFIG, helpers.make_spec(image=False)).make_learner(
     iter(batches)
   )
-  checkpointer = checkpointing.Checkpointer(str(workdir), learner, counts, period)
+
+
+def _sit_down(workdir: pathlib.Path, batches=(), **overrides: Any) -> _Sitting:
+  """As the program does, with these fields of the config."""
+  counts = checkpointing.verify(str(workdir))
+  learner = _make_learner(batches)
+  checkpointer = checkpointing.Checkpointer(
+    str(workdir), learner, counts, dataclasses.replace(_CONFIG, **overrides)
+  )
   counter = loggers.WallTimeCounter(counts)
   return _Sitting(learner, counter, checkpointer)
+
+
+def _save_at(sitting: _Sitting, learner_step: int, **counts: float):
+  """Saves at that step, as if the learner had taken it."""
+  sitting.learner.state['num_steps'].assign(learner_step)
+  sitting.checkpointer.save({**sitting.counter.get_counts(), **counts}, force=True)
 
 
 def _state(learner: R2D2Learner):
@@ -102,10 +126,8 @@ def saved(tmp_path_factory) -> _Saved:
   for step in (1, 2, 3, 4):
     sitting.learner.step()
     states[step] = _state(sitting.learner)
-    if step == 1:  # always due
-      sitting.checkpointer.save(sitting.counter.get_counts())
-    else:
-      sitting.checkpointer.save(force=True)
+    counts = sitting.counter.get_counts() if step == 1 else None
+    sitting.checkpointer.save(counts, force=True)
   sitting.learner.step()
   return _Saved(workdir, states, _state(sitting.learner))
 
@@ -147,7 +169,7 @@ def test_checkpoint_of_another_network_is_refused(workdir):
   counts = checkpointing.verify(str(workdir))
   before = _contents(workdir)
   with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
-    checkpointing.Checkpointer(str(workdir), other, counts, _FOR_EVER)
+    checkpointing.Checkpointer(str(workdir), other, counts, _CONFIG)
   assert _contents(workdir) == before
 
 
@@ -191,27 +213,11 @@ def test_resumed_sitting_counts_on(workdir):
   resumed = _sit_down(workdir, [_make_batch(4)])
   resumed.counter.increment(actor_steps=1)
   resumed.learner.step()
-  resumed.checkpointer.save(resumed.counter.get_counts())
+  resumed.checkpointer.save(resumed.counter.get_counts(), force=True)
   after = checkpointing.verify(str(workdir))
   assert (after['learner_steps'], after['actor_steps']) == (5, 124)
   assert after['wall_time'] > before['wall_time']
   assert _names(workdir) == ['ckpt-3', 'ckpt-4', 'ckpt-5']
-
-
-def test_sitting_without_a_step_saves_what_it_began_with(saved, workdir):
-  before = checkpointing.verify(str(workdir))
-  _sit_down(workdir).checkpointer.save(force=True)
-  assert _names(workdir)[-1] == 'ckpt-5'
-  assert checkpointing.verify(str(workdir)) == before
-  assert not _differ(_state(_sit_down(workdir).learner), saved.states[4])
-
-
-@pytest.mark.parametrize(('period', 'number'), [(_FOR_EVER, 1), (0.0, 3)])
-def test_saves_once_a_period(tmp_path, period, number):
-  sitting = _sit_down(tmp_path, period=period)
-  for _ in range(3):
-    sitting.checkpointer.save()
-  assert len(_names(tmp_path)) == number
 
 
 def test_empty_workdir_has_no_counts(tmp_path):
@@ -255,13 +261,13 @@ def test_damage_is_refused_and_nothing_is_deleted(workdir, kind, damage, share):
   folder = checkpointing.directory(str(workdir))
   assert '\n' not in message
   assert f'{folder}/ckpt-4 is corrupt' in message
-  assert message.endswith(f'--checkpoint={folder}/ckpt-3')
+  assert message.endswith('--checkpoint=ckpt-3')
 
 
 def test_flipped_bit_anywhere_in_the_data_is_seen(workdir):
   folder = pathlib.Path(checkpointing.directory(str(workdir)))
   paths = sorted(folder.glob('ckpt-4.data*'))
-  assert len(paths) == 2
+  assert len(paths) == 1
   for path in paths:
     data = path.read_bytes()
     for position in np.linspace(0, len(data) - 1, 100, dtype=int):
@@ -288,12 +294,11 @@ def test_newest_is_found_although_a_crash_lost_the_pointer_to_it(
   saved, workdir, pointer
 ):
   path = pathlib.Path(checkpointing.directory(str(workdir))) / 'checkpoint'
-  path.unlink()
   if pointer is not None:
     path.write_text(pointer)
   resumed = _sit_down(workdir)
   assert not _differ(_state(resumed.learner), saved.states[4])
-  resumed.checkpointer.save()
+  _save_at(resumed, 5)
   assert _names(workdir) == ['ckpt-3', 'ckpt-4', 'ckpt-5']
 
 
@@ -324,7 +329,7 @@ def test_what_was_set_aside_stays_when_going_back_again(workdir):
   folder = checkpointing.directory(str(workdir))
   for _ in range(2):
     checkpointing.go_back(str(workdir), os.path.join(folder, 'ckpt-3'))
-    _sit_down(workdir).checkpointer.save(force=True)  # another ckpt-4
+    _save_at(_sit_down(workdir), 4)  # another ckpt-4
     assert _names(workdir)[-1] == 'ckpt-4'
   names = [os.path.basename(path) for path in _contents(workdir)]
   assert names.count('ckpt-4.index') == 3
@@ -334,6 +339,502 @@ def test_going_back_to_what_is_not_there_names_what_is(workdir):
   before = _contents(workdir)
   with pytest.raises(checkpointing.CheckpointError) as error:
     checkpointing.go_back(str(workdir), 'ckpt-7')
-  folder = checkpointing.directory(str(workdir))
-  assert str(error.value).endswith(f'{folder}/ckpt-3, {folder}/ckpt-4')
+  assert str(error.value).endswith('there are: ckpt-2, ckpt-3, ckpt-4')
   assert _contents(workdir) == before
+
+
+# When it saves, and what it keeps.
+
+
+def test_start_and_stop_without_a_step_write_nothing(workdir):
+  before = _contents(workdir)
+  for _ in range(3):
+    sitting = _sit_down(workdir)
+    sitting.checkpointer.save(sitting.counter.get_counts())
+    sitting.checkpointer.save(sitting.counter.get_counts(), force=True)
+  assert _contents(workdir) == before
+
+
+def test_short_sittings_that_only_acted_lose_no_step_and_no_count(saved, workdir):
+  for _ in range(3):
+    sitting = _sit_down(workdir)
+    sitting.counter.increment(actor_steps=10)
+    sitting.checkpointer.save(sitting.counter.get_counts(), force=True)
+  steps = [
+    checkpointing.read_counts(prefix)['learner_steps']
+    for prefix in checkpointing.find(str(workdir))
+  ]
+  assert steps == [2, 3, 4]
+  assert checkpointing.verify(str(workdir))['actor_steps'] == 123 + 3 * 10
+  assert not _differ(_state(_sit_down(workdir).learner), saved.states[4])
+
+
+def test_counts_from_before_the_first_learner_step_are_saved_once(tmp_path):
+  sitting = _sit_down(tmp_path)
+  for steps in (5, 10):
+    sitting.checkpointer.save({'actor_steps': steps}, force=True)
+  assert _names(tmp_path) == ['ckpt-2']
+  assert checkpointing.verify(str(tmp_path))['actor_steps'] == 10
+
+
+def test_first_save_comes_a_period_after_the_start(tmp_path):
+  sitting = _sit_down(tmp_path, checkpoint_period=0.5)
+  sitting.checkpointer.save({'actor_steps': 1})
+  assert not _names(tmp_path)
+  time.sleep(0.6)
+  sitting.checkpointer.save({'actor_steps': 1})
+  sitting.checkpointer.save({'actor_steps': 2})
+  assert checkpointing.verify(str(tmp_path))['actor_steps'] == 1
+
+
+@pytest.mark.parametrize('number', [1, 2, 5])
+def test_so_many_of_the_newest_are_kept(tmp_path, number):
+  sitting = _sit_down(tmp_path, num_checkpoints=number)
+  for step in range(1, 7):
+    _save_at(sitting, step)
+  assert _names(tmp_path) == [f'ckpt-{i}' for i in range(7 - number, 7)]
+
+
+@pytest.mark.parametrize(
+  ('period', 'kept'), [(0, []), (1, [3, 5, 7]), (1.2, [4, 7]), (2, [5])]
+)
+def test_one_is_kept_every_so_many_hours_of_the_run_over_all_sittings(
+  tmp_path, period, kept
+):
+  config = dataclasses.replace(
+    _CONFIG, checkpoint_keep_period=period, num_checkpoints=1
+  )
+  learner = _make_learner()
+  for step in range(1, 10):  # each in a sitting of its own, half an hour apart
+    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
+    learner.state['num_steps'].assign(step)
+    wall_time = (step / 2 - 0.4) * _HOUR
+    checkpointer.save({'wall_time': wall_time}, force=True)
+  assert _names(tmp_path) == [f'ckpt-{i}' for i in [*kept, 9]]
+
+
+def test_hours_count_without_a_counter_of_them(tmp_path):
+  learner = _make_learner()
+  checkpointer = checkpointing.Checkpointer(
+    str(tmp_path),
+    learner,
+    {},
+    dataclasses.replace(_CONFIG, checkpoint_keep_period=0.1 / _HOUR, num_checkpoints=1),
+  )
+  for step in (1, 2, 3):
+    learner.state['num_steps'].assign(step)
+    checkpointer.save({}, force=True)
+    time.sleep(0.11)
+  assert _names(tmp_path)[-2:] == ['ckpt-2', 'ckpt-3']
+
+
+def test_old_checkpoint_that_cannot_be_read_hinders_nothing(workdir):
+  _flip(_biggest(workdir, 'ckpt-2.index'), 0.5)
+  _save_at(_sit_down(workdir), 5)
+  assert _names(workdir) == ['ckpt-2', 'ckpt-3', 'ckpt-4', 'ckpt-5']
+
+
+# The best.
+
+
+def _read_best(workdir: pathlib.Path) -> dict[str, Any]:
+  return json.loads((workdir / 'checkpoints/learner/best.json').read_text())
+
+
+def _observe(sitting: _Sitting, *returns: float):
+  for value in returns:
+    sitting.checkpointer.observe_return(value)
+
+
+def test_best_is_the_checkpoint_at_the_highest_mean_of_so_many_episodes(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=3, num_checkpoints=1)
+  counts = sitting.counter.get_counts()
+  means = {}
+  for step, value in enumerate([1, 2, 3, 9, 0, 0, 8, 9, 8], start=1):
+    sitting.learner.state['num_steps'].assign(step)
+    _observe(sitting, value)
+    sitting.checkpointer.save(counts)  # is not due but for the best
+    if (tmp_path / 'checkpoints/learner/best.json').exists():
+      best = _read_best(tmp_path)
+      means[best['learner_steps']] = best['mean_return']
+  assert means == {3: 2.0, 4: 14 / 3, 8: 17 / 3, 9: 25 / 3}
+  assert best == {
+    'checkpoint': 'ckpt-4',
+    'mean_return': 25 / 3,
+    'episodes': 3,
+    'learner_steps': 9,
+  }
+  assert _names(tmp_path) == ['ckpt-4']
+
+
+def test_best_stays_while_newer_ones_come_and_go(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=1, num_checkpoints=2)
+  for step, value in enumerate([1, 5, 4, 3, 2, 1], start=1):
+    _observe(sitting, value)
+    _save_at(sitting, step)
+  assert _names(tmp_path) == ['ckpt-2', 'ckpt-5', 'ckpt-6']
+  assert _read_best(tmp_path)['checkpoint'] == 'ckpt-2'
+  prefix = checkpointing.choose(str(tmp_path), 'best')
+  assert os.path.basename(prefix) == 'ckpt-2'
+
+
+def test_best_so_far_and_the_last_returns_survive_a_resume(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=2)
+  _observe(sitting, 4, 6)
+  _save_at(sitting, 1)
+  _observe(sitting, 7, 0)  # 6.5 is a new best; 0 is the last return
+  _save_at(sitting, 2)
+  sitting = _sit_down(tmp_path, num_best_episodes=2)
+  _observe(sitting, 12)  # with the 0 from before it is 6
+  _save_at(sitting, 3)
+  assert _read_best(tmp_path)['learner_steps'] == 2
+  _observe(sitting, 2)  # 7
+  _save_at(sitting, 4)
+  assert _read_best(tmp_path)['mean_return'] == 7
+  assert _read_best(tmp_path)['learner_steps'] == 4
+
+
+def test_checkpoint_of_this_very_step_becomes_the_best_without_another(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=1)
+  _save_at(sitting, 1)
+  before = _names(tmp_path)
+  _observe(sitting, 1)
+  sitting.checkpointer.save()
+  assert len(_names(tmp_path)) == len(before) == 1
+  assert [_read_best(tmp_path)['checkpoint']] == _names(tmp_path)
+  sitting.checkpointer.save({'actor_steps': 7}, force=True)  # the same step
+  assert [_read_best(tmp_path)['checkpoint']] == _names(tmp_path)
+
+
+def test_returns_that_are_not_finite_do_not_count(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=2)
+  _observe(sitting, float('nan'), float('inf'), 1)
+  sitting.checkpointer.save()
+  assert not _names(tmp_path)
+  _observe(sitting, float('-inf'), np.float32(3))
+  sitting.checkpointer.save()
+  assert _read_best(tmp_path)['mean_return'] == 2
+
+
+def test_returns_may_come_from_threads_while_it_saves(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=1)
+  threads = [
+    threading.Thread(target=lambda: _observe(sitting, *range(1, 200))) for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for step in range(1, 20):
+    _save_at(sitting, step)
+  for thread in threads:
+    thread.join()
+  _save_at(sitting, 20)
+  assert _read_best(tmp_path)['mean_return'] == 199
+
+
+def test_observing_does_not_wait_for_the_learner(tmp_path):
+  sitting = _sit_down(tmp_path)
+  thread = threading.Thread(target=lambda: _observe(sitting, 1), daemon=True)
+  with sitting.learner.locked:
+    thread.start()
+    thread.join(timeout=10)
+  assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+  ('name', 'best'), [('ckpt-2', None), ('ckpt-3', 'ckpt-3'), ('best', 'ckpt-3')]
+)
+def test_going_back_sets_a_later_best_aside(workdir, name, best):
+  folder = pathlib.Path(checkpointing.directory(str(workdir)))
+  content = {'checkpoint': 'ckpt-3', 'mean_return': 5.0}
+  content |= {'episodes': 10, 'learner_steps': 3}
+  (folder / 'best.json').write_text(json.dumps(content))
+  checkpointing.go_back(str(workdir), name)
+  assert _names(workdir)[-1] == (best or name)
+  assert (folder / 'best.json').exists() == (best is not None)
+  aside = [path.name for path in folder.glob('set_aside_*/*.*')]
+  assert ('best.json' in aside) == (best is None)
+  assert 'ckpt-4.index' in aside
+  if best is None:  # then whatever comes next is the best that there is
+    sitting = _sit_down(workdir, num_best_episodes=1)
+    _observe(sitting, -100)
+    sitting.checkpointer.save()
+    assert _read_best(workdir)['mean_return'] == -100
+
+
+def test_without_a_best_it_is_said_what_there_is(workdir):
+  with pytest.raises(checkpointing.CheckpointError) as error:
+    checkpointing.choose(str(workdir), 'best')
+  assert 'no best checkpoint' in str(error.value)
+  assert str(error.value).endswith('there are: ckpt-2, ckpt-3, ckpt-4')
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    *('', '[]', '{}', '3', '"ckpt-3"', '[' * 100_000),
+    *(
+      f'{{"checkpoint": {name}, "mean_return": {mean}, "episodes": 1, '
+      f'"learner_steps": 1}}'
+      for name, mean in (
+        ('"ckpt-3"', 'NaN'),
+        ('"ckpt-3"', '"5"'),
+        ('"ckpt-3"', '1e999'),
+        ('"../ckpt-3"', '1'),
+        ('null', '1'),
+      )
+    ),
+  ],
+  ids=lambda content: content[:40],
+)
+def test_damaged_note_of_the_best_is_refused_before_it_is_overwritten(workdir, content):
+  path = workdir / 'checkpoints/learner/best.json'
+  path.write_text(content)
+  with pytest.raises(checkpointing.CheckpointError, match='best.json is corrupt: del'):
+    checkpointing.verify(str(workdir))
+  assert path.read_text() == content
+  path.unlink()
+  checkpointing.verify(str(workdir))
+
+
+def test_best_that_was_deleted_is_none(workdir):
+  content = {'checkpoint': 'ckpt-9', 'mean_return': 5.0}
+  content |= {'episodes': 10, 'learner_steps': 3}
+  path = workdir / 'checkpoints/learner/best.json'
+  path.write_text(json.dumps(content))
+  sitting = _sit_down(workdir, num_best_episodes=1)
+  _observe(sitting, 1)
+  sitting.checkpointer.save()
+  assert _read_best(workdir)['mean_return'] == 1
+
+
+# What is written, and how.
+
+
+def test_nothing_is_a_checkpoint_before_all_of_it_is_there(tmp_path):
+  """Looks on, from another thread, while checkpoints are written and deleted."""
+  sitting = _sit_down(tmp_path, num_checkpoints=2)
+  _save_at(sitting, 1)
+  done, found = threading.Event(), []
+
+  def look():
+    while not done.is_set():
+      newest = checkpointing.find(str(tmp_path))[-1]
+      found.append(checkpointing.read_counts(newest)['learner_steps'])
+      assert checkpointing.verify(str(tmp_path))['learner_steps'] >= found[-1]
+
+  failures = []
+  thread = threading.Thread(target=lambda: _note_failure(look, failures))
+  thread.start()
+  for step in range(2, 60):
+    _save_at(sitting, step)
+  done.set()
+  thread.join()
+  assert not failures
+  assert found == sorted(found)
+  assert len(set(found)) > 5
+
+
+def _note_failure(work, failures: list):
+  try:
+    work()
+  except BaseException as error:
+    failures.append(error)
+
+
+def test_what_a_killed_process_left_unfinished_is_cleared(workdir):
+  folder = workdir / 'checkpoints/learner'
+  (folder / 'unfinished' / 'ckpt-5_temp').mkdir(parents=True)
+  (folder / 'unfinished' / 'ckpt-5.index').write_bytes(b'half')
+  assert _names(workdir)[-1] == 'ckpt-4'
+  _save_at(_sit_down(workdir), 5)
+  assert checkpointing.verify(str(workdir))['learner_steps'] == 5
+  assert not (folder / 'unfinished').exists()
+
+
+def test_full_disk_is_said_and_leaves_what_there_was(workdir):
+  sitting = _sit_down(workdir)
+  before = _contents(workdir)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+  try:
+    with pytest.raises(checkpointing.CheckpointError) as error:
+      _save_at(sitting, 5)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert str(error.value).endswith(os.strerror(errno.EFBIG))
+  assert 'cannot write in' in str(error.value)
+  assert '\n' not in str(error.value)
+  assert _contents(workdir) == before
+  _save_at(sitting, 5)
+  assert checkpointing.verify(str(workdir))['learner_steps'] == 5
+
+
+# What is no damage is not called so.
+
+
+@contextlib.contextmanager
+def _no_more_files(number: int):
+  """Lets this process open only so many files more."""
+  limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+  highest = max(map(int, os.listdir('/proc/self/fd')))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (highest + number, limits[1]))
+  held = []
+  try:
+    with contextlib.suppress(OSError):
+      while len(os.listdir('/proc/self/fd')) < highest + number - 1:
+        held.append(os.open('/dev/null', os.O_RDONLY))
+    yield
+  finally:
+    for descriptor in held:
+      os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_too_many_open_files_are_no_damage(workdir):
+  checkpointing.verify(str(workdir))
+  messages = set()
+  for number in range(1, 8):
+    with _no_more_files(number):
+      try:
+        checkpointing.verify(str(workdir))
+      except checkpointing.CheckpointError as error:
+        messages.add(str(error))
+  assert messages
+  assert not [message for message in messages if 'corrupt' in message]
+  assert all(os.strerror(errno.EMFILE) in message for message in messages)
+  checkpointing.verify(str(workdir))
+
+
+@pytest.mark.parametrize('kind', ['index', 'data'])
+def test_path_that_cannot_be_followed_is_no_damage(workdir, kind):
+  path = _biggest(workdir, f'ckpt-4.{kind}*')
+  path.unlink()
+  path.symlink_to(path)
+  with pytest.raises(checkpointing.CheckpointError) as error:
+    checkpointing.verify(str(workdir))
+  assert 'corrupt' not in str(error.value)
+  assert str(error.value).endswith(f'cannot be read: {os.strerror(errno.ELOOP)}')
+
+
+def test_file_in_the_place_of_the_folder_is_no_damage(tmp_path):
+  (tmp_path / 'checkpoints').touch()
+  with pytest.raises(checkpointing.CheckpointError, match='Not a directory'):
+    checkpointing.verify(str(tmp_path))
+
+
+def test_checkpoint_of_other_sizes_is_refused(workdir):
+  config = dataclasses.replace(_CONFIG, core_size=7)
+  spec = helpers.make_spec(image=False)
+  learner = R2D2Builder(config, spec).make_learner(iter(()))
+  counts = checkpointing.verify(str(workdir))
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
+    checkpointing.Checkpointer(str(workdir), learner, counts, config)
+  network = R2D2Builder(config, spec).make_network()
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
+    checkpointing.restore_network(network, str(workdir))
+
+
+# Counts.
+
+
+class _Bomb:
+  """Pickles to what makes a folder when it is loaded."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self._path),)
+
+
+class _Pickled(tf.train.experimental.PythonState):
+  """As Acme's checkpointer keeps what is no variable."""
+
+  def __init__(self, content: bytes):
+    self._content = content
+
+  def serialize(self):
+    return self._content
+
+  def deserialize(self, string_value):
+    raise AssertionError('was read')
+
+
+def _write_foreign(workdir: pathlib.Path, **contents: Any):
+  """The newest checkpoint, with these contents instead of what we write."""
+  contents = {'counts': b'{"learner_steps": 1}', 'returns': b'[]', **contents}
+  states = {
+    name: x if isinstance(x, _Pickled) else tf.Variable(x)
+    for name, x in contents.items()
+    if x is not None
+  }
+  checkpoint = tf.train.Checkpoint(**_make_learner().state, **states)
+  folder = pathlib.Path(checkpointing.directory(str(workdir)))
+  folder.mkdir(parents=True, exist_ok=True)
+  checkpoint.write(str(folder / 'ckpt-9'))
+
+
+@pytest.mark.parametrize('kind', [_Pickled, tf.Variable])
+@pytest.mark.parametrize('protocol', [0, pickle.HIGHEST_PROTOCOL])
+def test_pickled_counts_are_refused_and_not_loaded(tmp_path, kind, protocol):
+  flag = tmp_path / 'was loaded'
+  content = pickle.dumps(_Bomb(flag), protocol)
+  _write_foreign(tmp_path, counts=kind(content))
+  network = _make_learner().state['network']
+  readers = (
+    lambda: checkpointing.verify(str(tmp_path)),
+    lambda: checkpointing.read_counts(checkpointing.find(str(tmp_path))[-1]),
+    lambda: checkpointing.restore_network(network, str(tmp_path)),
+    lambda: checkpointing.Checkpointer(str(tmp_path), _make_learner(), {}, _CONFIG),
+  )
+  for read in readers:
+    with pytest.raises(checkpointing.CheckpointError) as error:
+      read()
+    assert '\n' not in str(error.value)
+    assert 'another version of r2d2_acme; go on with that one, or' in str(error.value)
+    assert 'corrupt' not in str(error.value)
+  assert not flag.exists()
+  pickle.loads(content)
+  assert flag.exists()  # the test is right
+
+
+@pytest.mark.parametrize(
+  'contents',
+  [
+    *(
+      {'counts': text.encode()}
+      for text in (
+        *('', '[]', '3', 'null', '"x"', '{"a": [1]}', '{"a": {"b": 1}}', '{"a": "1"}'),
+        *('{"a": true}', '{"a": null}', '{"a": NaN}', '{"a": Infinity}'),
+        *('{"a": 1e999}', f'{{"a": {10**400}}}', '[' * 100_000, '{"a": 1}x'),
+      )
+    ),
+    {'counts': b'\xff\xfe{}'},
+    {'counts': 1.5},
+    {'returns': b'[NaN]'},
+    {'returns': b'["x"]'},
+    {'returns': b'3'},
+    {'returns': None},
+    {'counts': None},
+  ],
+  ids=lambda contents: str(contents)[:30],
+)
+def test_counts_that_are_no_numbers_are_refused(tmp_path, contents):
+  _write_foreign(tmp_path, **contents)
+  with pytest.raises(checkpointing.CheckpointError) as error:
+    checkpointing.verify(str(tmp_path))
+  assert 'are not numbers in JSON: it was written by another' in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_counts_are_json(workdir):
+  reader = tf.train.load_checkpoint(checkpointing.find(str(workdir))[-1])
+  counts = json.loads(reader.get_tensor('counts/.ATTRIBUTES/VARIABLE_VALUE'))
+  assert counts == checkpointing.verify(str(workdir))
+
+
+def test_numpys_numbers_are_counts_too(tmp_path):
+  counts = {'actor_steps': np.int64(5), 'wall_time': np.float32(0.5)}
+  _sit_down(tmp_path).checkpointer.save(counts, force=True)
+  after = checkpointing.verify(str(tmp_path))
+  assert after == {'actor_steps': 5, 'wall_time': 0.5, 'learner_steps': 0}

@@ -299,12 +299,13 @@ class _Saved(NamedTuple):
 def _save(workdir, config, spec, number=1) -> _Saved:
   """Checkpoints of different networks, none as they are made."""
   learner = R2D2Builder(config, spec).make_learner(iter(()))
-  checkpointer = checkpointing.Checkpointer(str(workdir), learner, {}, 1e9)
+  checkpointer = checkpointing.Checkpointer(str(workdir), learner, {}, config)
   rng = np.random.default_rng(1)
   networks = []
   for i in range(number):
     for variable in learner.state['network'].variables:
       variable.assign(rng.normal(size=variable.shape, scale=0.3))
+    learner.state['num_steps'].assign_add(1)
     checkpointer.save({'actor_frames': 400 * (i + 1)}, force=True)
     networks.append([v.numpy() for v in learner.state['network'].variables])
   return _Saved(pathlib.Path(workdir), networks)

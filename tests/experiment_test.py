@@ -88,12 +88,18 @@ class _Described(NamedTuple):
 
 
 @pytest.fixture(scope='module')
-def server():
+def home(tmp_path_factory) -> pathlib.Path:
+  """The user's, in these programs."""
+  return tmp_path_factory.mktemp('home')
+
+
+@pytest.fixture(scope='module')
+def server(home):
   with subprocess.Popen(
     [sys.executable, '-c', _SERVER],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
-    env=_ENVIRON,
+    env={**_ENVIRON, 'HOME': str(home)},
     text=True,
   ) as process:
     yield process
@@ -182,6 +188,7 @@ _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
   *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
   *('target_update_period', 'max_evaluation_steps'),
+  *('num_checkpoints', 'checkpoint_keep_period', 'num_best_episodes'),
 }
 
 
@@ -467,7 +474,7 @@ def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workd
     (folder / name).write_bytes(b'\0')
   line = refuse('--workdir=run')
   assert f'{folder}/ckpt-9 is corrupt' in line
-  assert f'--checkpoint={folder}/ckpt-8' in line
+  assert line.endswith('--checkpoint=ckpt-8')
   # Where the cure leads, if that one is no better.
   line = refuse('--workdir=run', f'--checkpoint={folder}/ckpt-8')
   assert f'{folder}/ckpt-8 is corrupt' in line
@@ -481,6 +488,18 @@ def test_checkpoint_goes_by_its_name(refuse, workdir):
   for name in ('ckpt-8.index', 'ckpt-9.index'):
     (folder / name).write_bytes(b'\0')
   assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=ckpt-8')
+  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
+
+
+def test_best_checkpoint_goes_by_that_name(refuse, workdir):
+  folder = workdir / 'checkpoints' / 'learner'
+  folder.mkdir(parents=True)
+  for name in ('ckpt-8.index', 'ckpt-9.index'):
+    (folder / name).write_bytes(b'\0')
+  assert 'no best checkpoint' in refuse('--workdir=run', '--checkpoint=best')
+  best = {'checkpoint': 'ckpt-8', 'mean_return': 1, 'episodes': 1, 'learner_steps': 1}
+  (folder / 'best.json').write_text(json.dumps(best))
+  assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=best')
   assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
 
 
@@ -573,6 +592,31 @@ def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
   (tmp_path / 'a_file').touch()
   line = refuse(f'--workdir={workdir}')
   assert f'cannot write in {tmp_path / workdir}' in line
+
+
+@pytest.mark.parametrize(
+  ('workdir', 'expected'),
+  [
+    ('~no_such_user/run', './~no_such_user/run if a folder is called so'),
+    ('x/' * 2500, 'give a shorter path'),
+    ('x' * 256, 'File name too long'),
+  ],
+  ids=lambda text: text[:20],
+)
+def test_workdir_that_cannot_be_is_refused(refuse, tmp_path, workdir, expected):
+  before = set(tmp_path.iterdir())
+  assert expected in refuse(f'--workdir={workdir}')
+  assert {path.name for path in set(tmp_path.iterdir()) - before} <= {'1', '2'}
+
+
+@pytest.mark.parametrize('name', ['~/[run]*', 'a\nb', '-x\\', 'a\udcffb', '$HOME'])
+def test_workdir_may_have_any_name(describe, home, tmp_path, name):
+  workdir = describe(f'--workdir={tmp_path}/{name}', '--env=CartPole-v1').workdir
+  assert workdir == f'{tmp_path}/{name}'
+  assert (pathlib.Path(workdir) / 'config.json').exists()
+  assert describe(f'--workdir={name}', '--env=CartPole-v1').workdir == (
+    f'{tmp_path}/{name}' if name[0] != '~' else f'{home}{name[1:]}'
+  )
 
 
 def test_a_program_of_its_own_refuses_the_same_way(tmp_path):
