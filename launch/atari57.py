@@ -2,13 +2,15 @@
 
 python launch/atari57.py --games=pong,breakout --max_actor_steps=1000000
 
-Started again it skips games that are done and resumes the others. Flags that are not
+Started again it skips games whose newest checkpoint has so many steps, and resumes the
+others. Flags that are not
 listed here go to launch/atari_distributed.py, such as --num_actors=4.
 """
 
 import argparse
 import csv
 import dataclasses
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent import futures
 from typing import TYPE_CHECKING, get_type_hints
 
 try:
@@ -27,16 +30,16 @@ doctor.check_installation()
 from rich import console, table  # noqa: E402
 
 from r2d2_acme import atari_scores, machine, runtime  # noqa: E402
+from r2d2_acme import workdir as workdir_lib  # noqa: E402
 
 if TYPE_CHECKING:
   from r2d2_acme import evaluation
 
 _PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
-_DONE = 'max_actor_steps'  # a file in a workdir: a limit that the run has reached
 _TABLE = 'scores.csv'
 _BAD_INPUT = 2  # a program's exit code
 # Flags of its that are not passed on: each game has its own run, and one limit.
-_OURS = ('game', 'env', 'checkpoint', 'max_learner_steps', 'lp_launch_type')
+_OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,32 +73,46 @@ def main(argv: Sequence[str] | None = None) -> int:
   failed = []
   try:
     if not args.collect:
-      failed = [game for game in args.games if not _train(game, args, others)]
-  except _Stopped:
+      steps = _count_steps([os.path.join(args.workdir, game) for game in args.games])
+      failed = [
+        game
+        for game, before in zip(args.games, steps, strict=True)
+        if not _train(game, args, others, before)
+      ]
+  except (_Stopped, KeyboardInterrupt):
     print('stopped: start again with the same --workdir to go on', flush=True)
     return 0
   rows, unplayed = _collect(args)
   failed += [game for game in unplayed if game not in failed]
   if rows:
     _print_table(rows, len(args.games))
-    print(os.path.join(args.workdir, _TABLE))
+    print(workdir_lib.shown(os.path.join(args.workdir, _TABLE)))
   if failed:
     print(f'error: failed: {", ".join(failed)}', file=sys.stderr, flush=True)
     return 1
   if not rows:
-    runtime.exit_with_error(f'no game in {args.workdir} has a checkpoint yet')
+    runtime.exit_with_error(
+      f'no game in {workdir_lib.shown(args.workdir)} has a checkpoint yet'
+    )
   return 0
 
 
-def _train(game: str, args: argparse.Namespace, others: Sequence[str]) -> bool:
-  """Whether the game has reached the limit; bad input ends this program too."""
+def _train(
+  game: str, args: argparse.Namespace, others: Sequence[str], steps: int
+) -> bool:
+  """Trains from `steps` steps on; returns whether the game reached the limit.
+
+  Bad input ends this program too.
+  """
   workdir = os.path.join(args.workdir, game)
-  done = pathlib.Path(workdir, _DONE)
-  if done.exists() and int(done.read_text()) >= args.max_actor_steps:
+  if steps >= args.max_actor_steps:
     print(f'{game}: has its {args.max_actor_steps:,} steps', flush=True)
     return True
   number = args.games.index(game) + 1
-  print(f'{game}: {number} of {len(args.games)}, in {workdir}', flush=True)
+  print(
+    f'{game}: {number} of {len(args.games)}, in {workdir_lib.shown(workdir)}',
+    flush=True,
+  )
   code = _run(
     [
       sys.executable,
@@ -109,9 +126,38 @@ def _train(game: str, args: argparse.Namespace, others: Sequence[str]) -> bool:
   )
   if code == _BAD_INPUT:
     sys.exit(code)  # it has said which
-  if code == 0:
-    done.write_text(f'{args.max_actor_steps}\n')
-  return code == 0
+  (steps,) = _count_steps([workdir])
+  if code == 0 and steps < args.max_actor_steps:
+    print(f'{game}: was stopped after {steps:,} steps', file=sys.stderr, flush=True)
+  return steps >= args.max_actor_steps
+
+
+def _count_steps(workdirs: Sequence[str]) -> list[int]:
+  """Returns the steps that each workdir's newest checkpoint counts; 0 without one."""
+  if not any(os.path.isdir(os.path.join(w, 'checkpoints')) for w in workdirs):
+    return [0 for _ in workdirs]
+  # TensorFlow takes memory: not in this process, beside a run that trains.
+  with futures.ProcessPoolExecutor(
+    1,
+    multiprocessing.get_context('spawn'),
+    initializer=signal.signal,
+    initargs=(signal.SIGINT, signal.SIG_IGN),
+  ) as pool:
+    return pool.submit(_read_steps, workdirs).result()
+
+
+def _read_steps(workdirs: Sequence[str]) -> list[int]:
+  from r2d2_acme import checkpointing
+
+  def read(workdir: str) -> int:
+    try:
+      prefixes = checkpointing.find(workdir)
+      counts = checkpointing.read_counts(prefixes[-1]) if prefixes else {}
+    except checkpointing.CheckpointError:
+      return 0  # the program that trains there refuses it, and says why
+    return int(counts.get('actor_steps', 0))
+
+  return [read(workdir) for workdir in workdirs]
 
 
 def _run(command: Sequence[str]) -> int:
@@ -142,7 +188,7 @@ def _run(command: Sequence[str]) -> int:
 
 
 def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-  """Plays with each game's newest checkpoint, where that is not in the table yet.
+  """Plays with each game's newest or best checkpoint, if it is not in the table yet.
 
   Returns:
     A row for each game that has a checkpoint, and the games whose checkpoint or config
@@ -159,15 +205,15 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
   failed: list[str] = []
   for game in args.games:
     workdir = os.path.join(args.workdir, game)
-    prefixes = checkpointing.find(workdir)
-    if not prefixes:
-      continue
     try:
+      if not checkpointing.find(workdir):
+        continue
+      prefix = checkpointing.choose(workdir, args.checkpoint)
       # Names are given again, after a return to an earlier one or a new start.
-      learner_steps = checkpointing.read_counts(prefixes[-1])['learner_steps']
-      newest = (os.path.basename(prefixes[-1]), learner_steps, args.episodes)
+      learner_steps = checkpointing.read_counts(prefix)['learner_steps']
+      chosen = (os.path.basename(prefix), learner_steps, args.episodes)
       row = known.get(game)
-      if row is None or (row.checkpoint, row.learner_steps, row.episodes) != newest:
+      if row is None or (row.checkpoint, row.learner_steps, row.episodes) != chosen:
         print(f'{game}: playing {args.episodes} episodes', flush=True)
         run = experiment.from_workdir(workdir)
         result = evaluation.evaluate(
@@ -177,6 +223,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
           run.workdir,
           num_episodes=args.episodes,
           seed=run.config.seed,
+          checkpoint=args.checkpoint,
         )
         row = make_row(game, result)
     except (experiment.BadInput, checkpointing.CheckpointError) as error:
@@ -279,13 +326,21 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     '--games', metavar='A,B,…', help='such as pong,ms_pacman; by default all 57'
   )
   parser.add_argument(
-    '--workdir', default='runs/atari57', help='by default runs/atari57, of the suite'
+    '--workdir',
+    type=workdir_lib.argument,
+    default='runs/atari57',
+    help='by default runs/atari57, of the suite',
   )
   parser.add_argument(
     '--max_actor_steps', type=int, help='of each game, over all sittings'
   )
   parser.add_argument(
     '--episodes', type=int, default=10, help="of a game's score, by default 10"
+  )
+  parser.add_argument(
+    '--checkpoint',
+    choices=['best'],
+    help="play with each game's best checkpoint; by default with its newest",
   )
   parser.add_argument(
     '--collect', action='store_true', help='only play with the checkpoints there are'

@@ -54,17 +54,15 @@ def main() -> int:
     counter=agent.counter,
     logger=loggers.make_logger(run.workdir, 'evaluator', sitting=sitting),
     should_stop=stop.is_set,
+    observe_return=agent.observe_return,
   )
 
   def is_done() -> bool:
-    counts = agent.counter.get_counts()
     limits = {
       'actor_steps': flags.FLAGS.max_actor_steps,
       'learner_steps': flags.FLAGS.max_learner_steps,
     }
-    return any(
-      limit is not None and counts.get(key, 0) >= limit for key, limit in limits.items()
-    )
+    return loggers.is_at_limit(agent.counter.get_counts(), limits)
 
   last_evaluation = time.time()
   while not stop.is_set() and not is_done():

@@ -139,6 +139,15 @@ class _FixedColumns(loggers.Logger):
     self._to.close()
 
 
+def is_at_limit(
+  counts: Mapping[str, float], limits: Mapping[str, float | None]
+) -> bool:
+  """Whether one of the counts has reached its limit, where it has one."""
+  return any(
+    limit is not None and counts.get(name, 0) >= limit for name, limit in limits.items()
+  )
+
+
 class WallTimeCounter(counting.Counter):
   """The root counter. It also counts `wall_time`: seconds over all sittings."""
 

@@ -4,6 +4,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import acme
 import dm_env
@@ -73,12 +74,20 @@ def make_program(
   with program.group('replay'):
     replay = program.add_node(lp.ReverbNode(builder.make_tables))
   with program.group('counter'):
-    limits = {'actor_steps': max_actor_steps, 'learner_steps': max_learner_steps}
-    counter = program.add_node(lp.CourierNode(_CounterNode, counts, limits))
+    counter = program.add_node(lp.CourierNode(loggers.WallTimeCounter, counts))
+  limits = {'actor_steps': max_actor_steps, 'learner_steps': max_learner_steps}
   with program.group('learner'):
     learner = program.add_node(
       lp.CourierNode(
-        _LearnerNode, builder, config, replay, counter, counts, workdir, sitting
+        _LearnerNode,
+        builder,
+        config,
+        replay,
+        counter,
+        counts,
+        workdir,
+        sitting,
+        limits,
       )
     )
   with program.group('actor'):
@@ -167,25 +176,8 @@ def _limit_threads(num_threads: int):
     runtime.limit_threads(num_threads)
 
 
-class _CounterNode(loggers.WallTimeCounter):
-  """The program's counter, which also stops it at a limit."""
-
-  def __init__(self, counts: Mapping[str, float], limits: Mapping[str, int | None]):
-    super().__init__(counts)
-    self._limits = {key: limit for key, limit in limits.items() if limit is not None}
-
-  def run(self):
-    while not lp.wait_for_stop(_POLL_PERIOD):
-      counts = self.get_counts()
-      for key, limit in self._limits.items():
-        if counts.get(key, 0) >= limit:
-          lp.stop()
-          lp.wait_for_stop()
-          return
-
-
 class _LearnerNode(acme.VariableSource):
-  """Learns, serves parameters, saves."""
+  """Learns, serves parameters, saves, and stops the program at a limit."""
 
   def __init__(
     self,
@@ -196,8 +188,10 @@ class _LearnerNode(acme.VariableSource):
     counts: Mapping[str, float],
     workdir: str | None,
     sitting: int,
+    limits: Mapping[str, int | None],
   ):
     _limit_threads(machine.num_cores())
+    self._limits = limits
     self._logger = loggers.make_logger(workdir, 'learner', sitting=sitting)
     self._counter = counter
     self._learner = builder.make_learner(
@@ -224,22 +218,31 @@ class _LearnerNode(acme.VariableSource):
       self._checkpointer.observe_return(episode_return)
 
   def run(self):
-    stop = lp.stop_event()
-    works = [self._learner.run]
+    # Launchpad knows this thread only.
+    stop, stop_program = lp.stop_event(), lp_context.get_context().program_stopper
+    _run_until_stopped(
+      self._learner.run,
+      lambda: self._watch_counts(stop, stop_program),
+      on_stop=self._save_and_close,
+    )
 
-    def save_regularly():
-      while not stop.wait(_POLL_PERIOD):
-        self._checkpointer.save(self._counter.get_counts())
+  def _watch_counts(self, stop: threading.Event, stop_program: Callable[[], None]):
+    """Saves from time to time; at a limit it stops the program.
 
-    if self._checkpointer is not None:
-      works.append(save_regularly)
-
-    def save_and_close():
+    The last checkpoint then holds the counts that reached the limit.
+    """
+    while not stop.wait(_POLL_PERIOD):
+      counts = self._counter.get_counts()
       if self._checkpointer is not None:
-        self._checkpointer.save(force=True)  # asks nobody: the counter may be gone
-      self._logger.close()
+        self._checkpointer.save(counts)
+      if loggers.is_at_limit(counts, self._limits):
+        stop_program()
+        stop.wait()
 
-    _run_until_stopped(*works, on_stop=save_and_close)
+  def _save_and_close(self):
+    if self._checkpointer is not None:
+      self._checkpointer.save(force=True)  # asks nobody: the counter may be gone
+    self._logger.close()
 
 
 class _ActorNode:
@@ -293,7 +296,7 @@ class _EvaluatorNode:
     builder: builder_lib.R2D2Builder,
     config: R2D2Config,
     environment_factory: EnvironmentFactory,
-    learner: acme.VariableSource,
+    learner: Any,  # a courier client of the learner node
     counter: counting.Counter,
     workdir: str | None,
     sitting: int,
@@ -312,6 +315,7 @@ class _EvaluatorNode:
         counter=counter,
         logger=self._logger,
         should_stop=self._stop.is_set,
+        observe_return=learner.observe_return,
       )
       while not self._stop.is_set():
         evaluator.run_episode()

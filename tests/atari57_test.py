@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from tests import helpers
 
 _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 
-# In place of launch/atari_distributed.py: notes what it was asked for.
+# In place of launch/atari_distributed.py: notes what it was asked for, and leaves a
+# checkpoint that counts so many steps.
 _PROGRAM = """
-import os, signal, sys, time
+import os, shutil, signal, sys, time
 flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
 os.makedirs(flags['workdir'], exist_ok=True)
 with open({log!r}, 'a') as file:
@@ -38,21 +40,53 @@ if flags['game'] in {slow!r}:
   signal.signal(signal.SIGTERM, stop)
   print('playing', flush=True)
   time.sleep(60)
-sys.exit({codes!r}.get(flags['game'], 0))
+code = {codes!r}.get(flags['game'], 0)
+if code != 2:
+  steps = {steps!r}.get(flags['game'], 0 if code else int(flags['max_actor_steps']))
+  checkpoints = os.path.join(flags['workdir'], 'checkpoints')
+  shutil.rmtree(checkpoints, ignore_errors=True)
+  shutil.copytree(os.path.join({saved!r}, str(steps), 'checkpoints'), checkpoints)
+sys.exit(code)
 """
 
 
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> pathlib.Path:
+  """In the folder of each number, checkpoints that count so many actor steps."""
+  folder = tmp_path_factory.mktemp('saved')
+  config = helpers.make_config()
+  learner = R2D2Builder(config, helpers.make_spec(image=False)).make_learner(iter(()))
+  for steps in (0, 1, 9, 99, 100, 200):
+    checkpointer = checkpointing.Checkpointer(
+      str(folder / str(steps)), learner, {}, config
+    )
+    checkpointer.save({'actor_steps': steps}, force=True)
+  return folder
+
+
 @pytest.fixture
-def suite(tmp_path, monkeypatch):
-  """`suite(*flags, codes=…)` runs the suite; returns its code and what it started."""
+def suite(saved, tmp_path, monkeypatch):
+  """`suite(*flags, codes=…)` runs the suite; returns its code and what it started.
+
+  A game's program ends with 0 and a checkpoint at the limit, but for its own entry in
+  `codes` or `steps`. Those of `slow` games wait to be stopped.
+  """
   log = tmp_path / 'log'
   monkeypatch.setattr(atari57, '_PROGRAM', tmp_path / 'program.py')
   monkeypatch.setattr(atari57, '_collect', lambda args: ([], []))
+  # In this process, where TensorFlow is imported already.
+  monkeypatch.setattr(atari57, '_count_steps', atari57._read_steps)
 
-  def suite(*flags: str, codes: dict[str, int] | None = None, slow: tuple = ()):
+  def suite(*flags: str, codes=(), steps=(), slow=()):
     log.write_text('')
     (tmp_path / 'program.py').write_text(
-      _PROGRAM.format(log=str(log), codes=codes or {}, slow=slow)
+      _PROGRAM.format(
+        log=str(log),
+        codes=dict(codes),
+        steps=dict(steps),
+        slow=slow,
+        saved=str(saved),
+      )
     )
     try:
       code = atari57.main([f'--workdir={tmp_path}/suite', *flags])
@@ -86,6 +120,32 @@ def test_game_that_has_its_steps_is_skipped_until_more_are_asked_for(suite):
     'pong 200 None',
     'breakout 200 None',
   ]
+
+
+@pytest.mark.parametrize('steps', [0, 99])
+def test_game_whose_program_was_merely_stopped_is_not_done(suite, capfd, steps):
+  flags = ('--games=pong', '--max_actor_steps=100')
+  code, _ = suite(*flags, steps={'pong': steps})  # with code 0
+  assert code == 1
+  assert capfd.readouterr().err.splitlines() == [
+    f'pong: was stopped after {steps} steps',
+    'error: failed: pong',
+  ]
+  assert suite(*flags)[1] == ['pong 100 None']
+
+
+def test_game_is_done_by_its_steps_however_its_program_ended(suite, capfd):
+  flags = ('--games=pong', '--max_actor_steps=100')
+  suite(*flags, codes={'pong': 1}, steps={'pong': 100})
+  assert 'failed' not in capfd.readouterr().err
+  assert suite(*flags)[1] == []
+
+
+def test_game_whose_checkpoints_are_gone_is_not_done(suite, tmp_path):
+  flags = ('--games=pong', '--max_actor_steps=100')
+  suite(*flags)
+  shutil.rmtree(tmp_path / 'suite' / 'pong' / 'checkpoints')
+  assert suite(*flags)[1] == ['pong 100 None']
 
 
 def test_a_games_failure_is_told_at_the_end_and_bad_input_at_once(suite, capfd):
@@ -193,7 +253,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
   learner = R2D2Builder(
     config, acme.make_environment_spec(make_atari('pong'))
   ).make_learner(iter(()))
-  checkpointing.Checkpointer(str(folder / 'pong'), learner, {}, 1e9).save(
+  checkpointing.Checkpointer(str(folder / 'pong'), learner, {}, config).save(
     {'actor_frames': 12}, force=True
   )
   stored = {'environment': {'game': 'pong'}, 'config': dataclasses.asdict(config)}
@@ -245,6 +305,23 @@ def test_checkpoint_of_the_same_name_is_played_when_it_is_another(trained, capsy
   (row,) = atari57._read_table(path)
   atari57._write_table(path, [dataclasses.replace(row, learner_steps=5)])
   assert 'pong: playing' in _collect(trained, capsys)[0]
+
+
+def test_score_is_of_the_best_checkpoint_if_asked_for(trained, capsys):
+  folder = pathlib.Path(checkpointing.directory(str(trained / 'pong')))
+  for path in folder.glob('ckpt-1.*'):
+    shutil.copy(path, folder / path.name.replace('ckpt-1', 'ckpt-2'))
+  best = {'checkpoint': 'ckpt-1', 'mean_return': 3.0, 'episodes': 1, 'learner_steps': 0}
+  (folder / 'best.json').write_text(json.dumps(best))
+  try:
+    for flags, name in (([], 'ckpt-2'), (['--checkpoint=best'], 'ckpt-1')):
+      arguments = ['--collect', '--games=pong', f'--workdir={trained}', '--episodes=1']
+      assert atari57.main([*arguments, *flags]) == 0
+      (row,) = atari57._read_table(str(trained / 'scores.csv'))
+      assert row.checkpoint == name
+  finally:
+    for path in [folder / 'best.json', *folder.glob('ckpt-2.*')]:
+      path.unlink()
 
 
 def test_corrupt_checkpoint_is_said_and_the_other_games_are_in_the_table(

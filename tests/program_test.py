@@ -4,6 +4,8 @@ import contextlib
 import math
 import pathlib
 import signal
+import subprocess
+import sys
 import types
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
 from tests import helpers
 
+_LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 _TIMEOUT = 240  # seconds; it takes a tenth on an idle machine
 _CONFIG = helpers.make_config(
   burn_in_length=4,
@@ -286,3 +289,54 @@ def test_resumed_program_has_other_seeds_and_counts_on(run, workdir):
 def test_evaluator_is_optional():
   program = program_lib.make_program(_CONFIG, _make_pong, evaluator=False)
   assert set(program.groups) == {'replay', 'counter', 'learner', 'actor'}
+
+
+_SMALL = (
+  '--env=CartPole-v1',
+  '--noevaluator',
+  '--num_actors=1',
+  '--envs_per_actor=2',
+  '--config.max_replay_size=1000',
+)
+
+
+@pytest.mark.parametrize('launch_type', ['local_mp', 'local_mt'])
+def test_last_checkpoint_has_the_counts_that_reached_the_limit(tmp_path, launch_type):
+  """In a folder with a name that TensorFlow, for one, would take for a pattern."""
+  workdir = tmp_path / 'run [1]*?\\%d\n'
+  command = [sys.executable, _LAUNCH / 'atari_distributed.py', *_SMALL]
+  command += [f'--lp_launch_type={launch_type}', f'--workdir={workdir}']
+  # It ends before learning starts, so that no learner step makes it save.
+  command += ['--max_actor_steps=300', '--config.min_replay_size=900']
+  subprocess.run(command, check=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
+  counts = checkpointing.verify(str(workdir))
+  assert counts['actor_steps'] >= 300
+  assert counts['learner_steps'] == 0
+  assert len(checkpointing.find(str(workdir))) == 1
+
+
+_WITHOUT_WORKDIR = """
+import sys
+from absl import app
+from r2d2_acme import environments, launching, program
+from tests import helpers
+
+def main(_):
+  return launching.launch(
+    program.make_program(
+      helpers.make_config(),
+      lambda seed: environments.make_cue_recall(seed=seed),
+      max_actor_steps=300,
+    ),
+    'local_mt',
+    sys.argv[1],
+  )
+
+app.run(main)
+"""
+
+
+def test_limit_holds_without_a_workdir(tmp_path):
+  command = [sys.executable, '-c', _WITHOUT_WORKDIR, str(tmp_path / 'output')]
+  subprocess.run(command, check=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
+  assert not list(tmp_path.rglob('ckpt-*'))
