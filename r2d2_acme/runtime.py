@@ -10,7 +10,7 @@ import sys
 import tempfile
 from typing import NoReturn
 
-from r2d2_acme import machine
+from r2d2_acme import machine, processes
 
 _ONEDNN = 'TF_ENABLE_ONEDNN_OPTS'
 _ENVIRONMENT = {
@@ -167,10 +167,13 @@ def exit_with_error(message: str) -> NoReturn:
 
 
 def exit_now(code: int) -> NoReturn:
-  """Ends this process although threads of it still wait inside C++.
+  """Ends this process although threads of it still wait inside C++, and its children.
 
-  Python's own way out would tear the libraries down under them, and abort.
+  Python's own way out would tear the libraries down under them, and abort; and it would
+  wait for children, such as those of an environment that could not be closed.
   """
-  sys.stdout.flush()
-  sys.stderr.flush()
+  processes.kill_descendants()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(Exception):  # a signal may come in the middle of a print
+      stream.flush()
   os._exit(code)

@@ -12,7 +12,7 @@ _PACKAGE = _ROOT / 'r2d2_acme'
 
 # Each imports from lower layers only, that is from lines above its own.
 _LAYERS = (
-  {'machine'},
+  {'machine', 'processes'},
   {
     'atari_scores',
     'config',
