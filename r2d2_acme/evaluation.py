@@ -11,7 +11,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from r2d2_acme import builder as builder_lib
-from r2d2_acme import checkpointing
+from r2d2_acme import checkpointing, environments
 from r2d2_acme.actor import BatchedActor
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked
@@ -189,20 +189,19 @@ def evaluate(
     epsilons=[config.evaluator_epsilon] * len(seeds),
     seeds=[policy_seed for _, policy_seed in seeds],
   )
-  environments = [environment_factory(seed) for seed, _ in seeds]
-  if make_watcher is not None:
-    actor.watcher = make_watcher(environments[0], prefix)
 
   def tell(number: int, episode: Episode):
     if number == 0:
       actor.watcher = None
     on_episode(number, episode)
 
-  episodes = play(
-    actor, environments, num_episodes, tell, max_steps=config.max_evaluation_steps
-  )
-  for environment in environments:
-    environment.close()
+  environment_seeds = [environment_seed for environment_seed, _ in seeds]
+  with environments.opened(environment_factory, environment_seeds) as played:
+    if make_watcher is not None:
+      actor.watcher = make_watcher(played[0], prefix)
+    episodes = play(
+      actor, played, num_episodes, tell, max_steps=config.max_evaluation_steps
+    )
   return Evaluation(prefix, counts, episodes)
 
 

@@ -16,7 +16,14 @@ from acme.utils import counting
 from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
-from r2d2_acme import checkpointing, evaluation, loggers, machine, runtime
+from r2d2_acme import (
+  checkpointing,
+  environments,
+  evaluation,
+  loggers,
+  machine,
+  runtime,
+)
 from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.adder import Stopped
@@ -130,10 +137,11 @@ def _run_until_stopped(
 
   A thread that waits in C++ for a server that is gone cannot be interrupted. These
   need not be: the node's main thread answers the program's stop, and saves. A process
-  of its own ends here, with code 1 if `on_stop` fails.
+  of its own ends here, and its children with it: with code 1 if a thread or `on_stop`
+  fails.
 
   Raises:
-    Whatever a thread raises while the program runs.
+    Whatever a thread raises while the program runs, or `on_stop`.
   """
   failures: list[BaseException] = []
 
@@ -153,21 +161,21 @@ def _run_until_stopped(
   stop = lp.stop_event()
   while all(thread.is_alive() for thread in threads) and not stop.wait(_POLL_PERIOD):
     pass
-  if failures and not stop.is_set():
-    raise failures[0]
   in_process = lp_context.get_context().launch_type in _IN_PROCESSES
   try:
+    if failures and not stop.is_set():
+      raise failures[0]
     on_stop()
-  except Exception:
+  except BaseException:
     if not in_process:
       raise
     traceback.print_exc()
     runtime.exit_now(1)
   deadline = time.time() + _JOIN_TIMEOUT
-  for thread in threads:
+  for thread in threads:  # they close their environments
     thread.join(max(0.0, deadline - time.time()))
   if in_process:
-    runtime.exit_now(0)  # Launchpad's alarms would kill it on Python's own way out
+    runtime.exit_now(0)
 
 
 def _limit_threads(num_threads: int):
@@ -264,28 +272,27 @@ class _ActorNode:
     self._stop = lp.stop_event()
     self._logger = loggers.make_logger(workdir, 'actor', index, sitting=sitting)
 
-    def make_loop() -> VectorEnvironmentLoop:
+    def act():
       fleet = range(index * config.envs_per_actor, (index + 1) * config.envs_per_actor)
-      return VectorEnvironmentLoop(
-        [
-          environment_factory(builder_lib.environment_seed(config, i, sitting))
-          for i in fleet
-        ],
-        builder.make_actor(
-          index,
-          replay_client=replay_client,
-          variable_source=learner,
+      seeds = [builder_lib.environment_seed(config, i, sitting) for i in fleet]
+      with environments.opened(environment_factory, seeds) as fleet_environments:
+        VectorEnvironmentLoop(
+          fleet_environments,
+          builder.make_actor(
+            index,
+            replay_client=replay_client,
+            variable_source=learner,
+            should_stop=self._stop.is_set,
+          ),
+          counting.Counter(counter, prefix='actor'),
+          self._logger,
           should_stop=self._stop.is_set,
-        ),
-        counting.Counter(counter, prefix='actor'),
-        self._logger,
-        should_stop=self._stop.is_set,
-      )
+        ).run()
 
-    self._make_loop = make_loop
+    self._act = act
 
   def run(self):
-    _run_until_stopped(lambda: self._make_loop().run(), on_stop=self._logger.close)
+    _run_until_stopped(self._act, on_stop=self._logger.close)
 
 
 class _EvaluatorNode:
@@ -307,19 +314,21 @@ class _EvaluatorNode:
     self._period = config.evaluation_period
 
     def evaluate():
-      evaluator = evaluation.Evaluator(
-        builder.make_evaluator(),
-        environment_factory(builder_lib.evaluator_seed(config, sitting)),
-        learner,
-        max_steps=config.max_evaluation_steps,
-        counter=counter,
-        logger=self._logger,
-        should_stop=self._stop.is_set,
-        observe_return=learner.observe_return,
-      )
-      while not self._stop.is_set():
-        evaluator.run_episode()
-        self._stop.wait(self._period)
+      seeds = [builder_lib.evaluator_seed(config, sitting)]
+      with environments.opened(environment_factory, seeds) as (environment,):
+        evaluator = evaluation.Evaluator(
+          builder.make_evaluator(),
+          environment,
+          learner,
+          max_steps=config.max_evaluation_steps,
+          counter=counter,
+          logger=self._logger,
+          should_stop=self._stop.is_set,
+          observe_return=learner.observe_return,
+        )
+        while not self._stop.is_set():
+          evaluator.run_episode()
+          self._stop.wait(self._period)
 
     self._evaluate = evaluate
 

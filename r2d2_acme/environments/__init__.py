@@ -12,6 +12,7 @@ from r2d2_acme.environments.cartpole import VELOCITYLESS_CARTPOLE
 from r2d2_acme.environments.checks import EnvironmentFailed, checked
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 from r2d2_acme.environments.gymnasium_ids import make_gymnasium
+from r2d2_acme.environments.lifetime import opened
 from r2d2_acme.environments.memory import (
   make_cue_recall,
   make_memory_task,
@@ -30,6 +31,7 @@ __all__ = [
   'make_gymnasium',
   'make_memory_task',
   'make_t_maze',
+  'opened',
 ]
 
 
