@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+if __name__ == '__main__':
+  stopping.end_at_once(
+    message='Stopped. Start again to go on after the last finished run.\n'
+  )
 doctor.check_installation()
 
 import dm_env  # noqa: E402

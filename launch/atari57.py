@@ -13,23 +13,26 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
-import signal
 import statistics
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, get_type_hints
 
+_STOPPED = 'stopped: start again with the same --workdir to go on'
+
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+if __name__ == '__main__':
+  stopping.end_at_once(0, f'{_STOPPED}\n')
 doctor.check_installation()
 
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import atari_scores, machine, runtime  # noqa: E402
+from r2d2_acme import atari_scores, machine, processes, runtime  # noqa: E402
 from r2d2_acme import workdir as workdir_lib  # noqa: E402
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 
 _PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
 _TABLE = 'scores.csv'
+_PATIENCE = 25.0  # seconds that a program may need to stop, if this one was killed
+_POLL_PERIOD = 0.1  # seconds
 _BAD_INPUT = 2  # a program's exit code
 # Flags of its that are not passed on: each game has its own run, and one limit.
 _OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
@@ -65,7 +70,15 @@ class Row:
 
 
 class _Stopped(Exception):
-  """By Ctrl-C or SIGTERM."""
+  """By Ctrl-C, SIGTERM or SIGHUP.
+
+  Attributes:
+    code: the exit code that is due.
+  """
+
+  def __init__(self, code: int):
+    super().__init__()
+    self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for game, before in zip(args.games, steps, strict=True)
         if not _train(game, args, others, before)
       ]
-  except (_Stopped, KeyboardInterrupt):
-    print('stopped: start again with the same --workdir to go on', flush=True)
-    return 0
+  except _Stopped as stopped:
+    print(_STOPPED, flush=True)
+    return stopped.code
   rows, unplayed = _collect(args)
   failed += [game for game in unplayed if game not in failed]
   if rows:
@@ -137,12 +150,11 @@ def _count_steps(workdirs: Sequence[str]) -> list[int]:
   if not any(os.path.isdir(os.path.join(w, 'checkpoints')) for w in workdirs):
     return [0 for _ in workdirs]
   # TensorFlow takes memory: not in this process, beside a run that trains.
-  with futures.ProcessPoolExecutor(
-    1,
-    multiprocessing.get_context('spawn'),
-    initializer=signal.signal,
-    initargs=(signal.SIGINT, signal.SIG_IGN),
-  ) as pool:
+  with (
+    processes.Family(patience=0.0) as family,
+    futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool,
+  ):
+    os.environ.update(family.mark('reader'))
     return pool.submit(_read_steps, workdirs).result()
 
 
@@ -161,30 +173,22 @@ def _read_steps(workdirs: Sequence[str]) -> list[int]:
 
 
 def _run(command: Sequence[str]) -> int:
-  """Runs a program to its end; on Ctrl-C or SIGTERM it is asked, once, to save.
+  """Runs a program to its end, and passes the user's requests to stop on to it.
 
   Raises:
-    _Stopped: that was so.
+    _Stopped: there was one.
   """
-  # In a session of its own, the terminal's Ctrl-C reaches this process only.
-  process = subprocess.Popen(command, start_new_session=True)
-  stopped = False
-
-  def stop(*_):
-    nonlocal stopped
-    if not stopped:
-      process.terminate()
-    stopped = True
-
-  before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    code = process.wait()
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-  if stopped:
-    raise _Stopped
-  return code
+  with processes.Family(_PATIENCE) as family, stopping.Requests(message='') as requests:
+    program = family.start('program', command)
+    passed_on = 0
+    while program.poll() is None:
+      if requests.num > passed_on:
+        program.terminate()
+        passed_on += 1
+      time.sleep(_POLL_PERIOD)
+  if requests.stop:
+    raise _Stopped(stopping.QUIT_CODE if requests.quit else 0)
+  return program.returncode
 
 
 def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:

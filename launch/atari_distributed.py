@@ -7,9 +7,11 @@ import os
 import sys
 
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+if __name__ == '__main__':
+  stopping.end_at_once(0)  # there is nothing to save yet
 doctor.check_installation()
 
 from absl import flags  # noqa: E402
@@ -30,7 +32,7 @@ def main() -> int:
     runtime.hide_gpu()  # the learner, another process, needs all of it
   runtime.limit_threads(machine.num_cores())
   run = experiment.from_flags()
-  return launching.launch(
+  code = launching.launch(
     program.make_program(
       run.config,
       run.environment_factory,
@@ -43,6 +45,7 @@ def main() -> int:
     launch_type=launch_type,
     output_dir=os.path.join(run.workdir, 'output'),
   )
+  runtime.exit_now(code)  # threads of `local_mt` may still wait in C++
 
 
 if __name__ == '__main__':

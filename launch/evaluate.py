@@ -9,9 +9,11 @@ import statistics
 import sys
 
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+if __name__ == '__main__':
+  stopping.end_at_once()
 doctor.check_installation()
 
 from absl import flags  # noqa: E402

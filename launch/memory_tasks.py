@@ -24,12 +24,17 @@ from concurrent import futures
 from typing import Any
 
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
+if __name__ == '__main__':
+  stopping.end_at_once(
+    message='Stopped. Start again to go on after the last finished run.\n'
+  )
 doctor.check_installation()
 
 import acme  # noqa: E402
+import dm_env  # noqa: E402
 from acme.utils import counting, loggers  # noqa: E402
 from rich import console, table  # noqa: E402
 
@@ -41,6 +46,7 @@ from r2d2_acme import (  # noqa: E402
   experiment,
   machine,
   plotting,
+  processes,
   runtime,
   workdir,
 )
@@ -147,19 +153,19 @@ class RunFailed(Exception):
 class _Evaluator:
   """Plays many episodes at once, each to its end, nearly greedily."""
 
-  def __init__(self, task: Task, config: R2D2Config):
+  def __init__(
+    self, config: R2D2Config, evaluated: Sequence[dm_env.Environment], seeds: list[int]
+  ):
+    """`evaluated` are the environments to play in, `seeds` those of the policies."""
     self._max_steps = config.max_evaluation_steps
-    seeds = [
-      builder_lib.evaluation_seeds(config.seed, i) for i in range(task.num_episodes)
-    ]
-    self._environments = [environments.make(task.env, seed=seed) for seed, _ in seeds]
+    self._environments = evaluated
     spec = acme.make_environment_spec(self._environments[0])
     self._actor = BatchedActor(
       builder_lib.R2D2Builder(config, spec).make_network(),
       config,
       spec,
-      epsilons=[config.evaluator_epsilon] * task.num_episodes,
-      seeds=[policy_seed for _, policy_seed in seeds],
+      epsilons=[config.evaluator_epsilon] * len(seeds),
+      seeds=seeds,
     )
 
   def mean_return(self, source: acme.VariableSource) -> float:
@@ -183,36 +189,44 @@ def train(
   stop_when_solved: bool = True,
 ) -> Curve:
   """One run, in this process; `max_steps` overrules the task's."""
-  start = time.monotonic()
   config = task.config(seed, recurrent)
-  train_environments = [
-    environments.make(task.env, seed=builder_lib.environment_seed(config, i))
-    for i in range(config.envs_per_actor)
+  seeds = [
+    builder_lib.environment_seed(config, i) for i in range(config.envs_per_actor)
   ]
-  spec = acme.make_environment_spec(train_environments[0])
-  agent = R2D2(spec, config)
-  loop = VectorEnvironmentLoop(
-    train_environments, agent, counting.Counter(), loggers.NoOpLogger()
+  evaluated_seeds, policy_seeds = zip(
+    *(builder_lib.evaluation_seeds(seed, i) for i in range(task.num_episodes)),
+    strict=True,
   )
-  evaluator = _Evaluator(task, config)
-  label = f'{task.env} {_agent(recurrent)} seed {seed}'
-  rows: list[dict[str, float]] = []
-  curve = Curve(task.env, recurrent, seed, task.goal, rows)
-  steps = 0
-  while steps < (max_steps or task.max_steps):
-    loop.run(num_steps=task.evaluation_period)
-    steps += task.evaluation_period
-    rows.append(
-      {
-        'actor_steps': steps,
-        'learner_steps': agent.learner.num_steps,
-        'mean_return': evaluator.mean_return(agent),
-        'seconds': round(time.monotonic() - start, 1),
-      }
-    )
-    print(f'[{label}] ' + ' | '.join(f'{k} {v:,.6g}' for k, v in rows[-1].items()))
-    if stop_when_solved and curve.solved_at is not None:
-      break
+
+  def make(environment_seed: int) -> dm_env.Environment:
+    return environments.make(task.env, seed=environment_seed)
+
+  with (
+    environments.opened(make, seeds) as fleet,
+    environments.opened(make, evaluated_seeds) as evaluated,
+  ):
+    agent = R2D2(acme.make_environment_spec(fleet[0]), config)
+    loop = VectorEnvironmentLoop(fleet, agent, counting.Counter(), loggers.NoOpLogger())
+    evaluator = _Evaluator(config, evaluated, list(policy_seeds))
+    rows: list[dict[str, float]] = []
+    curve = Curve(task.env, recurrent, seed, task.goal, rows)
+    start = time.monotonic()
+    steps = 0
+    while steps < (max_steps or task.max_steps):
+      loop.run(num_steps=task.evaluation_period)
+      steps += task.evaluation_period
+      rows.append(
+        {
+          'actor_steps': steps,
+          'learner_steps': agent.learner.num_steps,
+          'mean_return': evaluator.mean_return(agent),
+          'seconds': round(time.monotonic() - start, 1),
+        }
+      )
+      label = f'{task.env} {_agent(recurrent)} seed {seed}'
+      print(f'[{label}] ' + ' | '.join(f'{k} {v:,.6g}' for k, v in rows[-1].items()))
+      if stop_when_solved and curve.solved_at is not None:
+        break
   return curve
 
 
@@ -381,9 +395,6 @@ def main() -> int:
   except RunFailed as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
-  except KeyboardInterrupt:
-    print('Stopped. Start again to go on after the last finished run.')
-    return 130
   terminal = console.Console()
   if not terminal.is_terminal:
     terminal = console.Console(width=120)
@@ -398,7 +409,11 @@ def main() -> int:
 
 def _train_all(args: argparse.Namespace) -> list[Curve]:
   threads = max(1, machine.num_cores() // args.processes)
-  with futures.ThreadPoolExecutor(args.processes) as pool:
+  with (
+    processes.Family(patience=0.0) as family,  # a run keeps nothing but its end
+    futures.ThreadPoolExecutor(args.processes) as pool,
+  ):
+    os.environ.update(family.mark('run'))
     try:
       waiting = [
         pool.submit(

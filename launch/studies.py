@@ -13,7 +13,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from r2d2_acme import (
   loggers,
   machine,
   plotting,
+  processes,
   runtime,
   sittings,
 )
@@ -118,27 +118,28 @@ def train(
   shutil.rmtree(workdir, ignore_errors=True)
   config = dataclasses.replace(study.cases[case], seed=seed)
   counter = loggers.WallTimeCounter()
-  agent = R2D2(
-    acme.make_environment_spec(study.make_environment(0)),
-    config,
-    counter=counter,
-    logger=loggers.make_logger(str(workdir), 'learner'),
-  )
-  loop = VectorEnvironmentLoop(
-    [
-      study.make_environment(builder_lib.environment_seed(config, i))
-      for i in range(config.envs_per_actor)
-    ],
-    agent,
-    counting.Counter(counter, prefix='actor', time_delta=0.0),
-    loggers.make_logger(str(workdir), 'actor'),
-  )
-  observe(0, agent)
-  steps = 0
-  while steps < max_steps:
-    loop.run(num_steps=config.envs_per_actor)
-    steps = counter.get_counts()['actor_steps']
-    observe(steps, agent)
+  seeds = [
+    builder_lib.environment_seed(config, i) for i in range(config.envs_per_actor)
+  ]
+  with environments.opened(study.make_environment, seeds) as fleet:
+    agent = R2D2(
+      acme.make_environment_spec(fleet[0]),
+      config,
+      counter=counter,
+      logger=loggers.make_logger(str(workdir), 'learner'),
+    )
+    loop = VectorEnvironmentLoop(
+      fleet,
+      agent,
+      counting.Counter(counter, prefix='actor', time_delta=0.0),
+      loggers.make_logger(str(workdir), 'actor'),
+    )
+    observe(0, agent)
+    steps = 0
+    while steps < max_steps:
+      loop.run(num_steps=config.envs_per_actor)
+      steps = counter.get_counts()['actor_steps']
+      observe(steps, agent)
 
 
 def main(
@@ -238,7 +239,7 @@ def _check_steps(study: Study, cases: Sequence[str], max_steps: int):
 
 
 def _train_all(
-  study: Study, names: Sequence[str], workdir: pathlib.Path, processes: int
+  study: Study, names: Sequence[str], workdir: pathlib.Path, num_processes: int
 ) -> bool:
   """Whether all of it worked."""
 
@@ -248,13 +249,16 @@ def _train_all(
     output = workdir / f'{name.replace("/", "_")}.txt'
     with open(output, 'w') as file:
       command = [sys.executable, *sys.argv, f'--run={name}']
-      code = subprocess.run(command, stdout=file, stderr=file).returncode
+      code = family.run(name, command, stdout=file, stderr=file)
     where = workdir_lib.shown(str(output))
     print(f'{name}: code {code}, see {where}' if code else f'{name}: finished')
     return code == 0
 
   workdir.mkdir(parents=True, exist_ok=True)
-  with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+  with (
+    processes.Family(patience=0.0) as family,  # a run keeps nothing but its end
+    concurrent.futures.ThreadPoolExecutor(num_processes) as pool,
+  ):
     return all(list(pool.map(run_one, names)))
 
 

@@ -33,7 +33,7 @@ if flags['game'] in {slow!r}:
   def stop(*_):
     with open({log!r}, 'a') as file:
       print('asked', file=file)
-    time.sleep(0.5)
+    time.sleep(1.5)
     with open({log!r}, 'a') as file:
       print('saved', file=file)
     sys.exit(0)
@@ -157,9 +157,9 @@ def test_a_games_failure_is_told_at_the_end_and_bad_input_at_once(suite, capfd):
   assert (code, len(started)) == (2, 1)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_signal_stops_the_game_which_is_resumed_next_time(suite, tmp_path, number):
-  """In a process of its own, to which the signal goes alone, and twice."""
+@pytest.fixture
+def playing(suite, tmp_path):
+  """A suite in a process of its own, which plays qbert until it is stopped."""
   suite('--games=pong', '--max_actor_steps=1', slow=('qbert',))
   code = (
     f'import sys; sys.path.insert(0, {str(_LAUNCH)!r}); import atari57\n'
@@ -172,15 +172,42 @@ def test_signal_stops_the_game_which_is_resumed_next_time(suite, tmp_path, numbe
   ) as process:
     lines = [process.stdout.readline() for _ in range(2)]
     assert lines[1] == 'playing\n'
-    process.send_signal(number)
-    time.sleep(0.05)
-    process.send_signal(number)
-    out = process.stdout.read()
-  assert process.returncode == 0
+    yield process
+    process.kill()
+
+
+def _log(tmp_path: pathlib.Path) -> list[str]:
+  return (tmp_path / 'log').read_text().splitlines()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_stops_the_game_which_is_resumed_next_time(
+  suite, playing, tmp_path, number
+):
+  """The signal comes alone, and twice by one gesture."""
+  playing.send_signal(number)
+  time.sleep(0.05)
+  playing.send_signal(number)
+  out = playing.stdout.read()
+  assert playing.wait() == 0
   assert out.startswith('stopped: start again')
-  log = (tmp_path / 'log').read_text().splitlines()
-  assert log == ['pong 1 None', 'qbert 1 None', 'asked', 'saved']
-  assert suite(*flags[1:])[1] == ['qbert 1 None', 'hero 1 None']
+  assert _log(tmp_path) == ['pong 1 None', 'qbert 1 None', 'asked', 'saved']
+  flags = ('--games=qbert,hero', '--max_actor_steps=1')
+  assert suite(*flags)[1] == ['qbert 1 None', 'hero 1 None']
+
+
+def test_second_signal_reaches_the_game_too(playing, tmp_path):
+  playing.send_signal(signal.SIGINT)
+  helpers.wait_until(lambda: 'asked' in _log(tmp_path))
+  time.sleep(0.4)
+  playing.send_signal(signal.SIGINT)
+  assert playing.wait() == 130
+  assert _log(tmp_path).count('asked') == 2
+
+
+def test_game_saves_when_the_suite_is_killed(playing, tmp_path):
+  playing.kill()
+  helpers.wait_until(lambda: 'saved' in _log(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import studies
 
+from r2d2_acme import processes
+
 _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 
 
@@ -28,20 +30,17 @@ def run_in_this_process(monkeypatch, main: Callable[[], int]):
 
   If it raises, the process counts as failed.
   """
-  really_run = subprocess.run
 
-  def run(command, **kwargs):
-    if not command[-1].startswith('--run='):
-      return really_run(command, **kwargs)
+  def run(unused_family, unused_name, command, **unused_keywords) -> int:
     flags, sys.argv = sys.argv, command[1:]
     try:
-      return subprocess.CompletedProcess(command, main())
+      return main()
     except RuntimeError:
-      return subprocess.CompletedProcess(command, 1)
+      return 1
     finally:
       sys.argv = flags
 
-  monkeypatch.setattr(studies.subprocess, 'run', run)
+  monkeypatch.setattr(processes.Family, 'run', run)
 
 
 def run_program(name: str, *flags: str) -> subprocess.CompletedProcess:
