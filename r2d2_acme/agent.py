@@ -1,5 +1,6 @@
 """`R2D2`: the same parts in one process, as an Acme agent."""
 
+import weakref
 from collections.abc import Sequence
 
 import acme
@@ -10,7 +11,8 @@ from acme import specs
 from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
-from r2d2_acme import checkpointing, loggers, machine, runtime
+from r2d2_acme import checkpointing, locking, loggers, machine, runtime
+from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.actor import R2D2Actor
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
@@ -35,6 +37,8 @@ class R2D2(acme.Actor, acme.VariableSource):
   ):
     """With a workdir it resumes from, and saves to, its checkpoints.
 
+    As long as the agent lives, other processes are kept out of the workdir.
+
     Args:
       workdir: of the run. To make an agent there begins a sitting.
       counter: the root counter, by default a `WallTimeCounter`. If it has counted
@@ -45,6 +49,7 @@ class R2D2(acme.Actor, acme.VariableSource):
       ValueError: the config is for more than one actor, or R2D2 does not fit the
         environment, see `layouts.check`.
       CheckpointError: the workdir's newest checkpoint is corrupt.
+      WorkdirInUse: another program runs in the workdir.
     """
     if config.num_actors != 1:
       raise ValueError(
@@ -52,7 +57,11 @@ class R2D2(acme.Actor, acme.VariableSource):
       )
     runtime.limit_threads(machine.num_cores())
     self._config = config
-    counts = checkpointing.verify(workdir) if workdir is not None else {}
+    counts = {}
+    if workdir is not None:
+      workdir = workdir_lib.resolve(workdir)
+      weakref.finalize(self, locking.hold(workdir, 'learner'))
+      counts = checkpointing.verify(workdir)
     counter = counter if counter is not None else loggers.WallTimeCounter()
     if not _has_counted(counter):
       counter.increment(**counts)

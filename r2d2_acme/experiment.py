@@ -5,7 +5,6 @@ Whatever a user can get wrong ends here, in one line and before any process star
 
 import dataclasses
 import datetime
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -25,10 +24,13 @@ from r2d2_acme import (
   builder,
   checkpointing,
   environments,
+  locking,
   machine,
   networks,
+  processes,
   replay,
   runtime,
+  stopping,
 )
 from r2d2_acme import config as config_lib
 from r2d2_acme import workdir as workdir_lib
@@ -55,7 +57,6 @@ _FREE_FIELDS = (
 )
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
-_INTERRUPTED = 130  # the code that shells give for Ctrl-C
 
 _GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
 _ENV = flags.DEFINE_string(
@@ -117,7 +118,7 @@ def run(main: Callable[[], int]) -> NoReturn:
   """Parses the flags and runs a program's main; the process ends with its code.
 
   Bad input is one line on stderr and exit code 2; Ctrl-C, where the program does not
-  take it to stop and save, is code 130.
+  handle it, is code 130. No child of the process is left.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -145,7 +146,9 @@ def run(main: Callable[[], int]) -> NoReturn:
     ) as error:
       runtime.exit_with_error(str(error))
     except KeyboardInterrupt:
-      code = _INTERRUPTED
+      code = stopping.QUIT_CODE
+    finally:
+      processes.kill_descendants()
     sys.exit(code)
 
   app.run(checked, flags_parser=parse)
@@ -173,8 +176,10 @@ def from_flags(**fixed: Any) -> Experiment:
     checkpointing.choose(workdir, _CHECKPOINT.value)  # is there one?
   try:
     os.makedirs(workdir, exist_ok=True)
-    _lock(workdir)
+    locking.hold_program(workdir)
     _write_stored(workdir, config, {flag: name}, stored)
+  except locking.WorkdirInUse as error:
+    raise BadInput(str(error)) from error
   except OSError as error:
     raise BadInput(
       f'cannot write in {shown(workdir)} ({error.strerror}): give another --workdir'
@@ -321,18 +326,6 @@ def _read_stored(workdir: str) -> Mapping[str, Any]:
     raise BadInput(
       f'{shown(path)} is not a config of this version ({error!r}): give another '
       '--workdir'
-    ) from error
-
-
-def _lock(workdir: str):
-  """Keeps other programs out of `workdir` for as long as this process lives."""
-  # Never closed: the system lets go of it when the process ends, however it does.
-  descriptor = os.open(os.path.join(workdir, 'lock'), os.O_CREAT | os.O_RDWR, 0o666)
-  try:
-    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise BadInput(
-      f'another program runs in {shown(workdir)}: stop it, or give another --workdir'
     ) from error
 
 

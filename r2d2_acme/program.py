@@ -20,6 +20,7 @@ from r2d2_acme import (
   checkpointing,
   environments,
   evaluation,
+  locking,
   loggers,
   machine,
   runtime,
@@ -63,16 +64,20 @@ def make_program(
     max_actor_steps, max_learner_steps: the program stops at the first one reached.
     environment_spec: by default that of an environment made for the purpose.
 
+  From now on this process, and later the nodes, keep other programs out of the workdir.
+
   Raises:
     ValueError: R2D2 does not fit the environment, see `layouts.check`.
     CheckpointError: the workdir's newest checkpoint cannot be resumed from.
     BadWorkdir: no folder can have the workdir's path.
+    WorkdirInUse: another program runs in the workdir.
   """
   if environment_spec is None:
     environment_spec = builder_lib.make_environment_spec(config, environment_factory)
   counts = {}
   if workdir is not None:
     workdir = workdir_lib.resolve(workdir)
+    locking.hold_program(workdir)
     counts = checkpointing.verify(workdir)
   sitting = loggers.begin_sitting(workdir, counts)
   builder = builder_lib.R2D2Builder(config, environment_spec, sitting)
@@ -184,6 +189,11 @@ def _limit_threads(num_threads: int):
     runtime.limit_threads(num_threads)
 
 
+def _hold(workdir: str | None, role: str, index: int = 0) -> Callable[[], None]:
+  """Keeps other programs out of the node's workdir; returns what ends that."""
+  return locking.hold(workdir, role, index) if workdir is not None else lambda: None
+
+
 class _LearnerNode(acme.VariableSource):
   """Learns, serves parameters, saves, and stops the program at a limit."""
 
@@ -200,6 +210,7 @@ class _LearnerNode(acme.VariableSource):
   ):
     _limit_threads(machine.num_cores())
     self._limits = limits
+    self._release = _hold(workdir, 'learner')
     self._logger = loggers.make_logger(workdir, 'learner', sitting=sitting)
     self._counter = counter
     self._learner = builder.make_learner(
@@ -251,6 +262,7 @@ class _LearnerNode(acme.VariableSource):
     if self._checkpointer is not None:
       self._checkpointer.save(force=True)  # asks nobody: the counter may be gone
     self._logger.close()
+    self._release()
 
 
 class _ActorNode:
@@ -269,6 +281,7 @@ class _ActorNode:
     sitting: int,
   ):
     _limit_threads(1)
+    self._release = _hold(workdir, 'actor', index)
     self._stop = lp.stop_event()
     self._logger = loggers.make_logger(workdir, 'actor', index, sitting=sitting)
 
@@ -292,7 +305,11 @@ class _ActorNode:
     self._act = act
 
   def run(self):
-    _run_until_stopped(self._act, on_stop=self._logger.close)
+    _run_until_stopped(self._act, on_stop=self._close)
+
+  def _close(self):
+    self._logger.close()
+    self._release()
 
 
 class _EvaluatorNode:
@@ -309,6 +326,7 @@ class _EvaluatorNode:
     sitting: int,
   ):
     _limit_threads(1)
+    self._release = _hold(workdir, 'evaluator')
     self._stop = lp.stop_event()
     self._logger = loggers.make_logger(workdir, 'evaluator', sitting=sitting)
     self._period = config.evaluation_period
@@ -333,4 +351,8 @@ class _EvaluatorNode:
     self._evaluate = evaluate
 
   def run(self):
-    _run_until_stopped(self._evaluate, on_stop=self._logger.close)
+    _run_until_stopped(self._evaluate, on_stop=self._close)
+
+  def _close(self):
+    self._logger.close()
+    self._release()

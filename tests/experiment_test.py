@@ -564,7 +564,7 @@ def test_workdir_in_use_is_refused_and_left_as_it_is(refuse, describe, workdir):
   with open(workdir / 'lock', 'r+') as file:
     fcntl.lockf(file, fcntl.LOCK_EX)
     line = refuse('--workdir=run')
-  assert f'another program runs in {workdir}' in line
+  assert f'another program runs in {workdir} (process {os.getpid()}): ' in line
   assert (workdir / 'config.json').read_bytes() == before
   describe('--workdir=run')  # free again
 

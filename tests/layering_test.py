@@ -19,6 +19,7 @@ _LAYERS = (
     'doctor',
     'event_files',
     'layouts',
+    'locking',
     'runtime',
     'sittings',
     'tracing',
