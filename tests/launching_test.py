@@ -5,20 +5,23 @@ goes on in the workdir of the one before.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import pytest
 
-from r2d2_acme import checkpointing, runtime, sittings
+from r2d2_acme import checkpointing, launching, runtime, sittings, stopping
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(900)
@@ -65,6 +68,8 @@ class _Program:
     *flags: str,
     script: str = 'atari_distributed',
     env: Mapping[str, str] | None = None,
+    nohup: bool = False,
+    terminal: bool = False,
   ):
     self.workdir = workdir
     self.seen: dict[str, psutil.Process] = {}
@@ -75,14 +80,28 @@ class _Program:
     self._started = time.time()
     # A user's, who has not imported what these tests have.
     environ = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
-    with self._path.open('w') as file:
+    self._terminal = -1
+    with contextlib.ExitStack() as stack:
+      if terminal:
+        self._terminal, child_side = pty.openpty()
+        stack.callback(os.close, child_side)
+      else:
+        child_side = stack.enter_context(self._path.open('w')).fileno()
+
+      def prepare():
+        if terminal:
+          fcntl.ioctl(child_side, termios.TIOCSCTTY, 0)
+        if nohup:
+          signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
       self._popen = subprocess.Popen(
         [sys.executable, _LAUNCH / f'{script}.py', f'--workdir={workdir}', *flags],
-        stdin=subprocess.DEVNULL,
-        stdout=file,
+        stdin=child_side if terminal else subprocess.DEVNULL,
+        stdout=child_side,
         stderr=subprocess.STDOUT,
         env={**environ, **(env or {})},
         start_new_session=True,
+        preexec_fn=prepare,
       )
     self._process = psutil.Process(self._popen.pid)
 
@@ -129,6 +148,10 @@ class _Program:
     self.seconds = time.time() - self._started
     return self
 
+  def hang_up(self):
+    """Closes its terminal: it gets SIGHUP, and whatever it prints is an error."""
+    os.close(self._terminal)
+
   def kill(self):
     for process in [*self.nodes().values(), self._process]:
       with contextlib.suppress(psutil.NoSuchProcess):
@@ -156,13 +179,73 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   return tmp_path_factory.mktemp('distributed') / 'run'
 
 
+def _statuses(program: _Program) -> set[str]:
+  return {process.status() for process in program.nodes().values()}
+
+
 _LOCAL_MP = '--lp_launch_type=local_mp'
+
+# Each has a process of its own, in a session of its own, which works in the folder of
+# this file and notes whether it is closed.
+_WORLDS = """
+import os, pathlib, subprocess
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+_FOLDER = pathlib.Path(__file__).parent
+
+class Helped(CartPoleEnv):
+  def __init__(self):
+    super().__init__()
+    self.helper = subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1)
+
+  def step(self, action):
+    if os.path.exists(os.environ.get('BREAK', '')):
+      raise RuntimeError('the ball is out of reach')
+    return super().step(action)
+
+  def close(self):
+    with open(_FOLDER / 'closed', 'a') as file:
+      print(os.getpid(), file=file)
+    self.helper.kill()
+    self.helper.wait()
+
+class Leaving(Helped):
+  def close(self):
+    pass
+
+gymnasium.register('Helped-v0', Helped, max_episode_steps=500)
+gymnasium.register('Leaving-v0', Leaving, max_episode_steps=500)
+"""
 
 
 @pytest.fixture(scope='module')
-def terminated(workdir):
+def worlds(tmp_path_factory) -> Mapping[str, str]:
+  """The environment variables of a user who has environments of their own."""
+  folder = tmp_path_factory.mktemp('worlds')
+  (folder / 'worlds.py').write_text(_WORLDS)
+  return {
+    'PYTHONPATH': f'{folder}:{os.environ.get("PYTHONPATH", "")}',
+    'TMPDIR': str(folder),
+    'WORLDS': str(folder),
+  }
+
+
+def _helpers(worlds: Mapping[str, str]) -> list[psutil.Process]:
+  """The processes of environments that run."""
+  found = []
+  for process in psutil.process_iter():
+    with contextlib.suppress(psutil.Error):
+      if process.name() == 'sleep' and process.cwd() == worlds['WORLDS']:
+        found.append(process)
+  return [process for process in found if _is_running(process)]
+
+
+@pytest.fixture(scope='module')
+def terminated(worlds, workdir):
   """A first start, which learns until the user's SIGTERM."""
-  with _started(workdir, _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
+  flags = (_LOCAL_MP, '--env=worlds:Helped-v0', *_SMALL)
+  with _started(workdir, *flags, env=worlds) as program:
     program.wait_until(
       lambda: (
         len(program.rows('learner')) > 2
@@ -174,15 +257,24 @@ def terminated(workdir):
       name.split('/')[0]: process.environ().get('CUDA_VISIBLE_DEVICES')
       for name, process in program.nodes().items()
     }
+    os.kill(program.pid, signal.SIGTSTP)  # Ctrl-Z
+    helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
+    os.kill(program.pid, signal.SIGCONT)
+    helpers.wait_until(lambda: psutil.STATUS_STOPPED not in _statuses(program))
+    node_pids = {str(process.pid) for process in program.nodes().values()}
+    program.num_helpers = len(_helpers(worlds))
     os.kill(program.pid, signal.SIGTERM)
-    yield program.wait(_STOP_TIMEOUT)
+    program.wait(_STOP_TIMEOUT)
+    closed = pathlib.Path(worlds['WORLDS'], 'closed').read_text().split()
+    program.num_closed = sum(pid in node_pids for pid in closed)
+    yield program
 
 
 @pytest.fixture(scope='module')
-def without_counter(terminated, workdir):
+def without_counter(worlds, terminated, workdir):
   """A second, whose counter hangs, and is then killed."""
   num_rows = len(terminated.rows('learner'))
-  with _started(workdir, _LOCAL_MP, '--noevaluator') as program:
+  with _started(workdir, _LOCAL_MP, '--noevaluator', env=worlds) as program:
     program.before = terminated.counts()
     program.wait_until(lambda: len(program.rows('learner')) > num_rows)
     program.first_row = program.rows('learner')[num_rows]
@@ -195,21 +287,22 @@ def without_counter(terminated, workdir):
 
 
 @pytest.fixture(scope='module')
-def limited(without_counter, workdir):
+def limited(worlds, without_counter, workdir):
   """A third, with one more actor, to a number of learner steps."""
   before = without_counter.counts()
   limit = int(before['learner_steps']) + 20
   flags = (_LOCAL_MP, '--num_actors=2', f'--max_learner_steps={limit}', '--noevaluator')
-  with _started(workdir, *flags) as program:
+  with _started(workdir, *flags, env=worlds) as program:
     program.before, program.limit = before, limit
     yield program.wait()
 
 
 @pytest.fixture(scope='module')
-def interrupted(limited, workdir):
+def interrupted(worlds, limited, workdir):
   """A fourth, until the user's Ctrl-C."""
   num_rows = len(limited.rows('actor'))
-  with _started(workdir, _LOCAL_MP, '--num_actors=1', '--noevaluator') as program:
+  flags = (_LOCAL_MP, '--num_actors=1', '--noevaluator')
+  with _started(workdir, *flags, env=worlds) as program:
     program.before = limited.counts()
     # Counts that are saved may be some seconds old.
     program.wait_until(lambda: len(program.rows('actor')) > num_rows)
@@ -218,46 +311,71 @@ def interrupted(limited, workdir):
     yield program.wait(_STOP_TIMEOUT)
 
 
-_BROKEN_ENVIRONMENT = """
-import gymnasium
-
-class Broken(gymnasium.Env):
-  observation_space = gymnasium.spaces.Box(-1, 1, (3,))
-  action_space = gymnasium.spaces.Discrete(2)
-
-  def reset(self, *, seed=None, options=None):
-    return self.observation_space.sample(), {}
-
-  def step(self, action):
-    raise RuntimeError('the ball is out of reach')
-
-gymnasium.register('Broken-v0', Broken)
-"""
+@pytest.fixture(scope='module')
+def orphaned(worlds, interrupted, workdir, tmp_path_factory):
+  """A fifth, whose launcher is killed while a node hangs."""
+  num_rows = len(interrupted.rows('learner'))
+  env = {**worlds, 'TMPDIR': str(tmp_path_factory.mktemp('tmp'))}
+  with _started(workdir, _LOCAL_MP, '--noevaluator', env=env) as program:
+    program.wait_until(lambda: len(program.rows('learner')) > num_rows)
+    time.sleep(3)
+    program.last_row = program.rows('learner')[-1]
+    actor = program.nodes()['actor/0']
+    actor.suspend()
+    program.actor_pid = actor.pid
+    os.kill(program.pid, signal.SIGKILL)
+    killed_at = time.time()
+    with _started(workdir, _LOCAL_MP, env=env) as program.second:
+      program.second.wait()
+    program.actor_ran = _is_running(actor)
+    deadline = killed_at + _STOP_TIMEOUT + 2
+    while program.nodes() and time.time() < deadline:
+      time.sleep(0.1)
+    yield program.wait(0)
 
 
 @pytest.fixture(scope='module')
-def broken(tmp_path_factory):
-  """One whose environment raises."""
-  folder = tmp_path_factory.mktemp('broken')
-  (folder / 'broken.py').write_text(_BROKEN_ENVIRONMENT)
-  with _started(
-    folder / 'run',
-    *(_LOCAL_MP, '--env=broken:Broken-v0', '--noevaluator', *_SMALL),
-    env={'PYTHONPATH': f'{folder}:{os.environ.get("PYTHONPATH", "")}'},
-  ) as program:
+def impatient(worlds, orphaned, workdir):
+  """A sixth under nohup, which gets SIGHUP, and then Ctrl-C twice."""
+  num_rows = len(orphaned.rows('learner'))
+  flags = (_LOCAL_MP, '--noevaluator')
+  with _started(workdir, *flags, env=worlds, nohup=True) as program:
+    program.wait_until(lambda: len(program.rows('learner')) > num_rows)
+    os.killpg(program.pid, signal.SIGHUP)
+    time.sleep(2)
+    program.survived = set(program.nodes())
+    program.nodes()['counter/0'].suspend()
+    os.killpg(program.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(program.pid, signal.SIGINT)
+    again_at = time.time()
+    program.wait(_STOP_TIMEOUT)
+    program.seconds_to_quit = time.time() - again_at
+    yield program
+
+
+@pytest.fixture(scope='module')
+def broken(worlds, tmp_path_factory):
+  """One whose environment raises, and leaves a process behind when it is closed."""
+  workdir = tmp_path_factory.mktemp('broken') / 'run'
+  env = {**worlds, 'BREAK': __file__}  # from the start
+  flags = (_LOCAL_MP, '--env=worlds:Leaving-v0', '--noevaluator', *_SMALL)
+  with _started(workdir, *flags, env=env) as program:
     yield program.wait()
 
 
 @pytest.fixture(scope='module')
 def unsaved(tmp_path_factory):
-  """One that cannot save any more when it is stopped."""
+  """One that cannot save any more when its terminal is closed."""
   workdir = tmp_path_factory.mktemp('unsaved') / 'run'
   flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
   with _started(workdir, *flags) as program:
     program.wait_until(lambda: bool(program.rows('learner')))
     shutil.rmtree(workdir / 'checkpoints')
     (workdir / 'checkpoints').touch()
-    os.kill(program.pid, signal.SIGTERM)
+    for _ in range(2):  # of the terminal, and of its shell
+      os.killpg(program.pid, signal.SIGHUP)
+      time.sleep(0.01)
     yield program.wait(_STOP_TIMEOUT)
 
 
@@ -278,6 +396,10 @@ def test_sigterm_ends_it_with_code_0(terminated):
   assert terminated.code == 0
 
 
+def test_nodes_are_suspended_and_go_on_with_the_launcher(terminated):
+  assert terminated.seen.keys() == _NODES  # its fixture waits for both
+
+
 def test_sigterm_saves(terminated):
   *_, before, last = terminated.rows('learner')
   counts = terminated.counts()
@@ -293,13 +415,19 @@ def test_only_the_learner_sees_the_gpu(terminated):
   assert gpus == dict.fromkeys(['replay', 'counter', 'actor', 'evaluator'], '-1')
 
 
-def test_user_sees_rows_and_nothing_else(terminated, limited):
-  for program in (terminated, limited):
-    assert [line for line in program.lines if not _ROW.fullmatch(line)] == []
+def test_user_sees_rows_and_nothing_else(limited):
+  assert [line for line in limited.lines if not _ROW.fullmatch(line)] == []
+
+
+def test_user_who_stops_it_is_told_once_what_that_means(terminated, interrupted):
+  for program in (terminated, interrupted):
+    others = [line for line in program.lines if not _ROW.fullmatch(line)]
+    assert others == [stopping._STOPPING.strip()]
 
 
 def test_user_sees_at_most_a_line_a_second_of_each_node(terminated):
-  labels = [line[: line.index(']')] for line in terminated.lines]
+  rows = [line for line in terminated.lines if _ROW.fullmatch(line)]
+  labels = [line[: line.index(']')] for line in rows]
   assert set(labels) == {'[Learner', '[Actor', '[Evaluator'}
   for label in set(labels):
     assert labels.count(label) <= terminated.seconds
@@ -353,9 +481,8 @@ def test_number_of_actors_may_change(limited):
   assert limited.rows('actor_1')
 
 
-def test_ctrl_c_ends_it_with_code_0_and_no_traceback(interrupted):
+def test_ctrl_c_ends_it_with_code_0(interrupted):
   assert interrupted.code == 0
-  assert [line for line in interrupted.lines if not _ROW.fullmatch(line)] == []
 
 
 def test_ctrl_c_saves(interrupted):
@@ -367,7 +494,7 @@ def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
   cause, last = broken.lines[-2:]
   assert cause == 'RuntimeError: the ball is out of reach'
   assert last == (
-    f'actor/0 failed with exit code 1; all it said: {broken.workdir}/output/actor/0'
+    f'actor/0 failed with exit code 1; full output: {broken.workdir}/output/actor/0'
   )
 
 
@@ -384,14 +511,90 @@ def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
 @pytest.mark.parametrize(
   'name',
   [
-    *('terminated', 'without_counter', 'limited', 'interrupted', 'broken'),
-    *('without_learner', 'unsaved'),
+    *('terminated', 'without_counter', 'limited', 'interrupted', 'orphaned'),
+    *('impatient', 'broken', 'without_learner', 'unsaved'),
   ],
 )
-def test_no_process_is_left(name, request):
+def test_no_process_is_left(name, worlds, request):
   program = request.getfixturevalue(name)
   assert {'replay/0', 'counter/0', 'learner/0', 'actor/0'} <= program.seen.keys()
   assert not program.nodes()
+  assert not _helpers(worlds)
+
+
+def test_environments_are_closed_at_the_end(terminated):
+  # Two of the actor and one of the evaluator.
+  assert terminated.num_helpers == 3
+  assert terminated.num_closed == 3
+
+
+def test_folders_of_launchpad_are_removed(worlds, terminated, limited, broken):
+  assert list(pathlib.Path(worlds['WORLDS']).glob('tmp*')) == []
+
+
+def test_learner_saves_when_the_launcher_is_killed(orphaned):
+  last = orphaned.last_row['learner_steps']
+  assert orphaned.counts()['learner_steps'] >= last
+
+
+def test_start_is_refused_while_orphans_live(orphaned):
+  assert orphaned.actor_ran
+  assert orphaned.second.code == 2
+  (line,) = orphaned.second.lines
+  assert f'another program runs in {orphaned.workdir} (process ' in line
+  # The learner may not have saved yet.
+  pid = int(re.search(r'process (\d+)', line)[1])
+  assert pid in {process.pid for process in orphaned.seen.values()}
+
+
+def test_nohup_takes_no_notice_of_a_hangup(impatient):
+  assert _NODES - {'evaluator/0'} <= impatient.survived
+
+
+def test_second_ctrl_c_quits_at_once_with_code_130(impatient):
+  assert impatient.code == 130
+  assert impatient.seconds_to_quit < 5
+  others = [line for line in impatient.lines if not _ROW.fullmatch(line)]
+  assert others == [stopping._STOPPING.strip()]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('when', ['at_once', 'while_importing'])
+def test_stop_before_the_start_is_code_0(tmp_path, number, when):
+  with _started(tmp_path / 'run', _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
+    time.sleep({'at_once': 0.3, 'while_importing': 1.5}[when])
+    os.killpg(program.pid, number)
+    program.wait(_STOP_TIMEOUT)
+  assert (program.code, program.lines) == (0, [])
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'number'),
+  [(0.0, signal.SIGTERM), (1.0, signal.SIGINT), (4.0, signal.SIGHUP)],
+)
+def test_stop_while_nodes_start_is_code_0(tmp_path, seconds, number):
+  with _started(tmp_path / 'run', _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
+    program.wait_until(lambda: bool(program.nodes()))
+    time.sleep(seconds)
+    os.killpg(program.pid, number)
+    program.wait(_STOP_TIMEOUT)
+    assert program.code == 0
+    others = [line for line in program.lines if not _ROW.fullmatch(line)]
+    assert others == [stopping._STOPPING.strip()]
+    assert not program.nodes()
+
+
+def test_nodes_that_do_not_stop_in_time_are_named(tmp_path):
+  flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
+  with _started(tmp_path / 'run', *flags, '--lp_termination_notice_secs=1') as program:
+    program.wait_until(lambda: 'counter/0' in program.nodes())
+    program.nodes()['counter/0'].suspend()
+    os.kill(program.pid, signal.SIGTERM)
+    program.wait(_STOP_TIMEOUT)
+    assert program.code == 1
+    assert program.lines[-1].startswith('These nodes did not stop within 1 s and were ')
+    assert 'counter/0' in program.lines[-1]
+    assert not program.nodes()
 
 
 def _is_expected_of_one_process(line: str) -> bool:
@@ -408,6 +611,63 @@ def test_threads_of_one_process_run_to_the_limit(tmp_path):
   assert program.counts()['actor_steps'] > 0
 
 
+def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
+  worlds, tmp_path
+):
+  flags = ('--lp_launch_type=local_mt', '--env=worlds:Helped-v0', '--noevaluator')
+  env = {**worlds, 'BREAK': str(tmp_path / 'break')}
+  with _started(tmp_path / 'run', *flags, *_SMALL, env=env) as program:
+    program.wait_until(lambda: bool(program.rows('learner')))
+    time.sleep(2)
+    last = program.rows('learner')[-1]
+    (tmp_path / 'break').touch()
+    program.wait(_STOP_TIMEOUT + 5)
+  assert program.code == 1
+  assert program.lines[-1] == 'actor/0 failed: the ball is out of reach'
+  assert program.counts()['learner_steps'] >= last['learner_steps']
+  assert not _helpers(worlds)
+
+
+_BY_HAND = """
+import signal, sys, threading
+from r2d2_acme import environments, launching, make_program
+from tests import helpers
+
+def launch(workdir, steps):
+  program = make_program(
+    helpers.make_config(), lambda seed: environments.make('CartPole-v1', seed=seed),
+    workdir=workdir, evaluator=False, max_learner_steps=steps)
+  return launching.launch(program, 'local_mt', workdir)
+
+def in_a_thread():
+  try:
+    launch(sys.argv[1], 1)
+  except RuntimeError as error:
+    print(error)
+
+thread = threading.Thread(target=in_a_thread)
+thread.start()
+thread.join()
+print(launch(sys.argv[1], 5), launch(sys.argv[1], 10))
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_launch_returns_its_code_to_a_script_twice_and_takes_the_main_thread(tmp_path):
+  ended = subprocess.run(
+    [sys.executable, '-c', _BY_HAND, str(tmp_path / 'run')],
+    env={**os.environ, 'PYTHONPATH': f'{_LAUNCH.parent}:{_LAUNCH.parent.parent}'},
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=_TIMEOUT,
+  )
+  refused, *lines = [x for x in ended.stdout.splitlines() if not _ROW.fullmatch(x)]
+  assert 'main thread' in refused
+  assert lines == ['0 0', 'True']
+  assert ended.returncode == 0
+  assert checkpointing.verify(str(tmp_path / 'run'))['learner_steps'] >= 10
+
+
 def test_single_process_runs_saves_and_resumes(tmp_path):
   flags = ('--env=CartPole-v1', '--max_learner_steps=3', *_SMALL)
   with _started(tmp_path / 'run', *flags, script='single_process') as first:
@@ -417,9 +677,10 @@ def test_single_process_runs_saves_and_resumes(tmp_path):
   before = first.counts()
   assert before['learner_steps'] >= 3
   num_rows = len(first.rows('actor'))
-  with _started(tmp_path / 'run', script='single_process') as second:
+  # A terminal that is closed.
+  with _started(tmp_path / 'run', script='single_process', terminal=True) as second:
     second.wait_until(lambda: len(second.rows('actor')) > num_rows)
-    os.kill(second.pid, signal.SIGTERM)
+    second.hang_up()
     second.wait(_STOP_TIMEOUT)
   assert second.code == 0
   first_row = second.rows('actor')[num_rows]
@@ -492,3 +753,77 @@ def test_first_limit_of_threads_counts():
     ],
     check=True,
   )
+
+
+# The output of nodes.
+
+
+@pytest.fixture
+def small_output(monkeypatch, tmp_path):
+  """Output that is kept below 20 kB a file."""
+  monkeypatch.setattr(launching, '_MAX_OUTPUT_SIZE', 20_000)
+  return launching._Output(str(tmp_path / 'actor' / '0'))
+
+
+_TALKER = """
+import sys
+for i in range(20_000):
+  print(f'line {i} \N{GREEK SMALL LETTER EPSILON}', flush=True)
+"""
+
+
+def test_output_stays_small_and_is_followed_to_its_end(small_output, capfd):
+  path = pathlib.Path(small_output.path)
+  sizes = []
+  with (
+    launching._following({'actor/0': small_output}),
+    path.open('ab') as file,
+    subprocess.Popen([sys.executable, '-c', _TALKER], stdout=file) as talker,
+  ):
+    while talker.poll() is None:
+      sizes.append(path.stat().st_size)
+      time.sleep(0.01)
+  printed = capfd.readouterr().out.splitlines()
+  numbers = [int(line.split()[2]) for line in printed]
+  assert numbers == sorted(set(numbers))  # none twice, in order
+  # What comes while a file is cut may be lost.
+  assert len(numbers) >= 19_900
+  assert numbers[0] == 0
+  assert numbers[-1] == 19_999
+  assert printed[-1] == '[actor/0] line 19999 \N{GREEK SMALL LETTER EPSILON}'
+  assert path.stat().st_size <= 20_000
+  assert small_output.last_lines()[-1] == 'line 19999 \N{GREEK SMALL LETTER EPSILON}'
+
+
+def test_output_that_was_cut_is_in_a_second_file(small_output):
+  path = pathlib.Path(small_output.path)
+  seen = []
+  with path.open('ab', buffering=0) as file:
+    for i in range(5_000):
+      file.write(b'%d\n' % i)
+      if i % 100 == 0:
+        seen += small_output.new_lines()
+  seen += small_output.new_lines()
+  assert seen == [str(i) for i in range(5_000)]
+  kept = [*pathlib.Path(f'{path}.1').read_text().split(), *path.read_text().split()]
+  assert kept == seen[-len(kept) :]
+  assert len(kept) > 4_000
+  assert small_output.last_lines() == [str(i) for i in range(4_980, 5_000)]
+
+
+def test_partial_lines_and_characters_are_put_together(small_output):
+  with open(small_output.path, 'ab', buffering=0) as file:
+    lines = []
+    for byte in 'aé\nb'.encode():
+      file.write(bytes([byte]))
+      lines += small_output.new_lines()
+  assert lines == ['aé']
+
+
+def test_output_is_that_since_the_last_start(small_output):
+  path = pathlib.Path(small_output.path)
+  path.write_text('before')
+  pathlib.Path(f'{path}.1').write_text('long before')
+  launching._Output(str(path))
+  assert path.read_text() == ''
+  assert not pathlib.Path(f'{path}.1').exists()
