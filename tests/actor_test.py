@@ -24,6 +24,7 @@ from r2d2_acme.actor import (
   epsilon_ladder,
 )
 from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.environments import EnvironmentFailed
 from r2d2_acme.types import Observation
 from tests import helpers
 from tests.helpers import Episode, Key
@@ -452,8 +453,8 @@ def test_acting_leaks_nothing():
   assert growth < 500_000  # bytes; 9 million before
 
 
-class Interrupted(Exception):
-  """Stands for Ctrl-C."""
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C."""
 
 
 class InterruptedEnvironment(helpers.ScriptedEnvironment):
@@ -573,7 +574,7 @@ class TestUnfinishedEpisodes:
     def act(environments, actor, counter, logger):
       loop = VectorEnvironmentLoop(environments, actor, counter, logger)
       while not environments[0].is_over:
-        with contextlib.suppress(Interrupted, IndexError):
+        with contextlib.suppress(Interrupted, EnvironmentFailed):
           loop.run()
 
     self.check(InterruptedEnvironment, act)
