@@ -112,7 +112,7 @@ def fetched():
 
   def fetch_and_note(actor: BatchedActor, source):
     fetch(actor, source)
-    steps.append(int(actor._learner_steps))
+    steps.append(actor.learner_steps)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(BatchedActor, 'fetch', fetch_and_note)
