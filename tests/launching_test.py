@@ -21,7 +21,14 @@ from collections.abc import Callable, Iterator, Mapping
 import psutil
 import pytest
 
-from r2d2_acme import checkpointing, launching, runtime, sittings, stopping
+from r2d2_acme import (
+  checkpointing,
+  launching,
+  locking,
+  runtime,
+  sittings,
+  stopping,
+)
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(900)
@@ -118,7 +125,7 @@ class _Program:
     """Those that run, each by the file that it writes to."""
     prefix = f'{self.workdir}/output/'
     with contextlib.suppress(psutil.NoSuchProcess):
-      for process in self._process.children(recursive=True):
+      for process in self._process.children():  # not an environment's, of theirs
         with contextlib.suppress(OSError):
           path = os.readlink(f'/proc/{process.pid}/fd/1')
           if path.startswith(prefix):
@@ -324,13 +331,10 @@ def orphaned(worlds, interrupted, workdir, tmp_path_factory):
     actor.suspend()
     program.actor_pid = actor.pid
     os.kill(program.pid, signal.SIGKILL)
-    killed_at = time.time()
-    with _started(workdir, _LOCAL_MP, env=env) as program.second:
-      program.second.wait()
-    program.actor_ran = _is_running(actor)
-    deadline = killed_at + _STOP_TIMEOUT + 2
-    while program.nodes() and time.time() < deadline:
-      time.sleep(0.1)
+    helpers.wait_until(lambda: set(program.nodes()) == {'actor/0'}, _STOP_TIMEOUT)
+    with pytest.raises(locking.WorkdirInUse) as program.refused:
+      locking.hold_program(str(workdir))  # as a start does
+    helpers.wait_until(lambda: not program.nodes(), _STOP_TIMEOUT)
     yield program.wait(0)
 
 
@@ -529,7 +533,7 @@ def test_environments_are_closed_at_the_end(terminated):
 
 
 def test_folders_of_launchpad_are_removed(worlds, terminated, limited, broken):
-  assert list(pathlib.Path(worlds['WORLDS']).glob('tmp*')) == []
+  assert list(pathlib.Path(worlds['WORLDS']).glob('*/job.pkl')) == []
 
 
 def test_learner_saves_when_the_launcher_is_killed(orphaned):
@@ -537,14 +541,9 @@ def test_learner_saves_when_the_launcher_is_killed(orphaned):
   assert orphaned.counts()['learner_steps'] >= last
 
 
-def test_start_is_refused_while_orphans_live(orphaned):
-  assert orphaned.actor_ran
-  assert orphaned.second.code == 2
-  (line,) = orphaned.second.lines
-  assert f'another program runs in {orphaned.workdir} (process ' in line
-  # The learner may not have saved yet.
-  pid = int(re.search(r'process (\d+)', line)[1])
-  assert pid in {process.pid for process in orphaned.seen.values()}
+def test_start_is_refused_while_orphans_live(orphaned, impatient):
+  assert f'(process {orphaned.actor_pid})' in str(orphaned.refused.value)
+  assert impatient.rows('learner')  # a later start in the same workdir
 
 
 def test_nohup_takes_no_notice_of_a_hangup(impatient):
