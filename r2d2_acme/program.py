@@ -58,8 +58,7 @@ def make_program(
     environment_factory: makes an environment from a seed; must pickle (`local_mp`).
       Images are single frames: the agent stacks them.
     workdir: for logs and checkpoints; a program started in it again resumes. To make
-      one begins a sitting, so not while another runs there. Without a workdir nothing
-      is kept.
+      one begins a sitting. Without a workdir nothing is kept.
     evaluator: whether to run one.
     max_actor_steps, max_learner_steps: the program stops at the first one reached.
     environment_spec: by default that of an environment made for the purpose.

@@ -6,9 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import acme
 import pytest
 
-from r2d2_acme import locking
+from r2d2_acme import locking, program, sittings
+from r2d2_acme.agent import R2D2
+from r2d2_acme.environments import make_cue_recall
+from tests import helpers
 
 # Takes a lock, says so, and keeps it until its input ends.
 _HOLDER = """
@@ -120,12 +124,6 @@ def test_workdir_that_was_made_anew_is_locked_anew(tmp_path):
 
 
 def test_agent_by_hand_keeps_others_out_as_long_as_it_lives(tmp_path):
-  import acme
-
-  from r2d2_acme.agent import R2D2
-  from r2d2_acme.environments import make_cue_recall
-  from tests import helpers
-
   spec = acme.make_environment_spec(make_cue_recall(delay=1))
   config = helpers.make_config()
   agent = R2D2(spec, config, workdir=str(tmp_path))
@@ -137,3 +135,14 @@ def test_agent_by_hand_keeps_others_out_as_long_as_it_lives(tmp_path):
   del agent
   with _holding(_PROGRAM, tmp_path) as (_, said):
     assert said == 'held'
+
+
+@pytest.mark.parametrize('holder', [_PROGRAM, _LEARNER])
+def test_program_made_by_hand_is_refused_and_begins_no_sitting(tmp_path, holder):
+  """Readers of the logs would cut the other program's rows at its start."""
+  with _holding(holder, tmp_path) as (pid, _):
+    with pytest.raises(locking.WorkdirInUse, match=str(pid)):
+      program.make_program(
+        helpers.make_config(), lambda seed: make_cue_recall(), workdir=str(tmp_path)
+      )
+  assert sittings.read(str(tmp_path)) == []
