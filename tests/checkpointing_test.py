@@ -85,7 +85,8 @@ def _sit_down(workdir: pathlib.Path, batches=(), **overrides: Any) -> _Sitting:
 
 def _save_at(sitting: _Sitting, learner_step: int, **counts: float):
   """Saves at that step, as if the learner had taken it."""
-  sitting.learner.state['num_steps'].assign(learner_step)
+  with sitting.learner.locked:
+    sitting.learner.state['num_steps'].assign(learner_step)
   sitting.checkpointer.save({**sitting.counter.get_counts(), **counts}, force=True)
 
 
@@ -407,8 +408,9 @@ def test_one_is_kept_every_so_many_hours_of_the_run_over_all_sittings(
   learner = _make_learner()
   for step in range(1, 10):  # each in a sitting of its own, half an hour apart
     checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
-    learner.state['num_steps'].assign(step)
-    wall_time = (step / 2 - 0.4) * _HOUR
+    with learner.locked:
+      learner.state['num_steps'].assign(step)
+    wall_time = (step - 1) / 2 * _HOUR  # exact
     checkpointer.save({'wall_time': wall_time}, force=True)
   assert _names(tmp_path) == [f'ckpt-{i}' for i in [*kept, 9]]
 
@@ -422,7 +424,8 @@ def test_hours_count_without_a_counter_of_them(tmp_path):
     dataclasses.replace(_CONFIG, checkpoint_keep_period=0.1 / _HOUR, num_checkpoints=1),
   )
   for step in (1, 2, 3):
-    learner.state['num_steps'].assign(step)
+    with learner.locked:
+      learner.state['num_steps'].assign(step)
     checkpointer.save({}, force=True)
     time.sleep(0.11)
   assert _names(tmp_path)[-2:] == ['ckpt-2', 'ckpt-3']
@@ -451,7 +454,8 @@ def test_best_is_the_checkpoint_at_the_highest_mean_of_so_many_episodes(tmp_path
   counts = sitting.counter.get_counts()
   means = {}
   for step, value in enumerate([1, 2, 3, 9, 0, 0, 8, 9, 8], start=1):
-    sitting.learner.state['num_steps'].assign(step)
+    with sitting.learner.locked:
+      sitting.learner.state['num_steps'].assign(step)
     _observe(sitting, value)
     sitting.checkpointer.save(counts)  # is not due but for the best
     if (tmp_path / 'checkpoints/learner/best.json').exists():

@@ -305,7 +305,8 @@ def _save(workdir, config, spec, number=1) -> _Saved:
   for i in range(number):
     for variable in learner.state['network'].variables:
       variable.assign(rng.normal(size=variable.shape, scale=0.3))
-    learner.state['num_steps'].assign_add(1)
+    with learner.locked:
+      learner.state['num_steps'].assign_add(1)
     checkpointer.save({'actor_frames': 400 * (i + 1)}, force=True)
     networks.append([v.numpy() for v in learner.state['network'].variables])
   return _Saved(pathlib.Path(workdir), networks)

@@ -48,7 +48,8 @@ def _check_checkpoints(run: str, learner):
     checkpointer = checkpointing.Checkpointer(
       run, learner, checkpointing.verify(run), _CONFIG
     )
-    learner.state['num_steps'].assign(steps)
+    with learner.locked:
+      learner.state['num_steps'].assign(steps)
     checkpointer.save({'actor_steps': steps}, force=True)
   assert checkpointing.verify(run)['actor_steps'] == 3
   (prefix,) = checkpointing.find(run)
