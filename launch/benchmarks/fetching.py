@@ -72,13 +72,14 @@ def learn_and_serve(
   server.Start()
   learner.step()
   context = multiprocessing.get_context('spawn')
-  is_measured = context.Event()
+  is_measured, is_ready = context.Event(), context.Event()
   fetchers = context.Process(
     target=_fetch_regularly,
-    args=(server.address, num_fetchers, cores, is_measured, os.getpid()),
+    args=(server.address, num_fetchers, cores, is_measured, is_ready, os.getpid()),
     daemon=True,
   )
   fetchers.start()
+  is_ready.wait()
 
   def measure() -> float:
     is_measured.set()
@@ -94,7 +95,7 @@ def learn_and_serve(
 
 
 def _fetch_regularly(
-  address: str, number: int, cores: list[int], is_measured, learner: int
+  address: str, number: int, cores: list[int], is_measured, is_ready, learner: int
 ):
   """Runs so many clients, whose turns are spread over the period.
 
@@ -118,6 +119,7 @@ def _fetch_regularly(
   ]
   for thread in threads:
     thread.start()
+  is_ready.set()
   while os.getppid() == learner:
     time.sleep(1)
   runtime.exit_now(0)
