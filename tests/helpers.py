@@ -6,6 +6,7 @@ in both by the key (environment, episode, step) that is written in each frame.
 """
 
 import csv
+import ctypes
 import dataclasses
 import gc
 import pathlib
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import acme
 import dm_env
 import numpy as np
-import psutil
 import reverb
 import sonnet as snt
 import tensorflow as tf
@@ -360,13 +360,35 @@ def read_rows(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def growth(call: Callable[[], Any], *, warm_up: int, num_calls: int) -> int:
-  """Bytes by which this process grows over some calls, after some more."""
-  process = psutil.Process()
+  """Bytes that some calls, after some more, allocate and never free.
+
+  The C library's own count: a process's memory does not tell, since a leak first fills
+  what others have freed.
+  """
   for _ in range(warm_up):
     call()
   gc.collect()
-  before = process.memory_info().rss
+  before = _allocated_bytes()
   for _ in range(num_calls):
     call()
   gc.collect()
-  return process.memory_info().rss - before
+  return ctypes.c_int32(_allocated_bytes() - before).value
+
+
+class _Mallinfo(ctypes.Structure):
+  """glibc's `struct mallinfo`, whose numbers wrap around at 2^32."""
+
+  _fields_ = [
+    (name, ctypes.c_uint32)
+    for name in (
+      *('arena', 'ordblks', 'smblks', 'hblks', 'hblkhd'),
+      *('usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost'),
+    )
+  ]
+
+
+def _allocated_bytes() -> int:
+  mallinfo = ctypes.CDLL(None).mallinfo
+  mallinfo.restype = _Mallinfo
+  info = mallinfo()
+  return info.uordblks + info.hblkhd
