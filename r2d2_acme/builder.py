@@ -13,7 +13,7 @@ from acme.utils import counting, loggers
 from tensorflow.python.eager import context as tf_context
 
 from r2d2_acme import adder as adder_lib
-from r2d2_acme import dataset, layouts, networks, replay, runtime
+from r2d2_acme import dataset, environments, layouts, networks, replay, runtime
 from r2d2_acme.actor import BatchedActor, epsilon_ladder
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learner import R2D2Learner
@@ -185,16 +185,14 @@ def make_environment_spec(
   Raises:
     ValueError: it is no `dm_env.Environment`.
   """
-  environment = environment_factory(environment_seed(config, 0))
-  if not hasattr(environment, 'observation_spec'):
-    raise ValueError(
-      f'environments must be dm_env.Environments, not {type(environment).__name__}: '
-      "wrap a Gymnasium environment in r2d2_acme.environments' GymnasiumAdapter"
-    )
-  try:
+  seeds = [environment_seed(config, 0)]
+  with environments.opened(environment_factory, seeds) as (environment,):
+    if not hasattr(environment, 'observation_spec'):
+      raise ValueError(
+        f'environments must be dm_env.Environments, not {type(environment).__name__}: '
+        "wrap a Gymnasium environment in r2d2_acme.environments' GymnasiumAdapter"
+      )
     return acme.make_environment_spec(environment)
-  finally:
-    environment.close()
 
 
 def environment_seed(config: R2D2Config, index: int, sitting: int = 0) -> int:

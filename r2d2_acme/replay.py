@@ -23,9 +23,8 @@ TABLE = 'windows'
 # reach, rounded up. Other observations are counted raw.
 _IMAGE_COMPRESSION = 0.35
 
-_AWAY_PERIOD = (
-  60.0  # seconds until a silent server is worth a warning, and the next one
-)
+# Seconds until a silent server is worth a warning, and the next one.
+_AWAY_PERIOD = 60.0
 _MAX_BLOCK_LENGTH = 20  # rows; longer ones compress no better
 
 

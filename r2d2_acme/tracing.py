@@ -66,17 +66,12 @@ class Traced:
       inputs, imported[: len(names)], imported[len(names) :], pool
     )
     self._load = self._make_callable(self._copies.values, [], self._copies.assignments)
-    self._read = self._make_callable([], self._copies.reads)
+    self._read = self.make_reader(self._copies.variables)
     self.load()
 
   def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
     """Runs the graph; inputs must have the signature's dtypes and shapes."""
     return self._call(*inputs)
-
-  @property
-  def variables(self) -> list[tf.Variable]:
-    """Those that the function uses."""
-    return self._copies.variables
 
   def load(self):
     """Copies the variables' values in."""
