@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -15,7 +16,7 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from benchmarks import emulator
-from r2d2_acme import machine, runtime
+from r2d2_acme import evaluation, machine, runtime
 from r2d2_acme.actor import VectorEnvironmentLoop
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
@@ -55,14 +56,10 @@ def serve_filled(config: R2D2Config) -> Callable[[], tuple[str, int]]:
 def make_player(
   config: R2D2Config,
   environments: Sequence[dm_env.Environment],
-  address: str | None = None,
+  address: str,
 ) -> emulator.Player:
-  """The actor, writing to the server there; without one, the evaluator."""
-  builder = make_builder(config)
-  if address is None:
-    actor = builder.make_evaluator()
-  else:
-    actor = builder.make_actor(replay_client=reverb.Client(address))
+  """The actor, writing to the server there."""
+  actor = make_builder(config).make_actor(replay_client=reverb.Client(address))
   counter = counting.Counter()
   is_over = lambda: False  # noqa: E731
   loop = VectorEnvironmentLoop(
@@ -95,7 +92,22 @@ def evaluate(config: R2D2Config) -> Callable[[], float]:
   """Side: steps/s of the evaluator."""
   runtime.limit_threads(1)
   environments = emulator.make_environments('pong', 1)
-  return emulator.steps_per_second(make_player(config, environments))
+  actor = make_builder(config).make_evaluator()
+
+  def play(should_stop: Callable[[], bool]) -> int:
+    num_steps = 0
+
+    def is_over() -> bool:  # it is asked before each step
+      nonlocal num_steps
+      if should_stop():
+        return True
+      num_steps += 1
+      return False
+
+    evaluation.play(actor, environments, sys.maxsize, should_stop=is_over)
+    return num_steps
+
+  return emulator.steps_per_second(play)
 
 
 def make_batches(config: R2D2Config, address: str) -> Iterator[Batch]:
