@@ -100,6 +100,7 @@ class SequenceAdder:
       2 * num_rows, [*_WINDOW_FIELDS.items(), ('q', np.float32, (num_actions,))]
     )
     self.num_windows = 0  # written since the adder was made
+    self._is_cut_off = False  # whether an `add` ended half-way
     self._reset()
 
   def _reset(self):
@@ -123,6 +124,9 @@ class SequenceAdder:
   ):
     """Adds row t of the current episode; `last` ends the episode.
 
+    Where it raises, as at a Ctrl-C, it takes nothing until the next `first`, and what
+    no window holds yet of the episode is lost.
+
     Args:
       step: the row, with mask 1.
       core_state: the actor's recurrent state before row t.
@@ -137,7 +141,12 @@ class SequenceAdder:
       Stopped: the program stopped while the table took no more.
       FloatingPointError: Q-values or rewards are not finite.
     """
-    if first and self._row:
+    was_cut_off, self._is_cut_off = self._is_cut_off, True  # until this call's end
+    if was_cut_off:
+      if not first:
+        return
+      self._close_episode()
+    elif first and self._row:
       self._row -= 1
       self._end_episode(learner_steps)
     if self._row == 0:
@@ -152,10 +161,15 @@ class SequenceAdder:
       self._end_episode(learner_steps)
     else:
       self._row += 1
+    self._is_cut_off = False
 
   def _end_episode(self, learner_steps: int):
     """Ends it with the newest row."""
     self._write_rest(learner_steps)
+    self._close_episode()
+
+  def _close_episode(self):
+    """Goes on with the next episode."""
     self._wait_for_server(max_pending=0)
     self._writer.end_episode()
     self._reset()

@@ -4,6 +4,7 @@ Most run the real actor, table and dataset over scripted episodes (`helpers.py`)
 look every row of every window up in the environments' and the network's own accounts.
 """
 
+import contextlib
 import threading
 import time
 
@@ -306,7 +307,7 @@ COUNTING_SPEC = helpers.make_spec(image=False)._replace(
 )
 
 
-def add_row(adder, t: int, *, last: bool, terminates: bool = True):
+def add_row(adder, t: int, *, last: bool, terminates: bool = True, first: bool = False):
   """Action 20 + t and reward 30 + t follow row t, whose state is 40 + t."""
   step = Step(
     observation=np.array([10 + t], np.float32),
@@ -318,7 +319,14 @@ def add_row(adder, t: int, *, last: bool, terminates: bool = True):
   state = snt.LSTMState(
     hidden=np.array([40 + t], np.float32), cell=np.array([-40 - t], np.float32)
   )
-  adder.add(step, state, np.zeros(3, np.float32), last=last, learner_steps=50 + t)
+  adder.add(
+    step,
+    state,
+    np.zeros(3, np.float32),
+    last=last,
+    first=first,
+    learner_steps=50 + t,
+  )
 
 
 def add_episode(adder, length: int, terminates: bool = True):
@@ -468,6 +476,48 @@ def test_a_priority_that_is_not_finite_is_an_error(serve, config, priority):
     add_episode(make_adder(config, client, priority_fn=lambda *_: priority), 1)
   add_episode(make_adder(config, client), 1)
   assert len(read_sequences(client)) == 1
+
+
+@pytest.mark.parametrize('num_rows', range(2, 9))
+def test_an_interrupted_call_loses_its_episode_and_spoils_nothing(
+  serve, config, num_rows
+):
+  """Ctrl-C may come at any place; here it comes where a window gets its priority."""
+  is_interrupted = False
+
+  def priority_fn(*unused):
+    if is_interrupted:
+      raise KeyboardInterrupt
+    return 1.0
+
+  client = serve(make_counting_tables(config))
+  adder = make_adder(config, client, priority_fn=priority_fn)
+  for t in range(num_rows):
+    is_interrupted = t == num_rows - 1
+    with contextlib.suppress(KeyboardInterrupt):
+      add_row(adder, t, last=is_interrupted, first=t == 0)
+  is_interrupted = False
+  before = adder.num_windows
+  for t in (3, 4, 5, 6):  # somebody goes on in mid-episode: nothing is taken
+    add_row(adder, t, last=False)
+  assert adder.num_windows == before
+  for _ in range(2):
+    add_row(adder, 0, last=False, first=True)
+    for t in range(1, 7):
+      add_row(adder, t, last=t == 6)
+  alone = serve(make_counting_tables(config))
+  add_episode(make_adder(config, alone), 6)
+  expected = read_sequences(alone)
+  written = read_sequences(client)
+  assert adder.num_windows - before == 2 * len(expected)
+  for sequence in written:
+    assert any(
+      all(
+        np.array_equal(a, b)
+        for a, b in zip(tree.flatten(sequence), tree.flatten(other), strict=True)
+      )
+      for other in expected
+    )
 
 
 @pytest.mark.parametrize('length, num_ahead', [(1000, 5), (3, 1)])
