@@ -14,7 +14,8 @@ from dm_env import specs
 MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
 
 _MAX_SPAN = 2.0**31 - 1  # larger bounds are those of a dtype, and say nothing
-_MAX_ACTIONS = 10_000  # more are the bounds of a dtype
+_MAX_LISTED_ACTIONS = 10_000  # more are the bounds of a dtype
+_MAX_ACTIONS = 100_000  # a batch has a Q-value of each for each of its steps
 _MAX_LEAVES = 8  # of a nested observation, that an error lists
 
 
@@ -23,7 +24,7 @@ class Scaling(NamedTuple):
 
   Attributes:
     minimum, span: float32 [] or, where elements differ, of the observation's shape;
-      0 and 1 where an element stays as it is.
+      0 and 1 where an element stays as it is. One that is constant becomes 0.
   """
 
   minimum: np.ndarray
@@ -71,9 +72,9 @@ def scaling(spec: specs.Array) -> Scaling | None:
   if bounds is None:
     return None
   low, span = bounds
-  is_scaled = (span > 0) & (span < _MAX_SPAN)
+  is_scaled = span < _MAX_SPAN
   minimum = np.where(is_scaled, low, 0.0).astype(np.float32)
-  span = np.where(is_scaled, span, 1.0).astype(np.float32)
+  span = np.where(is_scaled & (span > 0), span, 1.0).astype(np.float32)
   if np.ptp(minimum) == 0 and np.ptp(span) == 0:  # all elements are alike
     minimum, span = (x.reshape(-1)[0].reshape(()) for x in (minimum, span))
   return Scaling(minimum, span)
@@ -87,11 +88,19 @@ def check(observations: Any, actions: Any, rewards: Any) -> None:
   """
   _check_observations(observations)
   _check_actions(actions)
-  shape = rewards.shape if isinstance(rewards, specs.Array) else ()
-  if isinstance(rewards, (Mapping, tuple, list)) or shape not in ((), (1,)):
+  if not is_one_number(rewards):
     raise ValueError(
-      f'rewards must be single numbers, not {_describe(rewards)}: add them up'
+      f'rewards must be single numbers, not {_describe(rewards)}: make one of each'
     )
+
+
+def is_one_number(spec: Any) -> bool:
+  """Whether values of a spec become one float32, as rewards do."""
+  if isinstance(spec, (Mapping, tuple, list, specs.StringArray)):
+    return False
+  if not isinstance(spec, specs.Array):
+    return True  # it says nothing
+  return spec.shape in ((), (1,)) and np.dtype(spec.dtype).kind in 'biuf'
 
 
 def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
@@ -120,6 +129,11 @@ def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
     )
   if min(first, second) >= MIN_IMAGE_SIZE:
     return None
+  if second <= 4 and min(first, third) >= MIN_IMAGE_SIZE:
+    return (
+      f'axis 1, of size {second}, holds the channels: move it to the end, as '
+      'numpy.moveaxis(x, 1, -1) does'
+    )
   channels = ''
   if first <= 4 < min(second, third):
     channels = f'axis 0, of size {first}, holds the channels, and '
@@ -231,6 +245,11 @@ def _fits(spec: Any) -> bool:
 
 def _check_actions(spec: Any) -> None:
   if isinstance(spec, specs.DiscreteArray):
+    if spec.num_values > _MAX_ACTIONS:
+      raise ValueError(
+        f'there are {spec.num_values:,} actions, and R2D2 has a Q-value for each: '
+        f'leave at most {_MAX_ACTIONS:,}'
+      )
     return
   fault = 'actions must be discrete (dm_env.specs.DiscreteArray), not'
   if isinstance(spec, (Mapping, tuple, list)):
@@ -250,7 +269,7 @@ def _check_actions(spec: Any) -> None:
   number = 'DiscreteArray(number of actions)'
   if isinstance(spec, specs.BoundedArray):
     low, high = int(np.min(spec.minimum)), int(np.max(spec.maximum))
-    if high - low < _MAX_ACTIONS:
+    if high - low < _MAX_LISTED_ACTIONS:
       number = f'DiscreteArray({high - low + 1})'
       number += f', and add {low} to the action in step()' if low else ''
   raise ValueError(f'{fault} {_describe(spec)}: return {number}')

@@ -110,6 +110,11 @@ _OBSERVATIONS = {
     ['return single frames, as in [84, 80, 3]'],
   ),
   'five axes': (_image(2, 2, 2, 2, 2), ['5 axes'], ['flatten it to [32]']),
+  'channels in the middle': (
+    _image(84, 3, 84),
+    ['axis 1, of size 3, holds the channels'],
+    ['numpy.moveaxis(x, 1, -1)'],
+  ),
   'small': (
     _image(20, 84, 1),
     ['20x84 pixels are too small'],
@@ -194,8 +199,22 @@ def test_actions_that_cannot_work_name_fault_and_cure(kind):
   assert all(words in message for words in expected), message
 
 
-@pytest.mark.parametrize('spec', [_VECTOR, {'a': _REWARDS}, (_REWARDS,)], ids=str)
-def test_rewards_of_several_numbers_are_refused(spec):
+def test_actions_beyond_number_are_refused():
+  for number in (2**40, 2**31 - 1):
+    spec = specs.DiscreteArray(number, np.int64)
+    message = _message(layouts.check, _VECTOR, spec, _REWARDS)
+    assert message.startswith(f'there are {number:,} actions')
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    *(_VECTOR, {'a': _REWARDS}, (_REWARDS,)),
+    *(specs.StringArray(()), specs.Array((), np.complex64), specs.Array((), object)),
+  ],
+  ids=str,
+)
+def test_rewards_that_are_not_one_number_are_refused(spec):
   message = _message(layouts.check, _VECTOR, _ACTIONS, spec)
   assert message.startswith('rewards must be single numbers, not ')
 

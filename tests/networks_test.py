@@ -184,13 +184,14 @@ class ScalingTest(parameterized.TestCase):
     shape = [40, 36, 2]
     low = np.zeros(shape, np.float32)
     high = np.full(shape, 255, np.float32)
-    low[:3], high[:3] = -np.inf, np.inf  # these stay as they are, and so do
-    low[3:5] = high[3:5] = 7
+    low[:3], high[:3] = -np.inf, np.inf  # these and the next but one stay as they are
+    low[3:5] = high[3:5] = 7  # constant: these become 0
     low[5:7], high[5:7] = -3e38, 3e38
     low[7:9], high[7:9] = np.nan, np.nan
     low[..., 1], high[..., 1] = -1, 3  # in another channel
     frames = np.random.default_rng(0).normal(size=[4, *shape, 2]).astype(np.float32)
     expected = frames.copy()  # [N, H, W, C, frames]
+    expected[:, 3:5, :, 0] -= 7
     expected[:, 9:, :, 0] /= 255
     expected[:, :, :, 1] = (frames[:, :, :, 1] + 1) / 4
 
