@@ -1,5 +1,7 @@
 """What this process may use of its machine: cores and memory, also in a container."""
 
+from __future__ import annotations  # loads on any Python, as `doctor` does
+
 import math
 import os
 import pathlib
@@ -44,6 +46,8 @@ def num_cores(root: pathlib.Path = _ROOT) -> int:
   Args:
     root: where `proc` and the mounted file systems are.
   """
+  if not hasattr(os, 'sched_getaffinity'):  # no Linux: `doctor` will say so
+    return os.cpu_count() or 1
   affinity = len(os.sched_getaffinity(0))
   return max(1, min(affinity, math.ceil(min(affinity, cpu_quota(root)))))
 
@@ -131,14 +135,18 @@ def _ascend(
   mounts: Sequence[_Mount], path: pathlib.PurePosixPath
 ) -> Iterator[pathlib.PurePosixPath]:
   """Yields where the group called `path`, and those above it, are mounted."""
-  within = [m for m in mounts if path.is_relative_to(m.root) and '..' not in path.parts]
+  within = [m for m in mounts if _is_within(path, m.root) and '..' not in path.parts]
   for mount in within:
     group = mount.point / path.relative_to(mount.root)
     yield group
-    yield from (p for p in group.parents if p.is_relative_to(mount.point))
+    yield from (p for p in group.parents if _is_within(p, mount.point))
   if not within:
     # The path is one of another namespace: what is mounted is the container's group.
     yield from (mount.point for mount in mounts)
+
+
+def _is_within(path: pathlib.PurePosixPath, folder: pathlib.PurePosixPath) -> bool:
+  return path == folder or folder in path.parents
 
 
 def _mounts(root: pathlib.Path) -> Iterator[_Mount]:

@@ -1,5 +1,7 @@
 """The process: what it sets around TensorFlow's import, its threads, how it ends."""
 
+from __future__ import annotations  # loads on any Python, as `doctor` does
+
 import contextlib
 import ctypes
 import functools
@@ -60,7 +62,7 @@ def _may_use_onednn() -> bool:
   return uses_onednn()
 
 
-@functools.cache  # once for a process
+@functools.lru_cache(maxsize=None)  # noqa: UP033 (once for a process, on any Python)
 def _warn_of_import_order():
   print(
     'warning: TensorFlow was loaded before r2d2_acme, so that oneDNN and bfloat16 are '
@@ -113,7 +115,7 @@ def _private_folder() -> str:
   raise AssertionError
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)  # noqa: UP033
 def multiplies_bfloat16(cpuinfo: str = '/proc/cpuinfo') -> bool:
   """Returns whether products in bfloat16 pay here: the CPU and oneDNN do them.
 

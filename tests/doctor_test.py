@@ -145,9 +145,41 @@ def test_wrong_python_exits_with_one_line(version, capsys):
   assert 'cure: make install' in line
 
 
+def _modules_of_doctor():
+  """The files that `python -m r2d2_acme.doctor` loads before it can speak."""
+  program = (
+    'import sys, r2d2_acme.doctor; '
+    'print(*(m.__file__ for n, m in sys.modules.items() if n.startswith("r2d2_acme")))'
+  )
+  result = subprocess.run([sys.executable, '-c', program], capture_output=True)
+  return [pathlib.Path(os.fsdecode(path)) for path in result.stdout.split()]
+
+
 def test_doctor_parses_on_older_pythons():
-  source = pathlib.Path(doctor.__file__).read_text()
-  ast.parse(source, feature_version=(3, 7))
+  paths = _modules_of_doctor()
+  assert pathlib.Path(doctor.__file__) in paths
+  for path in paths:
+    ast.parse(path.read_text(), feature_version=(3, 7))
+
+
+_OTHER_PYTHONS = sorted(
+  path
+  for path in pathlib.Path.home().glob('.pyenv/versions/3.*/bin/python')
+  if re.search(r'/3\.(7|8|9|11|12|13)\.', str(path))
+)
+
+
+@pytest.mark.parametrize('python', _OTHER_PYTHONS or [None], ids=str)
+def test_doctor_speaks_on_other_pythons(python):
+  if python is None:
+    pytest.skip('there is no other Python here')
+  result = subprocess.run(
+    [python, '-m', 'r2d2_acme.doctor', '--interpreter'],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(doctor.__file__).parents[1],
+  )
+  assert (result.returncode, result.stderr) == (1, '')
 
 
 def test_wrong_versions_exit_with_one_command_that_cures_all(wrong_versions, capsys):
