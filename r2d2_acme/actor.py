@@ -261,6 +261,9 @@ class R2D2Actor(acme.Actor):
       ValueError: its reward or its discount is not one number.
     """
     self._action = np.array([action], np.int32)
+    if next_timestep.first():  # the environment has reset itself
+      self._timestep = next_timestep
+      return
     self._timestep = next_timestep._replace(
       reward=base.to_float32(next_timestep.reward, 'reward'),
       discount=base.to_float32(next_timestep.discount, 'discount'),

@@ -187,11 +187,6 @@ def make_environment_spec(
   """
   seeds = [environment_seed(config, 0)]
   with environments.opened(environment_factory, seeds) as (environment,):
-    if not hasattr(environment, 'observation_spec'):
-      raise ValueError(
-        f'environments must be dm_env.Environments, not {type(environment).__name__}: '
-        "wrap a Gymnasium environment in r2d2_acme.environments' GymnasiumAdapter"
-      )
     return acme.make_environment_spec(environment)
 
 

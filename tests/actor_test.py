@@ -484,6 +484,23 @@ class LongerEnvironment(helpers.ScriptedEnvironment):
     super().__init__(longer, index, image)
 
 
+def act_in_acmes_steps(environments, actor, counter, logger):
+  """As Acme's loop does, which itself cannot add up rewards of shape [1]."""
+  (environment,) = environments
+  acme_actor = R2D2Actor(actor)
+  while True:
+    timestep = environment.reset()
+    if environment.is_over:
+      return
+    acme_actor.observe_first(timestep)
+    while not timestep.last():
+      action = acme_actor.select_action(timestep.observation)
+      timestep = environment.step(action)
+      acme_actor.observe(action, timestep)
+      if environment.is_over:
+        return
+
+
 class TestUnfinishedEpisodes:
   """An episode that never showed its last observation ends as truncated."""
 
@@ -524,9 +541,10 @@ class TestUnfinishedEpisodes:
         window,
       )
 
+  @pytest.mark.parametrize('act', [helpers.play, act_in_acmes_steps])
   @pytest.mark.parametrize('sequence_period', [2, 3, 4])
-  def test_of_an_environment_that_resets_itself(self, sequence_period):
-    self.check(SelfResettingEnvironment, helpers.play, sequence_period=sequence_period)
+  def test_of_an_environment_that_resets_itself(self, sequence_period, act):
+    self.check(SelfResettingEnvironment, act, sequence_period=sequence_period)
 
   def test_are_rows_of_the_log(self):
     (environment,) = environments = [
@@ -639,21 +657,6 @@ class OddRewards(helpers.ScriptedEnvironment):
 
 
 NUMBERS = (float, int, np.int64, np.float64, lambda x: np.array([x]), np.array, bool)
-
-
-def act_in_acmes_steps(environments, actor, counter, logger):
-  """As Acme's loop does, which itself cannot add up rewards of shape [1]."""
-  (environment,) = environments
-  acme_actor = R2D2Actor(actor)
-  while True:
-    timestep = environment.reset()
-    if environment.is_over:
-      return
-    acme_actor.observe_first(timestep)
-    while not timestep.last():
-      action = acme_actor.select_action(timestep.observation)
-      timestep = environment.step(action)
-      acme_actor.observe(action, timestep)
 
 
 @pytest.mark.parametrize('act', [act_in_acmes_steps, helpers.play])

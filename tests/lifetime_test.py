@@ -1,5 +1,6 @@
 """`environments.opened`: whoever makes environments closes them."""
 
+import gymnasium
 import pytest
 
 from r2d2_acme import environments
@@ -24,13 +25,27 @@ def test_environments_are_closed_at_the_end_each_of_them(capsys):
     assert [environment._seed for environment in opened] == [1, 2, 3]
     assert closed == []
   assert closed == [3, 2, 1]
-  assert 'OSError: cannot close' in capsys.readouterr().err
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('_Closing failed in close: OSError: cannot close (')
 
 
 def test_error_of_close_does_not_hide_the_error_before():
   with pytest.raises(ValueError, match='the cause'):
     with environments.opened(lambda seed: _Closing(seed, []), [2]):
       raise ValueError('the cause')
+
+
+def test_environments_are_checked():
+  with environments.opened(lambda seed: _Closing(seed, []), [1]) as (environment,):
+    assert environments.checked(environment) is environment
+
+
+def test_what_is_no_environment_is_one_line_and_closed(capsys):
+  for made in (None, gymnasium.make('CartPole-v1')):
+    with pytest.raises(ValueError, match='must be dm_env.Environments, not '):
+      with environments.opened(lambda seed, made=made: made, [1]):
+        raise AssertionError
+  assert not capsys.readouterr().err
 
 
 def test_environments_are_closed_when_another_cannot_be_made():

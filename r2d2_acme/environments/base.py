@@ -7,6 +7,13 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
+# How an environment's own code may fail: some call `sys.exit` when a window is closed.
+FAULTS = (Exception, SystemExit)
+
+
+class BadValue(ValueError):
+  """An environment gave a value that nothing here can use; one line."""
+
 
 class Environment(dm_env.Environment):
   """With rewards and discounts of float32.
@@ -34,7 +41,7 @@ def to_float32(value: Any, name: str) -> np.float32:
     name: of the value, for the error.
 
   Raises:
-    ValueError: it is anything else; one line that says what.
+    BadValue: it is anything else; one line that says what.
   """
   if isinstance(value, (float, np.floating)):
     return np.float32(value)
@@ -44,7 +51,7 @@ def to_float32(value: Any, name: str) -> np.float32:
       return np.float32(array.item())
   except (TypeError, ValueError):  # nested and ragged, or on a device
     pass
-  raise ValueError(f'the {name} must be one number, not {describe_value(value)}')
+  raise BadValue(f'the {name} must be one number, not {describe_value(value)}')
 
 
 def describe_value(value: Any) -> str:
@@ -61,8 +68,10 @@ def describe_value(value: Any) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-  """Returns an error's type, text and place in one line."""
+  """Returns an error's type, text and place in one line; of a `BadValue` the text."""
   text = ' '.join(str(error).split())
+  if isinstance(error, BadValue):
+    return text
   places = [
     f' ({frame.filename}, line {frame.lineno})'
     for frame in traceback.extract_tb(error.__traceback__)

@@ -1,11 +1,13 @@
 """Checks of what an environment gives, and errors that say where it failed."""
 
+import math
 from typing import Any
 
 import dm_env
 import numpy as np
 from dm_env import specs
 
+from r2d2_acme import layouts
 from r2d2_acme.environments import base
 
 # Looking these up takes longer than all the checks of a step.
@@ -24,19 +26,30 @@ def checked(environment: dm_env.Environment, name: str = '') -> dm_env.Environme
   |-------------------------------------------------|------------------------|
   | reward or discount: number, bool, array [], [1] | <float32>[]            |
   | any other after the first time step, also None  | `EnvironmentFailed`    |
+  | one that is not finite                          | `EnvironmentFailed`    |
   | an observation of another type, shape or dtype  | `EnvironmentFailed`    |
   | an error in `reset`, `step` or `close`          | `EnvironmentFailed`    |
+  | `sys.exit` there                                | `EnvironmentFailed`    |
 
-  Values are not looked at: the adder refuses rewards that are not finite. All other
-  attributes are those of the environment. A second `close` does nothing. An
-  environment that is checked already is returned as it is.
+  The values of observations are not looked at. The environment gets actions of the
+  dtype in its `action_spec`. All other attributes are those of the environment. A
+  second `close` does nothing. An environment that is checked already is returned as it
+  is.
 
   Args:
     environment: any whose observation is one array.
     name: of the environment, for errors; by default its Gymnasium id or its class.
+
+  Raises:
+    ValueError: it is no `dm_env.Environment`.
   """
   if isinstance(environment, _Checked):
     return environment
+  if not hasattr(environment, 'observation_spec'):
+    raise ValueError(
+      f'environments must be dm_env.Environments, not {type(environment).__name__}: '
+      "wrap a Gymnasium environment in r2d2_acme.environments' GymnasiumAdapter"
+    )
   return _Checked(environment, name or _name(environment))
 
 
@@ -47,7 +60,11 @@ class _Checked(base.Environment):
     self._environment = environment
     self._name = name
     self._spec = environment.observation_spec()
-    self._shape, self._dtype = self._spec.shape, self._spec.dtype
+    # A spec that is nested has neither; it is refused elsewhere.
+    self._shape = getattr(self._spec, 'shape', ())
+    self._dtype = getattr(self._spec, 'dtype', None)
+    action_dtype = getattr(environment.action_spec(), 'dtype', np.int32)
+    self._to_action = None if action_dtype == np.int32 else np.dtype(action_dtype).type
     self._num_episodes = 0
     self._num_steps = 0  # of the episode
     self._is_over = True
@@ -60,17 +77,19 @@ class _Checked(base.Environment):
     return getattr(self._environment, name)
 
   def reset(self) -> dm_env.TimeStep:
+    self._is_over = True
     try:
       timestep = self._environment.reset()
-    except Exception as error:
-      self._is_over = True
+    except base.FAULTS as error:
       raise self._failed(base.describe_error(error)) from error
     return self._check(timestep)
 
   def step(self, action: Any) -> dm_env.TimeStep:
+    if self._to_action is not None:
+      action = self._to_action(action)
     try:
       timestep = self._environment.step(action)
-    except Exception as error:
+    except base.FAULTS as error:
       raise self._failed(base.describe_error(error)) from error
     return self._check(timestep)
 
@@ -80,13 +99,18 @@ class _Checked(base.Environment):
   def action_spec(self) -> specs.Array:
     return self._environment.action_spec()
 
+  def reward_spec(self) -> specs.Array:
+    spec = self._environment.reward_spec()
+    # Another is refused by who reads it.
+    return super().reward_spec() if layouts.is_one_number(spec) else spec
+
   def close(self) -> None:
     if self._is_closed:
       return
     self._is_closed = True
     try:
       self._environment.close()
-    except Exception as error:
+    except base.FAULTS as error:
       raise EnvironmentFailed(
         f'{self._name} failed in close: {base.describe_error(error)}'
       ) from error
@@ -117,9 +141,11 @@ class _Checked(base.Environment):
       try:
         reward = base.to_float32(reward, 'reward')
         discount = base.to_float32(discount, 'discount')
-      except ValueError as error:
+      except base.BadValue as error:
         raise self._failed(str(error)) from error
       timestep = dm_env.TimeStep(step_type, reward, discount, observation)
+    if not (math.isfinite(reward) and math.isfinite(discount)):
+      raise self._failed(f'the reward is {reward}, and the discount {discount}')
     self._num_steps += 1
     self._is_over = step_type == _LAST
     return timestep

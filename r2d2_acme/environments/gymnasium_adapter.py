@@ -1,5 +1,6 @@
 """Gymnasium environments behind the `dm_env` interface."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from r2d2_acme import layouts
 from r2d2_acme.environments import base
 
 _INT32 = np.iinfo(np.int32)
+_MAX_LISTED = 10_000  # combinations that somebody may want to number
+# What Gymnasium's functions return.
+_RESET = ('observation', 'info')
+_STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
 
 
 class GymnasiumAdapter(base.Environment):
@@ -28,8 +33,8 @@ class GymnasiumAdapter(base.Environment):
   | `truncated` only                     | LAST, discount 1                 |
 
   Observations are copies, so they stay valid after the next step. `step` and `reset`
-  raise ValueError for a reward that is not one number, and for fractions in an
-  observation of integers.
+  raise `base.BadValue` for a reward that is not one number, and for an observation
+  whose numbers its space cannot hold.
   """
 
   def __init__(
@@ -64,7 +69,7 @@ class GymnasiumAdapter(base.Environment):
     self._observation_spec = _observation_spec(_box(env.observation_space, name), name)
 
   def reset(self) -> dm_env.TimeStep:
-    observation, _ = self.gymnasium_env.reset(seed=self._next_seed)
+    observation, _ = _unpack(self.gymnasium_env.reset(seed=self._next_seed), _RESET)
     self._next_seed = None
     self._reset_next_step = False
     return dm_env.restart(self._to_observation(observation))
@@ -72,8 +77,8 @@ class GymnasiumAdapter(base.Environment):
   def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
     if self._reset_next_step:
       return self.reset()
-    observation, reward, terminated, truncated, _ = self.gymnasium_env.step(
-      int(action) + self._first_action
+    observation, reward, terminated, truncated, _ = _unpack(
+      self.gymnasium_env.step(int(action) + self._first_action), _STEP
     )
     self._reset_next_step = terminated or truncated
     return dm_env.TimeStep(
@@ -93,30 +98,74 @@ class GymnasiumAdapter(base.Environment):
     self.gymnasium_env.close()
 
   def _to_observation(self, observation: Any) -> np.ndarray:
-    array = np.array(observation, dtype=self._observation_spec.dtype)
-    if getattr(observation, 'dtype', None) != array.dtype:
-      self._check_cast(np.asarray(observation), array)
+    dtype = self._observation_spec.dtype
+    if getattr(observation, 'dtype', None) == dtype:
+      return np.array(observation)
+    try:
+      given = np.asarray(observation)
+    except (TypeError, ValueError) as error:
+      raise base.BadValue(f'the observation is no array: {error}') from error
+    if given.dtype.kind not in 'biuf':
+      raise base.BadValue(
+        f'the observation is {base.describe_value(observation)}, not numbers'
+      )
+    with np.errstate(invalid='ignore', over='ignore'):
+      array = given.astype(dtype)
+    if dtype.kind != 'f':
+      _check_integers(given, array)
     return array
 
-  def _check_cast(self, given: np.ndarray, array: np.ndarray):
-    """Raises ValueError if integers were made of fractions."""
-    if given.dtype.kind == 'f' and array.dtype.kind != 'f' and (given != array).any():
-      raise ValueError(
-        f'the observation is {base.describe_value(given)} and has fractions, but its '
-        'space is of integers: make the space float32'
-      )
+
+def _unpack(result: Any, names: Sequence[str]) -> tuple:
+  """Returns what `reset` or `step` returned, if it has these parts."""
+  if isinstance(result, tuple) and len(result) == len(names):
+    return result
+  raise base.BadValue(
+    f'it returned {base.describe_value(result)} instead of ({", ".join(names)}): a '
+    'Gym environment must be made one of Gymnasium first'
+  )
+
+
+def _check_integers(given: np.ndarray, array: np.ndarray):
+  """Raises BadValue if the integers of `array` are not the numbers `given`."""
+  other = given[given != array]
+  if other.size:
+    raise base.BadValue(
+      f'the observation holds {other[0]}, but its space is of {array.dtype}: make the '
+      'space float32'
+    )
 
 
 def _discrete(space: gymnasium.Space, name: str) -> gymnasium.spaces.Discrete:
   """Returns the action space of environment `name` if it is Discrete, else raises."""
   if isinstance(space, gymnasium.spaces.Discrete):
     return space
-  is_continuous = isinstance(space, gymnasium.spaces.Box)
+  is_continuous = isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == 'f'
   kind = 'continuous' if is_continuous else type(space).__name__
+  number = None if is_continuous else _num_combinations(space)
+  n = 'n' if number is None or number > _MAX_LISTED else number
+  cure = 'choose n of the values' if is_continuous else 'number the combinations'
   raise ValueError(
-    f'{name} has {kind} actions, R2D2 needs Discrete ones: '
-    'map them with a gymnasium.ActionWrapper or choose another environment'
+    f'{name} has {kind} actions, R2D2 needs Discrete ones: {cure} with gymnasium.'
+    f'wrappers.TransformAction(env, function, gymnasium.spaces.Discrete({n}))'
   )
+
+
+def _num_combinations(space: gymnasium.Space) -> int | None:
+  """Returns how many values a space has, where they can be counted."""
+  if isinstance(space, gymnasium.spaces.Discrete):
+    return int(space.n)
+  if isinstance(space, gymnasium.spaces.MultiBinary):
+    return 2 ** math.prod(space.shape)
+  if isinstance(space, gymnasium.spaces.MultiDiscrete):
+    return math.prod(int(n) for n in space.nvec.flat)
+  if isinstance(space, gymnasium.spaces.Box) and space.dtype.kind != 'f':
+    pairs = zip(space.low.flat, space.high.flat, strict=True)
+    return math.prod(int(high) - int(low) + 1 for low, high in pairs)
+  if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
+    numbers = [_num_combinations(leaf) for _, leaf in layouts.leaves(_nest(space))]
+    return None if None in numbers else math.prod(filter(None, numbers))
+  return None
 
 
 def _box(space: gymnasium.Space, name: str) -> gymnasium.spaces.Box:

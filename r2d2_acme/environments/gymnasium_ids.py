@@ -1,9 +1,11 @@
 """Registered Gymnasium environments by their ids, Atari's with their preprocessing."""
 
+import contextlib
 import copy
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ _USUAL_ATARI: Mapping[str, Sequence[Any]] = {  # the first is the default
   'continuous': (False,),
   'sound_obs': (False,),
 }
+
+
+_IMPORT_LOCK = threading.Lock()
 
 
 def make_gymnasium(
@@ -59,8 +64,17 @@ def make_gymnasium(
       )
     # By its spec: by an old id every process would print that there are newer ones.
     env = gymnasium.make(spec, **kwargs)
-  except Exception as error:  # whatever its own code raises
+  except base.FAULTS as error:  # whatever its own code raises
     raise ValueError(_cannot_make(id, error)) from error
+  try:
+    return _adapt(env, id, seed)
+  except BaseException:
+    with contextlib.suppress(*base.FAULTS):
+      env.close()  # nobody else can
+    raise
+
+
+def _adapt(env: gymnasium.Env, id: str, seed: int | None) -> GymnasiumAdapter:
   frames_per_step = _frames_per_step(env, id)
   try:
     return GymnasiumAdapter(env, seed=seed, frames_per_step=frames_per_step)
@@ -96,7 +110,8 @@ def _find(id: str) -> registration.EnvSpec:
 def _import(module: str):
   """Imports a module, which may be in the current directory.
 
-  That directory comes last, so that nothing in it hides an installed module.
+  That directory comes after what is installed, so that nothing in it hides a module of
+  that, but before the folder of the program, which the user need not know.
 
   Raises:
     ValueError: there is no such module, or it raises an error; one line.
@@ -106,7 +121,8 @@ def _import(module: str):
     sys.path.append(folder)
   importlib.invalidate_caches()  # it may be younger than our last look
   try:
-    importlib.import_module(module)
+    with _IMPORT_LOCK, _script_folder_last():
+      importlib.import_module(module)
   except KeyboardInterrupt:
     raise
   except BaseException as error:  # SystemExit too: scripts end with one
@@ -122,6 +138,22 @@ def _import(module: str):
     ) from error
 
 
+@contextlib.contextmanager
+def _script_folder_last():
+  """Looks last in the folder of the program, where Python looks first."""
+  script = getattr(sys.modules['__main__'], '__file__', None)
+  folder = os.path.dirname(os.path.abspath(script)) if script else None
+  if folder != sys.path[0]:  # it came by -m, or it is a notebook
+    yield
+    return
+  path = sys.path[:]
+  sys.path.append(sys.path.pop(0))
+  try:
+    yield
+  finally:
+    sys.path[:] = path + [p for p in sys.path if p not in path]
+
+
 def _is_atari_game(spec: registration.EnvSpec) -> bool:
   """Whether an id is one of ale-py's class, without wrappers of its own."""
   if spec.additional_wrappers or 'game' not in spec.kwargs:
@@ -130,7 +162,7 @@ def _is_atari_game(spec: registration.EnvSpec) -> bool:
   if isinstance(entry_point, str):
     try:
       entry_point = registration.load_env_creator(entry_point)
-    except Exception:  # it is made, and then described, soon
+    except base.FAULTS:  # it is made, and then described, soon
       return False
   return isinstance(entry_point, type) and issubclass(entry_point, AtariEnv)
 
@@ -175,7 +207,7 @@ def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
   yield env
 
 
-def _cannot_make(id: str, error: Exception) -> str:
+def _cannot_make(id: str, error: BaseException) -> str:
   if isinstance(error, gymnasium.error.Error):
     reason = ' '.join(str(error).split())
   else:

@@ -1,17 +1,20 @@
 """Environments are closed by who made them: some have processes of their own."""
 
 import contextlib
-import traceback
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import dm_env
+
+from r2d2_acme.environments import base
+from r2d2_acme.environments.checks import EnvironmentFailed, checked
 
 
 @contextlib.contextmanager
 def opened(
   factory: Callable[[int], dm_env.Environment], seeds: Iterable[int]
 ) -> Iterator[list[dm_env.Environment]]:
-  """Makes an environment from each seed, and closes all of them at the end.
+  """Makes a `checked` environment from each seed; closes all of them at the end.
 
   An error of `close` is printed, not raised: it must not hide why the end came.
 
@@ -19,17 +22,31 @@ def opened(
     factory: makes an environment from a seed. If it raises, those that it has made are
       closed.
     seeds: of the environments.
+
+  Raises:
+    ValueError: what it makes is no `dm_env.Environment`.
   """
   with contextlib.ExitStack() as stack:
     environments = []
     for seed in seeds:
-      environments.append(factory(seed))
-      stack.callback(_close, environments[-1])
+      environment = factory(seed)
+      try:
+        environment = checked(environment)
+      finally:
+        stack.callback(_close, environment)
+      environments.append(environment)
     yield environments
 
 
 def _close(environment: dm_env.Environment):
+  close = getattr(environment, 'close', None)
+  if close is None:
+    return  # it is no environment
   try:
-    environment.close()
-  except Exception:
-    traceback.print_exc()
+    close()
+  except base.FAULTS as error:
+    print(
+      error if isinstance(error, EnvironmentFailed) else base.describe_error(error),
+      file=sys.stderr,
+      flush=True,
+    )

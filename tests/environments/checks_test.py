@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import sys
 import unittest
 
 import dm_env
@@ -45,6 +46,7 @@ class _Scripted(dm_env.Environment):
     return dm_env.restart(self._first)
 
   def step(self, action):
+    self.last_action = action
     if self._time == len(self._script):
       return self.reset()
     self._time += 1
@@ -140,6 +142,26 @@ def test_any_other_reward_or_discount_is_named(value, words, name):
   )
 
 
+@pytest.mark.parametrize('name', ['reward', 'discount'])
+@pytest.mark.parametrize('value', [np.nan, np.inf, np.float32(-np.inf)])
+def test_what_is_not_finite_is_named(name, value):
+  message = _failure(_step, _mid(), _mid()._replace(**{name: value}))
+  assert 'failed in step 2 of episode 1: the reward is ' in message
+  assert str(value) in message
+
+
+def test_the_environment_gets_actions_of_its_own_dtype():
+  for dtype in (np.int64, np.uint8, np.int32):
+    inner = _Scripted(_mid())
+    spec = specs.DiscreteArray(2, dtype)
+    inner.action_spec = lambda spec=spec: spec
+    env = checked(inner)
+    env.reset()
+    env.step(np.int32(1))
+    spec.validate(inner.last_action)
+    assert inner.last_action == 1
+
+
 def test_float32_time_steps_pass_as_they_are():
   timestep = _mid(np.float32(0.5), np.float32(1.0))
   assert _step(timestep) is timestep
@@ -207,6 +229,32 @@ def test_an_error_in_reset_names_the_episode_to_come():
   assert message.startswith(
     '_Scripted failed in the reset before episode 1: OSError: no display ('
   )
+
+
+def test_a_fault_in_a_reset_in_mid_episode_names_the_episode_to_come():
+  for fault in (OSError('no display'), np.zeros(4)):
+    inner = _Scripted(_mid())
+    env = checked(inner)
+    env.reset()
+    env.step(0)
+    inner._first = fault
+    assert 'failed in the reset before episode 2: ' in _failure(env.reset)
+
+
+def test_an_environment_that_ends_the_program_fails():
+  message = _failure(_step, _mid(), SystemExit(0))
+  assert 'failed in step 2 of episode 1: SystemExit: 0 (' in message
+  inner = _Scripted()
+  for name in ('reset', 'close'):
+    setattr(inner, name, sys.exit)
+    message = _failure(getattr(checked(inner), name))
+    assert 'failed in' in message and 'SystemExit' in message
+
+
+def test_what_is_no_dm_env_environment_is_refused():
+  for environment in (None, gymnasium.make('CartPole-v1')):
+    with pytest.raises(ValueError, match='must be dm_env.Environments, not '):
+      checked(environment)
 
 
 def test_ctrl_c_in_an_environment_stays_ctrl_c():

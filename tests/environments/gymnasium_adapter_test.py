@@ -173,17 +173,69 @@ def test_observations_of_other_dtypes_become_one_of_three(dtype, low, high, expe
   assert observation.tolist() == [1, 1]
 
 
-def test_fractions_in_an_observation_of_integers_are_refused():
-  space = spaces.Box(0, 255, (2,), 'uint8')
-  inner = _Scripted([(0.0, False, False)] * 2, space)
-  inner.buffer = np.zeros(2, np.float64)
+def _observe(space, observation):
+  """What the adapter makes of an observation in this space."""
+  inner = _Scripted(observation_space=space)
+  inner.step = lambda action: (observation, 0.0, False, False, {})
   env = GymnasiumAdapter(inner)
   env.reset()
-  assert env.step(0).observation.tolist() == [1, 1]
-  inner.buffer = np.full(2, 0.5)
-  inner.step = lambda action: (inner.buffer, 0.0, False, False, {})
-  with pytest.raises(ValueError, match=r'float64 of shape \[2\] and has fractions'):
-    env.step(0)
+  return env.step(0).observation
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'observation'),
+  [
+    ('uint8', np.array([0.0, 255.0])),
+    ('uint8', np.array([0, 255], np.int64)),
+    ('uint8', [0, 255]),
+    ('uint8', np.array([True, False])),
+    ('int64', np.array([-200, 200], np.int16)),
+    ('int64', np.array([7, 200], np.uint64)),
+    ('float32', [1, 2]),
+    ('float32', np.array([np.nan, np.inf])),
+  ],
+)
+def test_numbers_that_the_space_can_hold_are_taken(dtype, observation):
+  low, high = (0, 255) if dtype == 'uint8' else (-200, 200)
+  taken = _observe(spaces.Box(low, high, (2,), dtype), observation)
+  np.testing.assert_array_equal(taken, np.asarray(observation, taken.dtype))
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'observation', 'words'),
+  [
+    ('uint8', np.full(2, 0.5), 'holds 0.5, but its space is of uint8'),
+    ('uint8', np.array([1, np.nan]), 'holds nan'),
+    ('uint8', np.array([np.inf, 1]), 'holds inf'),
+    ('uint8', np.array([300, 5]), 'holds 300'),
+    ('uint8', np.array([3, -1], np.int8), 'holds -1'),
+    ('uint8', np.array([300.0, 5]), 'holds 300.0'),
+    ('uint8', [300, 5], 'holds 300'),
+    ('int64', np.array([2**40, 5]), f'holds {2**40}, but its space is of int32'),
+    ('int64', np.array([2**63, 5], np.uint64), f'holds {2**63}'),
+    ('float32', np.array([1j, 2]), 'is complex128 of shape [2], not numbers'),
+    ('float32', ['1', '2'], 'is a list of 2, not numbers'),
+    ('float32', None, 'is None, not numbers'),
+    ('float32', {'a': 1}, 'is dict, not numbers'),
+    ('float32', [[1.0, 2.0], [3.0]], 'the observation is no array'),
+  ],
+)
+def test_what_the_space_cannot_hold_is_named(dtype, observation, words):
+  low, high = (0, 255) if dtype == 'uint8' else (-200, 200)
+  message = _message(_observe, spaces.Box(low, high, (2,), dtype), observation)
+  assert words in message
+
+
+def test_what_gymnasium_does_not_return_is_named():
+  inner = _Scripted()
+  inner.step = lambda action: (inner.buffer, 0.0, False, {})  # as Gym did
+  env = GymnasiumAdapter(inner)
+  env.reset()
+  message = _message(env.step, 0)
+  assert 'returned a tuple of 4 instead of (observation, reward, term' in message
+  inner.reset = lambda seed: inner.buffer
+  message = _message(env.reset)
+  assert 'returned float64 of shape [2] instead of (observation, info)' in message
 
 
 def test_uint8_observations_stay_uint8():
@@ -495,13 +547,28 @@ def test_missing_module_is_named():
 def test_continuous_actions_name_the_cure():
   message = _message(make_gymnasium, 'Pendulum-v1')
   assert 'Pendulum-v1 has continuous actions, R2D2 needs Discrete' in message
-  assert 'gymnasium.ActionWrapper' in message
+  assert 'choose n of the values with gymnasium.wrappers.TransformAction' in message
 
 
-def test_multi_discrete_actions_name_the_cure():
-  env = _Scripted(action_space=spaces.MultiDiscrete([2, 3]))
-  message = _message(GymnasiumAdapter, env)
-  assert '_Scripted has MultiDiscrete actions, R2D2 needs Discrete' in message
+@pytest.mark.parametrize(
+  ('space', 'number'),
+  [
+    (spaces.MultiDiscrete([2, 3]), 6),
+    (spaces.MultiBinary(4), 16),
+    (spaces.MultiBinary(400), 'n'),
+    (spaces.Box(0, 3, (), np.int32), 4),
+    (spaces.Box(-1, 1, (2,), np.int8), 9),
+    (spaces.Tuple([spaces.Discrete(3), spaces.MultiBinary(1)]), 6),
+    (spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1)), 'n'),
+    (spaces.Text(3), 'n'),
+  ],
+  ids=repr,
+)
+def test_other_actions_can_be_numbered(space, number):
+  message = _message(GymnasiumAdapter, _Scripted(action_space=space))
+  kind = type(space).__name__
+  assert f'_Scripted has {kind} actions, R2D2 needs Discrete ones' in message
+  assert message.endswith(f'function, gymnasium.spaces.Discrete({number}))')
 
 
 def test_observations_that_are_no_box_name_the_cure():

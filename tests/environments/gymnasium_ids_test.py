@@ -1,6 +1,7 @@
 """Tests of environments by their Gymnasium ids: Atari's, and those of a module."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from ale_py.env import AtariEnv
 from gymnasium import wrappers
+from gymnasium.envs.classic_control import PendulumEnv
+from launchpad.nodes.python import process_entry
 
 from r2d2_acme import environments
 from r2d2_acme.environments import make_atari, make_gymnasium
@@ -30,6 +33,13 @@ class _DoubledReward(AtariEnv):
   def step(self, action):
     observation, reward, *others = super().step(action)
     return observation, 2 * reward, *others
+
+
+class _Unusable(PendulumEnv):
+  num_closed = 0
+
+  def close(self):
+    _Unusable.num_closed += 1
 
 
 class _OnlyPong(AtariEnv):
@@ -61,6 +71,8 @@ def registry(monkeypatch):
     ('PreprocessedFlat', _preprocessed, {'grayscale_newaxis': False}),
     ('Wrong', AtariEnv, {'game': 'pong', 'mode': 77}),
     ('Raising', lambda: 1 / 0, {}),
+    ('Quitting', sys.exit, {}),
+    ('Unusable', _Unusable, {}),
     ('Elsewhere', 'no_such_module:Env', {}),
   ):
     gymnasium.register(f'{name}-v0', entry_point=entry_point, kwargs=arguments)
@@ -214,6 +226,7 @@ def test_an_id_without_a_version_is_the_newest():
   [
     ('Wrong-v0', ['RuntimeError: Invalid game mode']),
     ('Raising-v0', ['ZeroDivisionError: division by zero', __file__]),
+    ('Quitting-v0', ['SystemExit']),
     ('Elsewhere-v0', ["ModuleNotFoundError: No module named 'no_such_module'"]),
   ],
 )
@@ -221,6 +234,12 @@ def test_an_environment_that_cannot_be_made_says_why(id, words):
   message = _message(make_gymnasium, id)
   assert message.startswith(f'cannot make Gymnasium environment {id!r}: ')
   assert all(word in message for word in words)
+
+
+def test_an_environment_that_is_refused_is_closed():
+  _Unusable.num_closed = 0
+  assert 'continuous actions' in _message(make_gymnasium, 'Unusable-v0')
+  assert _Unusable.num_closed == 1
 
 
 # Modules in the current directory.
@@ -261,6 +280,30 @@ def test_module_in_the_current_directory_hides_no_installed_one(folder):
   message = _message(environments.make, 'colorsys:Found-v0')
   assert "doesn't exist" in message
   assert 'python3.10/colorsys.py' in message
+
+
+@pytest.mark.parametrize('name', ['node', 'flag_utils', 'process_entry'])
+def test_the_folder_of_the_program_hides_no_module_of_the_current_directory(
+  folder, name
+):
+  """A node is Launchpad's script, and `launch/plot.py` one of ours."""
+  scripts = pathlib.Path(process_entry.__file__).parent
+  (folder / f'{name}.py').write_text(_MODULE)
+  (folder / 'program.py').write_text(
+    'from r2d2_acme import environments\n'
+    f'environments.make("{name}:Found-v0").reset()\n'
+    'import sys; print(sys.path[0])\n'
+  )
+  program = (
+    'import runpy, sys; '
+    f'sys.path[0] = {str(scripts)!r}; '
+    f'sys.modules["__main__"].__file__ = {process_entry.__file__!r}; '
+    'exec(open("program.py").read())'
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, cwd=folder
+  )
+  assert result.stdout.strip() == str(scripts), result.stderr
 
 
 @pytest.mark.parametrize(
