@@ -49,6 +49,7 @@ TEST = ACME_EXTRAS + [
   'bsuite==0.3.6',  # reference environments
   'pytest==9.2.0',
   'pytest-timeout==2.4.0',  # a blocked Reverb call must not hang the run
+  'pytest-xdist==3.8.0',  # the whole suite on two cores
   'ruff==0.17.6',  # format and lint
   'mypy==2.4.1',  # types
 ]
