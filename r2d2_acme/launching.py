@@ -35,6 +35,7 @@ _NUM_LAST_LINES = 20  # of a failed node's output
 _SAVES = 'learner/0'  # the node whose failure at the end matters, too
 _MAX_OUTPUT_SIZE = 10 << 20  # bytes of a file of output; each node has up to two
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
+_UNASKED = 'ended although nobody asked it to'
 
 # Of a node that was asked to stop, the latter two before it could handle that.
 _STOPPED_CODES = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
@@ -59,9 +60,9 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
     output_dir: in `local_mp`, a file for each node's output.
 
   Returns:
-    0 after a step limit or a request to stop; 1 if a node failed, or did not stop in
-    time, or the learner could not save at the end, with the cause printed last; 130 if
-    asked to quit at once.
+    0 after a step limit or a request to stop; 1 if a node failed, or ended although
+    nobody asked it to, or did not stop in time, or the learner could not save at the
+    end, with the cause printed last; 130 if asked to quit at once.
 
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
@@ -105,7 +106,10 @@ class _Node(Protocol):
 
 
 def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, str]:
-  """Waits for the end of all nodes; stops them on request, or when one has failed.
+  """Waits for the end of all nodes; stops them on request, or when one has ended.
+
+  Nodes run until they are asked to stop: one that ends before has failed, whatever its
+  exit code.
 
   Returns:
     The exit code, as `launch` has it, and what to say at the very end.
@@ -113,7 +117,7 @@ def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, st
   flag = flags.FLAGS['lp_termination_notice_secs']
   limit = _STOP_LIMIT if flag.using_default_value else int(flag.value or 0)
   running = list(nodes)
-  failed: _Node | None = None  # the first one: others may fail for want of it
+  failed: _Node | None = None  # the first one: others may end for want of it
   deadline: float | None = None
   while running and not requests.quit:
     ended = [node for node in running if node.poll() is not None]
@@ -122,7 +126,8 @@ def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, st
       node.kill()
     # Read after the nodes' codes: a signal may be sent to all processes at once.
     if deadline is None and not requests.stop:
-      failed = next((node for node in ended if node.poll()), None)
+      # Of several, the one that says why.
+      failed = max(ended, key=lambda node: bool(node.poll()), default=None)
     if deadline is None and (requests.stop or failed):
       # Below 0 there is none, as in Launchpad.
       deadline = time.monotonic() + (limit if limit >= 0 else float('inf'))
@@ -240,6 +245,8 @@ class _Thread:
 
   def describe_failure(self) -> str:
     error = self._worker.future.exception()
+    if error is None:
+      return f'{self.name} {_UNASKED}'
     return ''.join(traceback.format_exception(error)) + f'{self.name} failed: {error}'
 
 
@@ -354,9 +361,12 @@ class _Process:
 
   def describe_failure(self) -> str:
     code = self._popen.returncode
-    how = (
-      f'was killed by signal {-code}' if code < 0 else f'failed with exit code {code}'
-    )
+    if code < 0:
+      how = f'was killed by signal {-code}'
+    elif code > 0:
+      how = f'failed with exit code {code}'
+    else:
+      how = _UNASKED
     last = f'{self.name} {how}; full output: {self._output.path}'
     return '\n'.join([*self._output.last_lines(), last])
 

@@ -669,6 +669,51 @@ def test_launch_returns_its_code_to_a_script_twice_and_takes_the_main_thread(tmp
   assert checkpointing.verify(str(tmp_path / 'run'))['learner_steps'] >= 10
 
 
+_LEAVING = """
+import os, signal, sys, time
+import launchpad as lp
+from r2d2_acme import launching
+
+class Waiting:
+  def run(self):
+    lp.wait_for_stop()
+
+class Leaving:
+  def run(self):
+    time.sleep(1)  # the others wait by now
+    {leave}
+
+program = lp.Program('leaving')
+for name, node in (('waiting', Waiting), ('leaving', Leaving)):
+  with program.group(name):
+    program.add_node(lp.PyClassNode(node))
+sys.exit(launching.launch(program, {launch_type!r}, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+  ('launch_type', 'leave'),
+  [
+    ('local_mp', 'os._exit(0)'),
+    ('local_mp', 'os.kill(os.getpid(), signal.SIGTERM); lp.wait_for_stop()'),
+    ('local_mt', 'return'),
+  ],
+)
+def test_node_that_ends_unasked_ends_the_program_whatever_its_code(
+  tmp_path, launch_type, leave
+):
+  code = _LEAVING.format(launch_type=launch_type, leave=leave)
+  ended = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'output')],
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=60,
+  )
+  assert ended.returncode == 1
+  last = ended.stderr.splitlines()[-1]
+  assert last.startswith('leaving/0 ended although nobody asked it to')
+
+
 def test_single_process_runs_saves_and_resumes(tmp_path):
   flags = ('--env=CartPole-v1', '--max_learner_steps=3', *_SMALL)
   with _started(tmp_path / 'run', *flags, script='single_process') as first:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import pickle
-
 from concurrent import futures
 
 import acme
