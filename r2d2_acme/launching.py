@@ -195,6 +195,7 @@ def _wire(
 def _run_threads(
   program: lp.Program, unused_output_dir: str, requests: stopping.Requests
 ) -> tuple[int, str]:
+  processes.guard_children()
   runtime.limit_threads(machine.num_cores())  # all nodes share this process's pools
   threads = set(threading.enumerate())
   with requests.kept():
@@ -289,7 +290,6 @@ def _run_processes(
     }
     with (
       processes.Family(_STOP_LIMIT) as family,
-      _suspended_together(family),
       _following(outputs),
     ):
       nodes: list[_Process] = []
@@ -299,22 +299,6 @@ def _run_processes(
       return _watch(nodes, requests)
   finally:
     _remove_pickles(commands)
-
-
-@contextlib.contextmanager
-def _suspended_together(family: processes.Family):
-  """Suspends the nodes, too, when a terminal's Ctrl-Z suspends this process."""
-
-  def suspend(*unused):
-    family.send(signal.SIGSTOP)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    family.send(signal.SIGCONT)  # this process goes on
-
-  before = signal.signal(signal.SIGTSTP, suspend)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTSTP, before)
 
 
 def _ask_launcher(pid: int):

@@ -192,10 +192,11 @@ def _statuses(program: _Program) -> set[str]:
 
 _LOCAL_MP = '--lp_launch_type=local_mp'
 
-# Each has a process of its own, in a session of its own, which works in the folder of
-# this file and notes whether it is closed.
+# Each has two processes of its own, in sessions of their own, one of them without any
+# environment variable. They work in the folder of this file, and it notes whether it is
+# closed.
 _WORLDS = """
-import os, pathlib, subprocess
+import ctypes, os, pathlib, subprocess
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -204,18 +205,24 @@ _FOLDER = pathlib.Path(__file__).parent
 class Helped(CartPoleEnv):
   def __init__(self):
     super().__init__()
-    self.helper = subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1)
+    self.helpers = [
+      subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1, env=env)
+      for env in (None, {})
+    ]
 
   def step(self, action):
     if os.path.exists(os.environ.get('BREAK', '')):
       raise RuntimeError('the ball is out of reach')
+    if os.path.exists(os.environ.get('HANG', '')):
+      ctypes.PyDLL(None).sleep(1000)  # with Python's lock
     return super().step(action)
 
   def close(self):
     with open(_FOLDER / 'closed', 'a') as file:
       print(os.getpid(), file=file)
-    self.helper.kill()
-    self.helper.wait()
+    for helper in self.helpers:
+      helper.kill()
+      helper.wait()
 
 class Leaving(Helped):
   def close(self):
@@ -320,16 +327,19 @@ def interrupted(worlds, limited, workdir):
 
 @pytest.fixture(scope='module')
 def orphaned(worlds, interrupted, workdir, tmp_path_factory):
-  """A fifth, whose launcher is killed while a node hangs."""
+  """A fifth, whose launcher is killed while all are suspended and a node hangs."""
   num_rows = len(interrupted.rows('learner'))
-  env = {**worlds, 'TMPDIR': str(tmp_path_factory.mktemp('tmp'))}
+  folder = tmp_path_factory.mktemp('tmp')
+  env = {**worlds, 'TMPDIR': str(folder), 'HANG': str(folder / 'hang')}
   with _started(workdir, _LOCAL_MP, '--noevaluator', env=env) as program:
     program.wait_until(lambda: len(program.rows('learner')) > num_rows)
     time.sleep(3)
     program.last_row = program.rows('learner')[-1]
-    actor = program.nodes()['actor/0']
-    actor.suspend()
-    program.actor_pid = actor.pid
+    program.actor_pid = program.nodes()['actor/0'].pid
+    (folder / 'hang').touch()
+    time.sleep(1)
+    os.kill(program.pid, signal.SIGTSTP)
+    helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
     os.kill(program.pid, signal.SIGKILL)
     helpers.wait_until(lambda: set(program.nodes()) == {'actor/0'}, _STOP_TIMEOUT)
     with pytest.raises(locking.WorkdirInUse) as program.refused:
@@ -528,8 +538,8 @@ def test_no_process_is_left(name, worlds, request):
 
 
 def test_environments_are_closed_at_the_end(terminated):
-  # Two of the actor and one of the evaluator.
-  assert terminated.num_helpers == 3
+  # Two environments of the actor and one of the evaluator.
+  assert terminated.num_helpers == 2 * 3
   assert terminated.num_closed == 3
 
 
