@@ -34,6 +34,7 @@ _STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a sav
 _NUM_LAST_LINES = 20  # of a failed node's output
 _SAVES = 'learner/0'  # the node whose failure at the end matters, too
 _MAX_OUTPUT_SIZE = 10 << 20  # bytes of a file of output; each node has up to two
+_MAX_LINE_LENGTH = 64 << 10  # characters
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
 _UNASKED = 'ended although nobody asked it to'
 
@@ -66,7 +67,13 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
 
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
+    ValueError: there is no such launch type.
   """
+  if launch_type not in LAUNCH_TYPES:
+    raise ValueError(
+      f'{launch_type!r} is no launch type of this module: give one of '
+      f'{", ".join(LAUNCH_TYPES)}'
+    )
   if threading.current_thread() is not threading.main_thread():
     raise RuntimeError(
       'launch() takes signals, which reach the main thread only: call it from there, '
@@ -373,7 +380,10 @@ class _Output:
     self._partial = ''
 
   def new_lines(self) -> Iterator[str]:
-    """Yields the whole lines that were added since the last call."""
+    """Yields the whole lines that were added since the last call.
+
+    What has no end is cut at `_MAX_LINE_LENGTH`.
+    """
     while data := self._file.read(_MAX_OUTPUT_SIZE):
       yield from self._split(data)
     if self._file.tell() > _MAX_OUTPUT_SIZE:
@@ -384,12 +394,16 @@ class _Output:
     lines: list[str] = []
     for path in (f'{self.path}.1', self.path):
       with contextlib.suppress(FileNotFoundError), open(path, errors='replace') as file:
-        lines += [line.rstrip() for line in file if not _NOISE.match(line)]
+        said = (line.rstrip() for line in file if not _NOISE.match(line))
+        lines += [line[-_MAX_LINE_LENGTH:] for line in said]
     return lines[-_NUM_LAST_LINES:]
 
   def _split(self, data: bytes) -> list[str]:
-    *lines, self._partial = (self._partial + self._decoder.decode(data)).split('\n')
-    return lines
+    # Progress bars end their lines with \r.
+    *lines, rest = re.split('[\r\n]', self._partial + self._decoder.decode(data))
+    pieces = range(0, max(len(rest), 1), _MAX_LINE_LENGTH)
+    *cut, self._partial = [rest[i : i + _MAX_LINE_LENGTH] for i in pieces]
+    return lines + cut
 
   def _rotate(self) -> bytes:
     """Moves all that was read to `<path>.1`; returns what came meanwhile."""

@@ -876,6 +876,29 @@ def test_partial_lines_and_characters_are_put_together(small_output):
   assert lines == ['aé']
 
 
+def test_progress_bars_are_split_and_what_has_no_end_is_cut(small_output):
+  lines = []
+  with open(small_output.path, 'ab', buffering=0) as file:
+    for i in range(3):
+      file.write(b'\r%d of 3' % i)
+      lines += small_output.new_lines()
+    assert lines == ['', '0 of 3', '1 of 3']
+    file.write(b'\n')
+    list(small_output.new_lines())
+    lines = []
+    for _ in range(20):
+      file.write(b'x' * 10_000)
+      lines += small_output.new_lines()
+  assert [len(line) for line in lines] == [launching._MAX_LINE_LENGTH] * 3
+  assert len(small_output._partial) == 200_000 - 3 * launching._MAX_LINE_LENGTH
+  assert max(map(len, small_output.last_lines())) <= launching._MAX_LINE_LENGTH
+
+
+def test_launch_type_that_there_is_none_of_is_one_line():
+  with pytest.raises(ValueError, match="'foo'.*local_mp, local_mt"):
+    launching.launch(None, 'foo', '')
+
+
 def test_output_is_that_since_the_last_start(small_output):
   path = pathlib.Path(small_output.path)
   path.write_text('before')
