@@ -152,9 +152,9 @@ def _count_steps(workdirs: Sequence[str]) -> list[int]:
   # TensorFlow takes memory: not in this process, beside a run that trains.
   with (
     processes.Family(patience=0.0) as family,
+    family.marking('reader'),
     futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool,
   ):
-    os.environ.update(family.mark('reader'))
     return pool.submit(_read_steps, workdirs).result()
 
 
@@ -201,6 +201,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
   # TensorFlow takes memory: not beside a run that trains.
   from r2d2_acme import checkpointing, evaluation, experiment
 
+  processes.guard_children()
   runtime.hide_gpu()
   runtime.limit_threads(machine.num_cores())
   path = os.path.join(args.workdir, _TABLE)

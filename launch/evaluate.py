@@ -24,6 +24,7 @@ from r2d2_acme import (  # noqa: E402
   atari_scores,
   evaluation,
   experiment,
+  processes,
   runtime,
   video,
   workdir,
@@ -47,6 +48,7 @@ def main() -> int:
   _refuse_unused()
   if not flags.FLAGS.workdir:
     raise experiment.BadInput('whose network? give --workdir=, that of a run')
+  processes.guard_children()
   runtime.hide_gpu()  # a run may need all of it
   runtime.limit_threads(1)
   run = experiment.from_workdir(flags.FLAGS.workdir)

@@ -411,9 +411,9 @@ def _train_all(args: argparse.Namespace) -> list[Curve]:
   threads = max(1, machine.num_cores() // args.processes)
   with (
     processes.Family(patience=0.0) as family,  # a run keeps nothing but its end
+    family.marking('run'),
     futures.ThreadPoolExecutor(args.processes) as pool,
   ):
-    os.environ.update(family.mark('run'))
     try:
       waiting = [
         pool.submit(

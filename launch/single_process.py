@@ -26,6 +26,7 @@ from r2d2_acme import (  # noqa: E402
   experiment,
   loggers,
   machine,
+  processes,
   runtime,
 )
 from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
@@ -35,6 +36,7 @@ _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in betwee
 
 
 def main() -> int:
+  processes.guard_children()
   runtime.limit_threads(machine.num_cores())
   run = experiment.from_flags(num_actors=1)
   config = run.config

@@ -34,7 +34,9 @@ _STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a sav
 _NUM_LAST_LINES = 20  # of a failed node's output
 _SAVES = 'learner/0'  # the node whose failure at the end matters, too
 _MAX_OUTPUT_SIZE = 10 << 20  # bytes of a file of output; each node has up to two
+_MAX_LINE_LENGTH = 64 << 10  # characters
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
+_UNASKED = 'ended although nobody asked it to'
 
 # Of a node that was asked to stop, the latter two before it could handle that.
 _STOPPED_CODES = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
@@ -59,13 +61,19 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
     output_dir: in `local_mp`, a file for each node's output.
 
   Returns:
-    0 after a step limit or a request to stop; 1 if a node failed, or did not stop in
-    time, or the learner could not save at the end, with the cause printed last; 130 if
-    asked to quit at once.
+    0 after a step limit or a request to stop; 1 if a node failed, or ended although
+    nobody asked it to, or did not stop in time, or the learner could not save at the
+    end, with the cause printed last; 130 if asked to quit at once.
 
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
+    ValueError: there is no such launch type.
   """
+  if launch_type not in LAUNCH_TYPES:
+    raise ValueError(
+      f'{launch_type!r} is no launch type of this module: give one of '
+      f'{", ".join(LAUNCH_TYPES)}'
+    )
   if threading.current_thread() is not threading.main_thread():
     raise RuntimeError(
       'launch() takes signals, which reach the main thread only: call it from there, '
@@ -105,7 +113,10 @@ class _Node(Protocol):
 
 
 def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, str]:
-  """Waits for the end of all nodes; stops them on request, or when one has failed.
+  """Waits for the end of all nodes; stops them on request, or when one has ended.
+
+  Nodes run until they are asked to stop: one that ends before has failed, whatever its
+  exit code.
 
   Returns:
     The exit code, as `launch` has it, and what to say at the very end.
@@ -113,7 +124,7 @@ def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, st
   flag = flags.FLAGS['lp_termination_notice_secs']
   limit = _STOP_LIMIT if flag.using_default_value else int(flag.value or 0)
   running = list(nodes)
-  failed: _Node | None = None  # the first one: others may fail for want of it
+  failed: _Node | None = None  # the first one: others may end for want of it
   deadline: float | None = None
   while running and not requests.quit:
     ended = [node for node in running if node.poll() is not None]
@@ -122,7 +133,8 @@ def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, st
       node.kill()
     # Read after the nodes' codes: a signal may be sent to all processes at once.
     if deadline is None and not requests.stop:
-      failed = next((node for node in ended if node.poll()), None)
+      # Of several, the one that says why.
+      failed = max(ended, key=lambda node: bool(node.poll()), default=None)
     if deadline is None and (requests.stop or failed):
       # Below 0 there is none, as in Launchpad.
       deadline = time.monotonic() + (limit if limit >= 0 else float('inf'))
@@ -190,6 +202,7 @@ def _wire(
 def _run_threads(
   program: lp.Program, unused_output_dir: str, requests: stopping.Requests
 ) -> tuple[int, str]:
+  processes.guard_children()
   runtime.limit_threads(machine.num_cores())  # all nodes share this process's pools
   threads = set(threading.enumerate())
   with requests.kept():
@@ -240,6 +253,8 @@ class _Thread:
 
   def describe_failure(self) -> str:
     error = self._worker.future.exception()
+    if error is None:
+      return f'{self.name} {_UNASKED}'
     return ''.join(traceback.format_exception(error)) + f'{self.name} failed: {error}'
 
 
@@ -282,7 +297,6 @@ def _run_processes(
     }
     with (
       processes.Family(_STOP_LIMIT) as family,
-      _suspended_together(family),
       _following(outputs),
     ):
       nodes: list[_Process] = []
@@ -292,22 +306,6 @@ def _run_processes(
       return _watch(nodes, requests)
   finally:
     _remove_pickles(commands)
-
-
-@contextlib.contextmanager
-def _suspended_together(family: processes.Family):
-  """Suspends the nodes, too, when a terminal's Ctrl-Z suspends this process."""
-
-  def suspend(*unused):
-    family.send(signal.SIGSTOP)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    family.send(signal.SIGCONT)  # this process goes on
-
-  before = signal.signal(signal.SIGTSTP, suspend)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTSTP, before)
 
 
 def _ask_launcher(pid: int):
@@ -354,9 +352,12 @@ class _Process:
 
   def describe_failure(self) -> str:
     code = self._popen.returncode
-    how = (
-      f'was killed by signal {-code}' if code < 0 else f'failed with exit code {code}'
-    )
+    if code < 0:
+      how = f'was killed by signal {-code}'
+    elif code > 0:
+      how = f'failed with exit code {code}'
+    else:
+      how = _UNASKED
     last = f'{self.name} {how}; full output: {self._output.path}'
     return '\n'.join([*self._output.last_lines(), last])
 
@@ -379,7 +380,10 @@ class _Output:
     self._partial = ''
 
   def new_lines(self) -> Iterator[str]:
-    """Yields the whole lines that were added since the last call."""
+    """Yields the whole lines that were added since the last call.
+
+    What has no end is cut at `_MAX_LINE_LENGTH`.
+    """
     while data := self._file.read(_MAX_OUTPUT_SIZE):
       yield from self._split(data)
     if self._file.tell() > _MAX_OUTPUT_SIZE:
@@ -390,12 +394,16 @@ class _Output:
     lines: list[str] = []
     for path in (f'{self.path}.1', self.path):
       with contextlib.suppress(FileNotFoundError), open(path, errors='replace') as file:
-        lines += [line.rstrip() for line in file if not _NOISE.match(line)]
+        said = (line.rstrip() for line in file if not _NOISE.match(line))
+        lines += [line[-_MAX_LINE_LENGTH:] for line in said]
     return lines[-_NUM_LAST_LINES:]
 
   def _split(self, data: bytes) -> list[str]:
-    *lines, self._partial = (self._partial + self._decoder.decode(data)).split('\n')
-    return lines
+    # Progress bars end their lines with \r.
+    *lines, rest = re.split('[\r\n]', self._partial + self._decoder.decode(data))
+    pieces = range(0, max(len(rest), 1), _MAX_LINE_LENGTH)
+    *cut, self._partial = [rest[i : i + _MAX_LINE_LENGTH] for i in pieces]
+    return lines + cut
 
   def _rotate(self) -> bytes:
     """Moves all that was read to `<path>.1`; returns what came meanwhile."""

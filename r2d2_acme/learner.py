@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import acme
@@ -13,7 +13,6 @@ import sonnet as snt
 import tensorflow as tf
 import tree
 import trfl
-from acme.tf import savers
 from acme.utils import counting, loggers
 
 from r2d2_acme import diagnostics, losses, replay, tracing
@@ -25,7 +24,7 @@ _LOG_PERIOD = 5.0  # seconds between rows
 _SERVER_INFO_TIMEOUT = 1  # seconds; a row goes without rather than waits longer
 
 
-class R2D2Learner(acme.Learner, savers.TFSaveable):
+class R2D2Learner(acme.Learner):
   """Kapturowski et al. 2019, section 2.3, on `Batch`es from replay.
 
   One thread calls `step`; `get_variables` and `locked` serve others, and never see
@@ -67,9 +66,10 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self._copy_to_target()
     self._lock = threading.RLock()
     self._traced: tracing.Traced | None = None  # `_update`, from the first batch on
+    self._is_held = False  # by whoever is inside `locked`
     self._steps_done = 0  # `_num_steps` of the copies
-    self._snapshot: list[np.ndarray] = []  # what `get_variables` gives out
-    self._snapshot_steps = -1  # and when it was taken
+    # What `get_variables` gives out, and after which step it was taken: read in one go.
+    self._snapshot: tuple[int, Sequence[np.ndarray]] = (-1, ())
     self._last_row_time = 0.0
     self._last_row_steps: int | None = None
     # Of the newest step: scalars, and [B] where a metric is of single windows.
@@ -79,8 +79,12 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self.always_diagnose = False
 
   @property
-  def state(self) -> Mapping[str, savers.Checkpointable]:
-    """What a checkpoint holds; to be read or written inside `locked`."""
+  def state(self) -> Mapping[str, Any]:
+    """What a checkpoint holds, as TensorFlow objects.
+
+    Read and write them inside `locked` only: elsewhere they are those of an earlier
+    step. `save` and `restore` need no such care.
+    """
     return {
       'network': self._network,
       'target_network': self._target_network,
@@ -93,22 +97,54 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     """Holds the learner between two steps, to read or write its state as a whole.
 
     Inside, the variables are as the newest step left them. The next step goes on from
-    what they are at the end.
+    what they are at the end. Until then `get_variables` and `num_steps` give what was
+    before. Inside, the same thread may enter it again, but not take a step.
     """
     return self._hold()
 
   @contextlib.contextmanager
   def _hold(self):
     with self._lock:
+      if self._is_held:  # by this thread: what is outermost copies
+        yield
+        return
+      self._publish()  # so that nobody who fetches waits for a slow disk
       if self._traced is not None:
         self._traced.store()
+      self._is_held = True
       try:
         yield
       finally:
+        self._is_held = False
         if self._traced is not None:
           self._traced.load()
+        self._snapshot = (-1, ())  # before `_steps_done`, by which it would be current
         self._steps_done = int(self._num_steps.numpy())
-        self._snapshot_steps = -1
+
+  def save(self) -> Mapping[str, Sequence[np.ndarray]]:
+    """Returns a copy of the whole state, for `restore`."""
+    with tf.init_scope(), self.locked:  # Acme's checkpointer calls it in a trace
+      return tree.map_structure(lambda variable: variable.numpy(), self._parts())
+
+  def restore(self, state: Mapping[str, Sequence[np.ndarray]]):
+    """Goes back, or on, to a state that `save` has returned.
+
+    Raises:
+      ValueError: it is of a learner with another network. Nothing is changed.
+    """
+    with tf.init_scope(), self.locked:
+      parts = self._parts()
+      if _shapes(parts) != _shapes(state):
+        raise ValueError('the state is of a learner with another network')
+      tree.map_structure(lambda variable, value: variable.assign(value), parts, state)
+
+  def _parts(self) -> dict[str, list[tf.Variable]]:
+    return {
+      'network': [*self._network.variables],
+      'target_network': [*self._target_network.variables],
+      'optimizer': [*self._optimizer.variables],
+      'num_steps': [self._num_steps],
+    }
 
   @property
   def num_steps(self) -> int:
@@ -117,13 +153,22 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     """The online network's variables and `num_steps`, whatever the names.
 
-    All who ask after the same step get the same arrays, which nobody may write to.
+    All who ask after the same step get the same arrays, which cannot be written to. It
+    waits for a step to end, at the most, and not for whoever is inside `locked`.
     """
-    with self._lock:
-      if self._snapshot_steps != self._steps_done:
-        self._snapshot = self._read_variables()
-        self._snapshot_steps = self._steps_done
-      return [self._snapshot for _ in names]
+    num_steps, values = self._snapshot
+    if num_steps != self._steps_done:
+      with self._lock:
+        values = self._publish()
+    return [list(values) for _ in names]
+
+  def _publish(self) -> Sequence[np.ndarray]:
+    """Returns the newest snapshot, taken now if need be; `_lock` is held."""
+    num_steps, values = self._snapshot
+    if num_steps != self._steps_done:
+      values = self._read_variables()
+      self._snapshot = (self._steps_done, values)
+    return values
 
   @property
   def variables(self) -> list[tf.Variable]:
@@ -135,12 +180,15 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
 
     Raises:
       FloatingPointError: the gradient is not finite; the parameters stay as they were.
+      RuntimeError: this thread is inside `locked`, which would undo the step.
     """
     batch = next(self._iterator)  # without the lock: it may wait for ever
     now = time.time()
     row_is_due = now - self._last_row_time >= _LOG_PERIOD
     batch = tree.map_structure(np.asarray, batch)
     with self._lock:
+      if self._is_held:
+        raise RuntimeError('no step can be taken inside `locked`')
       priorities, metrics = self._run_update(
         batch, np.array(row_is_due or self.always_diagnose)
       )
@@ -176,10 +224,16 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     self._read_copies = traced.make_reader(self.variables)
     return traced
 
-  def _read_variables(self) -> list[np.ndarray]:
+  def _read_variables(self) -> Sequence[np.ndarray]:
+    """Returns arrays that cannot be written to: TensorFlow may own their memory."""
     if self._traced is None:
-      return [variable.numpy() for variable in self.variables]
-    return self._read_copies()
+      values = [variable.numpy() for variable in self.variables]
+    else:
+      values = self._read_copies()
+    arrays = [np.asarray(value) for value in values]
+    for array in arrays:
+      array.flags.writeable = False
+    return arrays
 
   def _update(self, batch: Batch, diagnose: tf.Tensor):
     """One learner step; returns priorities [B] and a dict of scalars or [B].
@@ -324,6 +378,10 @@ class R2D2Learner(acme.Learner, savers.TFSaveable):
     limiter = table.rate_limiter_info
     inserted = max(limiter.insert_stats.completed, 1)
     return {'sampled_to_inserted': limiter.sample_stats.completed / inserted}
+
+
+def _shapes(parts: Mapping[str, Sequence]) -> dict[str, list[tuple[int, ...]]]:
+  return {name: [tuple(x.shape) for x in values] for name, values in parts.items()}
 
 
 def _median(values: np.ndarray):

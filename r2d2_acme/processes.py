@@ -1,12 +1,14 @@
 """Child processes that end when their parent does, however that happens.
 
 Each child carries a mark in its environment, which its own children inherit: so all
-that a child leaves behind is found, in whatever session and of whatever parent it is. A
-guard, one small process beside the parent, waits for the parent's end, which may be by
-SIGKILL, and then ends all that carry the mark. It asks nothing of them: they may hang
-in C++ with Python's lock, ignore signals or be suspended. (PR_SET_PDEATHSIG is bound to
-one thread of the parent, does not reach a child's children and can be ignored, and a
-watching thread in the child needs Python's lock.)
+that a child leaves behind is found, in whatever session and of whatever parent it is.
+What was started with another environment is found as a descendant of one that has the
+mark; when that has ended, it is a child of the parent, which adopts orphans. A guard,
+one small process beside the parent, notes who is there, waits for the parent's end,
+which may be by SIGKILL, and then ends all of them. It asks nothing of them: they may
+hang in C++ with Python's lock, ignore signals or be suspended. (PR_SET_PDEATHSIG is
+bound to one thread of the parent, does not reach a child's children and can be ignored,
+and a watching thread in the child needs Python's lock.)
 
 The guard runs this file as a script: the standard library only.
 """
@@ -14,6 +16,7 @@ The guard runs this file as a script: the standard library only.
 from __future__ import annotations  # loads on any Python, as `doctor` does
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -25,28 +28,43 @@ from collections.abc import Iterable, Mapping, Sequence
 _MARK = 'R2D2_PROCESS'  # an environment variable: <family>:<name>
 _POLL_PERIOD = 0.1  # seconds
 _KILL_TIMEOUT = 5.0  # seconds until the system must have ended what was killed
+_LOOK_PERIOD = 2.0  # seconds between two looks of a guard at who is there
+_OWN_PATIENCE = 2.0  # seconds for environments' processes to end when they are asked
+_PR_SET_CHILD_SUBREAPER = 36
 # The parent answers for a lost terminal. `exec` keeps the process.
 _WITHOUT_HANGUP = ('/bin/sh', '-c', 'trap "" HUP; exec "$@"')
+# They may be sent to all processes, also while the guard's Python starts.
+_WITHOUT_SIGNALS = ('/bin/sh', '-c', 'trap "" INT TERM HUP QUIT; exec "$@"')
 
 
 class Family:
   """This process's children: they end with it, and so do their own.
 
-  Use it in `with`: at the end, what is left of all children is killed.
+  Use it in `with`, in the main thread: at the end, what is left of all children is
+  killed. Inside, a terminal's Ctrl-Z suspends them together with this process.
   """
 
-  def __init__(self, patience: float):
-    """Starts the guard.
+  def __init__(self, patience: float, own: bool = False):
+    """Starts the guard. From now on this process adopts orphans of its descendants.
 
     Args:
       patience: seconds between SIGTERM and SIGKILL, once this process has died.
+      own: whether all children of this process belong to it, however they are started.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     self._id = os.urandom(16).hex()
     self._guard = subprocess.Popen(
       # -I: not this folder in sys.path, where our types.py is.
       [
-        *(sys.executable, '-I', '-S', os.path.abspath(__file__)),
-        *(self._id, str(os.getpid()), str(patience)),
+        *(
+          *_WITHOUT_SIGNALS,
+          'guard',
+          sys.executable,
+          '-I',
+          '-S',
+          os.path.abspath(__file__),
+        ),
+        *(self._id, str(os.getpid()), str(patience), 'own' if own else 'marked'),
       ],
       stdin=subprocess.PIPE,
       stdout=subprocess.DEVNULL,
@@ -57,16 +75,28 @@ class Family:
     )
 
   def __enter__(self) -> Family:
+    self._suspend_before = signal.getsignal(signal.SIGTSTP) or signal.SIG_DFL
+    if self._suspend_before is not signal.SIG_IGN:
+      signal.signal(signal.SIGTSTP, self._suspend)
     return self
 
   def __exit__(self, *unused_exception):
+    signal.signal(signal.SIGTSTP, self._suspend_before)
     self.kill()
     self._guard.kill()
     self._guard.communicate()
 
-  def mark(self, name: str) -> dict[str, str]:
-    """Returns the environment variable that makes a process the child `name`."""
-    return {_MARK: f'{self._id}:{name}'}
+  @contextlib.contextmanager
+  def marking(self, name: str):
+    """Makes what this process starts inside `with`, by any means, the child `name`."""
+    before = os.environ.get(_MARK)
+    os.environ.update(self._mark(name))
+    try:
+      yield
+    finally:
+      del os.environ[_MARK]
+      if before is not None:
+        os.environ[_MARK] = before
 
   def start(
     self,
@@ -86,7 +116,7 @@ class Family:
     """
     return subprocess.Popen(
       [*_WITHOUT_HANGUP, name, *command],
-      env={**os.environ, **(env or {}), **self.mark(name)},
+      env={**os.environ, **(env or {}), **self._mark(name)},
       stdin=subprocess.DEVNULL,
       start_new_session=True,
       **keywords,
@@ -96,10 +126,6 @@ class Family:
     """Starts a child as `start` does, waits for its end and returns its exit code."""
     return self.start(name, command, **keywords).wait()
 
-  def send(self, number: int):
-    """Sends a signal to all children, and to all that they have started."""
-    _send(number, _marked(self._id))
-
   def kill(self, name: str | None = None):
     """Kills a child and all that it has started, or what is left of them.
 
@@ -107,16 +133,42 @@ class Family:
       name: of the child; all children by default.
     """
     deadline = time.monotonic() + _KILL_TIMEOUT
-    while pids := _marked(self._id, name):
+    while pids := _kin(_marked(self._id, name)):
       _send(signal.SIGKILL, pids)
       if time.monotonic() > deadline:
         return  # the system cannot end it: it waits for a device
       time.sleep(0.01)
 
+  def _mark(self, name: str) -> dict[str, str]:
+    return {_MARK: f'{self._id}:{name}'}
+
+  def _suspend(self, *unused):
+    pids = _kin(_marked(self._id))
+    _send(signal.SIGSTOP, pids)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _send(signal.SIGCONT, pids)  # this process goes on
+
+
+def guard_children():
+  """Makes the children of this process, and theirs, end when it does, by any means.
+
+  For a process that starts children in ways of its own, as environments do. What a
+  `Family` has started has a guard already.
+  """
+  global _own_family
+  if _MARK not in os.environ:
+    _own_family = Family(
+      _OWN_PATIENCE, own=True
+    )  # for ever: the guard sees the end of its pipe
+    os.environ.update(_own_family._mark('own'))
+
+
+_own_family: Family | None = None
+
 
 def kill_descendants():
   """Kills the children of this process, and theirs, without waiting for their end."""
-  _send(signal.SIGKILL, _descendants(os.getpid()))
+  _send(signal.SIGKILL, _kin({os.getpid()}) - {os.getpid()})
 
 
 def _marked(family: str, name: str | None = None) -> set[int]:
@@ -133,10 +185,11 @@ def _marked(family: str, name: str | None = None) -> set[int]:
   return found
 
 
-def _descendants(pid: int) -> set[int]:
-  parents = {child: _parent(child) for child in _pids()}
-  found: set[int] = set()
-  new = {pid}
+def _kin(pids: set[int]) -> set[int]:
+  """Returns these processes and all their descendants, without zombies."""
+  parents = {child: _stat(child)[0] for child in _pids()} if pids else {}
+  assert 0 not in pids  # to `kill`, and to what has ended, it means others
+  found, new = set(pids), pids
   while new:
     new = {child for child, parent in parents.items() if parent in new} - found
     found |= new
@@ -147,37 +200,49 @@ def _pids() -> list[int]:
   return [int(name) for name in os.listdir('/proc') if name.isdigit()]
 
 
-def _parent(pid: int) -> int:
-  """Returns a process's parent; 0 if there is no such process any more."""
+def _stat(pid: int) -> tuple[int, int]:
+  """Returns a process's parent and start time; zeros if the process has ended."""
   try:
     with open(f'/proc/{pid}/stat') as file:
-      # After the name, which may hold anything: state, parent, ...
-      return int(file.read().rpartition(')')[2].split()[1])
+      # After the name, which may hold anything.
+      fields = file.read().rpartition(')')[2].split()
   except OSError:
-    return 0
+    return 0, 0
+  return (0, 0) if fields[0] == 'Z' else (int(fields[1]), int(fields[19]))
 
 
 def _send(number: int, pids: Iterable[int]):
   for pid in pids:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
       os.kill(pid, number)
 
 
-def _guard(family: str, parent: int, patience: float):
-  """Waits for the parent's end, then ends its family: first asks, then kills."""
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-    signal.signal(number, signal.SIG_IGN)  # they may be sent to all processes
-  # The pipe's end comes at once, unless a fork of the parent still holds it.
-  while os.getppid() == parent and not select.select([0], [], [], 1.0)[0]:
-    pass
+def _guard(family: str, parent: int, patience: float, own: bool):
+  """Waits for the parent's end, then ends its family: first asks, then kills.
+
+  Args:
+    family, parent, patience: as in `Family`.
+    own: whether all that descends from the parent is of the family, mark or not.
+  """
+  seen: set[tuple[int, int]] = set()
+  if own:
+    seen |= _identified({parent})
+  while os.getppid() == parent:
+    seen = _look(family, seen)
+    # The pipe's end comes at once, unless a fork of the parent still holds it.
+    if select.select([0], [], [], _LOOK_PERIOD)[0]:
+      time.sleep(_POLL_PERIOD)  # the parent's own end comes a moment later
   time.sleep(_POLL_PERIOD)  # a child that is being started gets its mark meanwhile
   asked: set[int] = set()
   deadline = time.monotonic() + patience
-  while pids := _marked(family):
+  while seen := _look(family, seen):
+    pids = {pid for pid, _ in seen}
     if time.monotonic() < deadline:
       # To its own children each child speaks itself.
-      asking = {pid for pid in pids if _parent(pid) not in pids} - asked
+      asking = {pid for pid in pids if _stat(pid)[0] not in pids} - asked
       _send(signal.SIGTERM, asking)
+      if asking:
+        _send(signal.SIGCONT, pids)  # they may be suspended, as their parent was
       asked |= asking
     else:
       _send(signal.SIGKILL, pids)
@@ -186,5 +251,22 @@ def _guard(family: str, parent: int, patience: float):
     time.sleep(_POLL_PERIOD)
 
 
+def _look(family: str, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
+  """Returns a family's processes: pids and start times.
+
+  Args:
+    family: its mark.
+    seen: what the last look returned. Of it, those belong to the family that still
+      run, even if their own parent, or whatever had the mark, has ended since.
+  """
+  pids = {pid for pid, started in seen if _stat(pid)[1] == started}
+  return _identified(_kin(_marked(family) | pids) - {os.getpid()})
+
+
+def _identified(pids: Iterable[int]) -> set[tuple[int, int]]:
+  """Returns pids of what runs, with start times: a pid may be given again."""
+  return {(pid, started) for pid in pids if (started := _stat(pid)[1])}
+
+
 if __name__ == '__main__':
-  _guard(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+  _guard(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == 'own')

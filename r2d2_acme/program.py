@@ -140,12 +140,12 @@ def _run_until_stopped(
   """Runs each in a thread until one, or the program, is done; then `on_stop`.
 
   A thread that waits in C++ for a server that is gone cannot be interrupted. These
-  need not be: the node's main thread answers the program's stop, and saves. A process
-  of its own ends here, and its children with it: with code 1 if a thread or `on_stop`
-  fails.
+  need not be: the node's main thread answers the program's stop, and saves. It also
+  saves when a thread fails. A process of its own ends here, and its children with it:
+  with code 1 if a thread or `on_stop` fails.
 
   Raises:
-    Whatever a thread raises while the program runs, or `on_stop`.
+    Whatever a thread raises while the program runs; else what `on_stop` raises.
   """
   failures: list[BaseException] = []
 
@@ -167,9 +167,12 @@ def _run_until_stopped(
     pass
   in_process = lp_context.get_context().launch_type in _IN_PROCESSES
   try:
-    if failures and not stop.is_set():
-      raise failures[0]
-    on_stop()
+    failed = failures and not stop.is_set()
+    try:
+      on_stop()
+    finally:
+      if failed:
+        raise failures[0]
   except BaseException:
     if not in_process:
       raise

@@ -175,6 +175,8 @@ class PriorityUpdater:
     try:
       self._client.mutate_priorities(TABLE, updates=updates)
     except (RuntimeError, reverb.errors.ReverbError) as error:
+      if 'was not found' in str(error):  # a server that is there, without the table
+        raise
       self._error = str(error)
       self._num_lost += len(waiting)
       return

@@ -192,10 +192,11 @@ def _statuses(program: _Program) -> set[str]:
 
 _LOCAL_MP = '--lp_launch_type=local_mp'
 
-# Each has a process of its own, in a session of its own, which works in the folder of
-# this file and notes whether it is closed.
+# Each has two processes of its own, in sessions of their own, one of them without any
+# environment variable. They work in the folder of this file, and it notes whether it is
+# closed.
 _WORLDS = """
-import os, pathlib, subprocess
+import ctypes, os, pathlib, subprocess
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
 
@@ -204,18 +205,24 @@ _FOLDER = pathlib.Path(__file__).parent
 class Helped(CartPoleEnv):
   def __init__(self):
     super().__init__()
-    self.helper = subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1)
+    self.helpers = [
+      subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1, env=env)
+      for env in (None, {})
+    ]
 
   def step(self, action):
     if os.path.exists(os.environ.get('BREAK', '')):
       raise RuntimeError('the ball is out of reach')
+    if os.path.exists(os.environ.get('HANG', '')):
+      ctypes.PyDLL(None).sleep(1000)  # with Python's lock
     return super().step(action)
 
   def close(self):
     with open(_FOLDER / 'closed', 'a') as file:
       print(os.getpid(), file=file)
-    self.helper.kill()
-    self.helper.wait()
+    for helper in self.helpers:
+      helper.kill()
+      helper.wait()
 
 class Leaving(Helped):
   def close(self):
@@ -320,16 +327,19 @@ def interrupted(worlds, limited, workdir):
 
 @pytest.fixture(scope='module')
 def orphaned(worlds, interrupted, workdir, tmp_path_factory):
-  """A fifth, whose launcher is killed while a node hangs."""
+  """A fifth, whose launcher is killed while all are suspended and a node hangs."""
   num_rows = len(interrupted.rows('learner'))
-  env = {**worlds, 'TMPDIR': str(tmp_path_factory.mktemp('tmp'))}
+  folder = tmp_path_factory.mktemp('tmp')
+  env = {**worlds, 'TMPDIR': str(folder), 'HANG': str(folder / 'hang')}
   with _started(workdir, _LOCAL_MP, '--noevaluator', env=env) as program:
     program.wait_until(lambda: len(program.rows('learner')) > num_rows)
     time.sleep(3)
     program.last_row = program.rows('learner')[-1]
-    actor = program.nodes()['actor/0']
-    actor.suspend()
-    program.actor_pid = actor.pid
+    program.actor_pid = program.nodes()['actor/0'].pid
+    (folder / 'hang').touch()
+    time.sleep(1)
+    os.kill(program.pid, signal.SIGTSTP)
+    helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
     os.kill(program.pid, signal.SIGKILL)
     helpers.wait_until(lambda: set(program.nodes()) == {'actor/0'}, _STOP_TIMEOUT)
     with pytest.raises(locking.WorkdirInUse) as program.refused:
@@ -528,8 +538,8 @@ def test_no_process_is_left(name, worlds, request):
 
 
 def test_environments_are_closed_at_the_end(terminated):
-  # Two of the actor and one of the evaluator.
-  assert terminated.num_helpers == 3
+  # Two environments of the actor and one of the evaluator.
+  assert terminated.num_helpers == 2 * 3
   assert terminated.num_closed == 3
 
 
@@ -667,6 +677,51 @@ def test_launch_returns_its_code_to_a_script_twice_and_takes_the_main_thread(tmp
   assert lines == ['0 0', 'True']
   assert ended.returncode == 0
   assert checkpointing.verify(str(tmp_path / 'run'))['learner_steps'] >= 10
+
+
+_LEAVING = """
+import os, signal, sys, time
+import launchpad as lp
+from r2d2_acme import launching
+
+class Waiting:
+  def run(self):
+    lp.wait_for_stop()
+
+class Leaving:
+  def run(self):
+    time.sleep(1)  # the others wait by now
+    {leave}
+
+program = lp.Program('leaving')
+for name, node in (('waiting', Waiting), ('leaving', Leaving)):
+  with program.group(name):
+    program.add_node(lp.PyClassNode(node))
+sys.exit(launching.launch(program, {launch_type!r}, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+  ('launch_type', 'leave'),
+  [
+    ('local_mp', 'os._exit(0)'),
+    ('local_mp', 'os.kill(os.getpid(), signal.SIGTERM); lp.wait_for_stop()'),
+    ('local_mt', 'return'),
+  ],
+)
+def test_node_that_ends_unasked_ends_the_program_whatever_its_code(
+  tmp_path, launch_type, leave
+):
+  code = _LEAVING.format(launch_type=launch_type, leave=leave)
+  ended = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'output')],
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=60,
+  )
+  assert ended.returncode == 1
+  last = ended.stderr.splitlines()[-1]
+  assert last.startswith('leaving/0 ended although nobody asked it to')
 
 
 def test_single_process_runs_saves_and_resumes(tmp_path):
@@ -819,6 +874,29 @@ def test_partial_lines_and_characters_are_put_together(small_output):
       file.write(bytes([byte]))
       lines += small_output.new_lines()
   assert lines == ['aé']
+
+
+def test_progress_bars_are_split_and_what_has_no_end_is_cut(small_output):
+  lines = []
+  with open(small_output.path, 'ab', buffering=0) as file:
+    for i in range(3):
+      file.write(b'\r%d of 3' % i)
+      lines += small_output.new_lines()
+    assert lines == ['', '0 of 3', '1 of 3']
+    file.write(b'\n')
+    list(small_output.new_lines())
+    lines = []
+    for _ in range(20):
+      file.write(b'x' * 10_000)
+      lines += small_output.new_lines()
+  assert [len(line) for line in lines] == [launching._MAX_LINE_LENGTH] * 3
+  assert len(small_output._partial) == 200_000 - 3 * launching._MAX_LINE_LENGTH
+  assert max(map(len, small_output.last_lines())) <= launching._MAX_LINE_LENGTH
+
+
+def test_launch_type_that_there_is_none_of_is_one_line():
+  with pytest.raises(ValueError, match="'foo'.*local_mp, local_mt"):
+    launching.launch(None, 'foo', '')
 
 
 def test_output_is_that_since_the_last_start(small_output):

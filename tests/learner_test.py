@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import pickle
+from concurrent import futures
 
 import acme
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import sonnet as snt
 import tensorflow as tf
 from acme import specs
+from acme.tf import savers
 from acme.utils import counting, loggers
 
 from r2d2_acme import loggers as columns
@@ -483,6 +486,116 @@ def test_all_who_fetch_after_a_step_get_one_snapshot_that_no_step_changes():
     assert _equal(snapshot, copy)
   for before, after in itertools.pairwise(snapshots):
     assert not any(map(np.array_equal, before, after))
+
+
+def test_snapshot_takes_no_writes():
+  learner = _make_learner([_make_batch()])
+  for _ in range(2):  # before the first step, and after it
+    (snapshot,) = learner.get_variables(['policy'])
+    for value in snapshot:
+      with pytest.raises(ValueError, match='read-only'):
+        value[...] = 7
+    snapshot.clear()  # the list is the caller's own
+    (again,) = learner.get_variables(['policy'])
+    assert len(again) == len(learner.variables)
+    if not learner.num_steps:
+      learner.step()
+
+
+@pytest.mark.parametrize('num_steps', [0, 1])
+def test_fetch_does_not_wait_for_who_holds_the_learner(num_steps):
+  """As a save does, for as long as the disk takes."""
+  learner = _make_learner([_make_batch()] * 2)
+  for _ in range(num_steps):
+    learner.step()
+  with futures.ThreadPoolExecutor() as pool, learner.locked:
+    fetch = pool.submit(learner.get_variables, ['policy'])
+    (values,) = fetch.result(timeout=1)
+    assert values[-1] == num_steps
+
+
+def test_fetch_gives_what_was_written_once_the_lock_is_free():
+  learner = _make_learner([_make_batch()])
+  learner.step()
+  (before,) = learner.get_variables(['policy'])
+  with learner.locked:
+    for variable in learner.state['network'].variables:
+      variable.assign(variable + 1)
+    assert _equal(learner.get_variables(['policy'])[0], before)
+  (after,) = learner.get_variables(['policy'])
+  for a, b in zip(before[:-1], after[:-1], strict=True):
+    np.testing.assert_array_equal(a + 1, b)
+
+
+def test_what_is_written_between_nested_locks_stays():
+  learner = _make_learner([_make_batch()] * 2)
+  learner.step()
+  with learner.locked:
+    learner.state['num_steps'].assign(40)
+    with learner.locked:
+      assert learner.state['num_steps'].numpy() == 40
+      learner.state['num_steps'].assign_add(1)
+    learner.state['num_steps'].assign_add(1)
+  assert learner.num_steps == 42
+  learner.step()
+  assert learner.num_steps == 43
+
+
+def test_step_is_refused_to_who_holds_the_learner():
+  learner = _make_learner([_make_batch()])
+  with learner.locked, pytest.raises(RuntimeError, match='inside `locked`'):
+    learner.step()
+
+
+def test_learner_that_was_restored_goes_on_bit_equal():
+  batches = [_make_batch(seed=i) for i in range(5)]
+  learner, other = _make_learner(batches), _make_learner(batches[3:])
+  for _ in range(3):
+    learner.step()
+  state = learner.save()
+  stored = pickle.dumps(state)  # as Acme's checkpointer stores it
+  learner.step()
+  learner.step()
+  assert pickle.dumps(state) == stored  # a copy
+  other.restore(pickle.loads(stored))
+  assert other.num_steps == 3
+  other.step()
+  other.step()
+  with learner.locked, other.locked:
+    assert _equal(_values(learner), _values(other))
+  learner.restore(state)
+  learner._iterator = iter(batches[3:])
+  learner.step()
+  learner.step()
+  with learner.locked, other.locked:
+    assert _equal(_values(learner), _values(other))
+
+
+def test_state_of_another_network_is_refused_and_changes_nothing():
+  learner = _make_learner([])
+  wide = dataclasses.replace(_CONFIG, head_size=9)
+  before = _values(learner)
+  with pytest.raises(ValueError, match='another network'):
+    learner.restore(_make_learner([], wide).save())
+  assert _equal(_values(learner), before)
+
+
+def test_acmes_checkpointer_keeps_what_the_newest_step_left(tmp_path):
+  learner, other = _make_learner([_make_batch()] * 2), _make_learner([])
+  learner.step()
+  for x in (learner, other):
+    checkpointer = savers.Checkpointer(
+      {'learner': x},
+      directory=str(tmp_path),
+      add_uid=False,
+      time_delta_minutes=0.0,
+    )
+    checkpointer.save(force=True)
+    if x is learner:
+      learner.step()
+      checkpointer.save(force=True)
+  with learner.locked:
+    assert _equal(_values(learner), _values(other))
 
 
 def test_steps_leak_nothing():

@@ -315,6 +315,46 @@ def test_last_checkpoint_has_the_counts_that_reached_the_limit(tmp_path, launch_
   assert len(checkpointing.find(str(workdir))) == 1
 
 
+_DIVERGING = """
+import sys
+from absl import app
+from acme import wrappers
+from r2d2_acme import environments, launching, program
+from tests import helpers
+
+class Exploding(wrappers.EnvironmentWrapper):
+  def step(self, action):
+    return super().step(action)._replace(reward=1e30)
+
+def main(_):
+  return launching.launch(
+    program.make_program(
+      helpers.make_config(),
+      lambda seed: Exploding(environments.make_cue_recall(seed=seed)),
+      workdir=sys.argv[1],
+      evaluator=False,
+    ),
+    sys.argv[2],
+    sys.argv[1] + '/output',
+  )
+
+app.run(main)
+"""
+
+
+@pytest.mark.parametrize('launch_type', ['local_mp', 'local_mt'])
+def test_learner_that_fails_saves(tmp_path, launch_type):
+  command = [sys.executable, '-c', _DIVERGING, str(tmp_path), launch_type]
+  ended = subprocess.run(
+    command, timeout=_TIMEOUT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+  )
+  assert ended.returncode == 1
+  cause, last = ['', *ended.stderr.decode().splitlines()][-2:]
+  assert last.startswith('learner/0 failed')
+  assert 'the gradient is not finite' in cause + last
+  assert checkpointing.verify(str(tmp_path))['learner_steps'] == 1
+
+
 _WITHOUT_WORKDIR = """
 import sys
 from absl import app

@@ -289,9 +289,14 @@ class TestPriorityUpdater:
     assert read_items(client)[0].priority == 7
 
   def test_lost_updates_are_one_warning(self, serve, caplog, monkeypatch):
-    updater = replay.PriorityUpdater(serve(make_tables(helpers.make_config())))
+    client = serve(make_tables(helpers.make_config()))
+    updater = replay.PriorityUpdater(client)
+
+    def lose(*unused, **unused_keywords):
+      raise RuntimeError('Socket closed')
+
     with monkeypatch.context() as patch:
-      patch.setattr(replay, 'TABLE', 'another')  # so that the server refuses
+      patch.setattr(client, 'mutate_priorities', lose)
       for _ in range(3):
         updater.update(*_UPDATE)
         updater.wait()
@@ -301,7 +306,7 @@ class TestPriorityUpdater:
       updater.wait()
     (warning,) = warnings(caplog)
     assert warning == (
-      'Replay was not available (Priority table another was not found): '
+      'Replay was not available (Socket closed): '
       '3 updates of priorities are lost, 0 wait'
     )
 
@@ -320,6 +325,14 @@ class TestPriorityUpdater:
         rf'Replay has not answered for {seconds} s.*: [01] updates .* lost, \d+ wait',
         warning,
       )
+
+  def test_table_that_is_missing_is_raised(self, serve, monkeypatch):
+    monkeypatch.setattr(replay, 'TABLE', 'another')
+    updater = replay.PriorityUpdater(serve([reverb.Table.queue('windows', max_size=1)]))
+    updater.update(*_UPDATE)
+    with pytest.raises(RuntimeError, match='cannot be written back') as error:
+      updater.wait()
+    assert 'another was not found' in str(error.value.__cause__)
 
   @pytest.mark.parametrize(
     'keys, priorities',
