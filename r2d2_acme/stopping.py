@@ -138,12 +138,10 @@ def _say(message: str):
 
 
 def _handle(handler: Callable[..., Any]) -> dict[int, Any]:
-  """Sets a handler for the signals; returns the handlers before.
-
-  Those that are ignored stay so: by nohup, or in the background of a script.
-  """
+  """Sets a handler for the signals; returns the handlers before."""
   before: dict[int, Any] = {n: signal.getsignal(n) for n in _SIGNALS}
-  before = {n: h for n, h in before.items() if h is not signal.SIG_IGN}
+  if before[signal.SIGHUP] is signal.SIG_IGN:
+    del before[signal.SIGHUP]  # nohup
   for number in before:
     signal.signal(number, handler)
   return before
