@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 _MARK = 'R2D2_PROCESS'  # an environment variable: <family>:<name>
 _POLL_PERIOD = 0.1  # seconds
 _KILL_TIMEOUT = 5.0  # seconds until the system must have ended what was killed
-_LOOK_PERIOD = 2.0  # seconds between two looks of a guard at who is there
+_LOOK_PERIOD = 10.0  # seconds between two looks of a guard at who is there
 _OWN_PATIENCE = 2.0  # seconds for environments' processes to end when they are asked
 _PR_SET_CHILD_SUBREAPER = 36
 # The parent answers for a lost terminal. `exec` keeps the process.
@@ -54,16 +54,10 @@ class Family:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     self._id = os.urandom(16).hex()
     self._guard = subprocess.Popen(
-      # -I: not this folder in sys.path, where our types.py is.
       [
-        *(
-          *_WITHOUT_SIGNALS,
-          'guard',
-          sys.executable,
-          '-I',
-          '-S',
-          os.path.abspath(__file__),
-        ),
+        *(*_WITHOUT_SIGNALS, 'guard'),
+        # -I: not this folder in sys.path, where our types.py is.
+        *(sys.executable, '-I', '-S', os.path.abspath(__file__)),
         *(self._id, str(os.getpid()), str(patience), 'own' if own else 'marked'),
       ],
       stdin=subprocess.PIPE,
@@ -133,11 +127,12 @@ class Family:
       name: of the child; all children by default.
     """
     deadline = time.monotonic() + _KILL_TIMEOUT
-    while pids := _kin(_marked(self._id, name)):
+    pids = _kin(_marked(self._id, name))
+    # After it they wait for a device, and the system cannot end them.
+    while pids and time.monotonic() < deadline:
       _send(signal.SIGKILL, pids)
-      if time.monotonic() > deadline:
-        return  # the system cannot end it: it waits for a device
       time.sleep(0.01)
+      pids = _kin(_marked(self._id, name))
 
   def _mark(self, name: str) -> dict[str, str]:
     return {_MARK: f'{self._id}:{name}'}
@@ -155,15 +150,12 @@ def guard_children():
   For a process that starts children in ways of its own, as environments do. What a
   `Family` has started has a guard already.
   """
-  global _own_family
   if _MARK not in os.environ:
-    _own_family = Family(
-      _OWN_PATIENCE, own=True
-    )  # for ever: the guard sees the end of its pipe
-    os.environ.update(_own_family._mark('own'))
+    _own_families.append(Family(_OWN_PATIENCE, own=True))
+    os.environ.update(_own_families[-1]._mark('own'))
 
 
-_own_family: Family | None = None
+_own_families: list[Family] = []  # kept: a guard takes the end of its pipe for ours
 
 
 def kill_descendants():
@@ -235,7 +227,8 @@ def _guard(family: str, parent: int, patience: float, own: bool):
   time.sleep(_POLL_PERIOD)  # a child that is being started gets its mark meanwhile
   asked: set[int] = set()
   deadline = time.monotonic() + patience
-  while seen := _look(family, seen):
+  seen = _look(family, seen)
+  while seen and time.monotonic() < deadline + _KILL_TIMEOUT:
     pids = {pid for pid, _ in seen}
     if time.monotonic() < deadline:
       # To its own children each child speaks itself.
@@ -246,9 +239,8 @@ def _guard(family: str, parent: int, patience: float, own: bool):
       asked |= asking
     else:
       _send(signal.SIGKILL, pids)
-    if time.monotonic() > deadline + _KILL_TIMEOUT:
-      return
     time.sleep(_POLL_PERIOD)
+    seen = _look(family, seen)
 
 
 def _look(family: str, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
@@ -265,7 +257,8 @@ def _look(family: str, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
 
 def _identified(pids: Iterable[int]) -> set[tuple[int, int]]:
   """Returns pids of what runs, with start times: a pid may be given again."""
-  return {(pid, started) for pid in pids if (started := _stat(pid)[1])}
+  pairs = ((pid, _stat(pid)[1]) for pid in pids)
+  return {(pid, started) for pid, started in pairs if started}
 
 
 if __name__ == '__main__':
