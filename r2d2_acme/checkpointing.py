@@ -402,6 +402,7 @@ def go_back(workdir: str, name: str):
 
   Raises:
     CheckpointError: there is no such checkpoint.
+    OSError: the folder cannot be written.
   """
   prefix, prefixes = choose(workdir, name), find(workdir)
   later = prefixes[prefixes.index(prefix) + 1 :]
@@ -410,6 +411,8 @@ def go_back(workdir: str, name: str):
   files = [file for prefix in reversed(later) for file in _files(prefix)]
   if best and os.path.join(folder, best.checkpoint) in later:
     files.insert(0, os.path.join(folder, _BEST_FILE))
+  if not files:
+    return
   # A new folder each time: numbers are given again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=folder)
   for file in files:

@@ -3,6 +3,7 @@
 Whatever a user can get wrong ends here, in one line and before any process starts.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -12,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import dm_env
@@ -25,6 +26,7 @@ from r2d2_acme import (
   checkpointing,
   environments,
   locking,
+  loggers,
   machine,
   networks,
   processes,
@@ -166,26 +168,24 @@ def from_flags(**fixed: Any) -> Experiment:
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  workdir = workdir_lib.resolve(_WORKDIR.value or f'runs/{_default_name()}')
+  default = f'runs/{_default_name()}'
+  workdir = workdir_lib.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
   stored = _read_stored(workdir)
+  if not stored and os.path.isdir(workdir) and checkpointing.find(workdir):
+    raise BadInput(
+      f'{shown(workdir)} has checkpoints but no config.json, which says of what they '
+      'are: restore it, or give another --workdir'
+    )
   flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
   run = _make_experiment(config, flag, name, workdir)
   _check_memory(config, run.environment_spec)
-  if _CHECKPOINT.value:
+  if _CHECKPOINT.value is not None:
     checkpointing.choose(workdir, _CHECKPOINT.value)  # is there one?
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    locking.hold_program(workdir)
+  _claim(workdir, config)
+  # Last: a start that is refused leaves the description of the one before it.
+  with _writing(workdir):
     _write_stored(workdir, config, {flag: name}, stored)
-  except locking.WorkdirInUse as error:
-    raise BadInput(str(error)) from error
-  except OSError as error:
-    raise BadInput(
-      f'cannot write in {shown(workdir)} ({error.strerror}): give another --workdir'
-    ) from error
-  if _CHECKPOINT.value:
-    checkpointing.go_back(workdir, _CHECKPOINT.value)
   return run
 
 
@@ -299,6 +299,51 @@ def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
       f'but there are {available / _GIB:.1f} GiB: lower --config.max_replay_size or '
       '--num_actors'
     )
+
+
+def _claim(workdir: str, config: R2D2Config):
+  """Keeps other programs out of a workdir that this one can resume and write in.
+
+  Raises:
+    BadInput: another program runs there, or something there cannot be written.
+    CheckpointError: the checkpoint to resume from is corrupt.
+  """
+  labels = [
+    *('learner', 'evaluator'),
+    *(loggers.label('actor', index) for index in range(config.num_actors)),
+  ]
+  with _writing(workdir):
+    os.makedirs(workdir, exist_ok=True)
+    locking.hold_program(workdir)
+    workdir_lib.check_writable(
+      workdir,
+      folders=[
+        *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+        *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
+      ],
+      files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
+    )
+    if _CHECKPOINT.value is not None:
+      checkpointing.go_back(workdir, _CHECKPOINT.value)
+    checkpointing.verify(workdir)
+
+
+@contextlib.contextmanager
+def _writing(workdir: str) -> Iterator[None]:
+  """Says in one line why a workdir cannot be used.
+
+  Raises:
+    BadInput: another program runs there, or the system did not let us write.
+  """
+  try:
+    yield
+  except locking.WorkdirInUse as error:
+    raise BadInput(str(error)) from error
+  except OSError as error:
+    path = error.filename or workdir
+    raise BadInput(
+      f'cannot write in {shown(path)} ({error.strerror}): give another --workdir'
+    ) from error
 
 
 def _read_stored(workdir: str) -> Mapping[str, Any]:

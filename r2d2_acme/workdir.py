@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 
 _MAX_BYTES = 4096 - 256  # Linux's limit of a path, less what is below a workdir
 
@@ -56,6 +57,36 @@ def argument(path: str) -> str:
 def shown(path: str) -> str:
   """Returns `path` in one line that any terminal can print."""
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
+def check_writable(workdir: str, folders: Iterable[str], files: Iterable[str]):
+  """Tries to write in folders and files of a workdir, and leaves them as they are.
+
+  Args:
+    workdir: of the run.
+    folders: below it. A file is made and deleted in each that exists.
+    files: below it. Each that exists is opened as if more came at its end.
+
+  Raises:
+    OSError: one cannot be written; its `filename` says which.
+  """
+
+  def write_in(folder: str):
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+
+  def append_to(file: str):
+    # Of a pipe without a reader the system says so, instead of waiting for one.
+    os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
+
+  tries = [(write_in, '.'), *((write_in, folder) for folder in folders)]
+  for write, name in [*tries, *((append_to, file) for file in files)]:
+    path = os.path.normpath(os.path.join(workdir, name))
+    if os.path.lexists(path):
+      try:
+        write(path)
+      except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 @contextlib.contextmanager

@@ -438,6 +438,25 @@ def test_refused_start_leaves_the_history_alone(refuse, workdir):
   assert (workdir / 'config.json').read_bytes() == before
 
 
+def test_start_with_a_corrupt_checkpoint_leaves_the_history_alone(refuse, workdir):
+  before = (workdir / 'config.json').read_bytes()
+  _damage(workdir, 'ckpt-9')
+  line = refuse('--workdir=run', '--config.learning_rate=0.5')
+  assert 'ckpt-9 is corrupt' in line
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_checkpoints_without_a_config_are_refused(refuse, workdir):
+  """What they are of, nobody knows: the flags might say anything."""
+  (workdir / 'config.json').unlink()
+  _damage(workdir, 'ckpt-9')
+  before = sorted(workdir.rglob('*'))
+  line = refuse('--workdir=run')
+  assert f'{workdir} has checkpoints but no config.json' in line
+  assert 'restore it, or give another --workdir' in line
+  assert sorted(workdir.rglob('*')) == before
+
+
 def test_half_written_config_is_no_harm(describe, workdir):
   """A start that died in the middle of it."""
   before = _read(workdir)
@@ -467,11 +486,17 @@ def test_config_of_another_version_is_refused(refuse, workdir, content):
   )
 
 
-def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+def _damage(workdir: pathlib.Path, *names: str):
+  """Puts checkpoints there that cannot be read."""
   folder = workdir / 'checkpoints' / 'learner'
   folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  for name in names:
+    (folder / f'{name}.index').write_bytes(b'\0')
+
+
+def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+  folder = workdir / 'checkpoints' / 'learner'
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   line = refuse('--workdir=run')
   assert f'{folder}/ckpt-9 is corrupt' in line
   assert line.endswith('--checkpoint=ckpt-8')
@@ -484,18 +509,14 @@ def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workd
 
 def test_checkpoint_goes_by_its_name(refuse, workdir):
   folder = workdir / 'checkpoints' / 'learner'
-  folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=ckpt-8')
   assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
 
 
 def test_best_checkpoint_goes_by_that_name(refuse, workdir):
   folder = workdir / 'checkpoints' / 'learner'
-  folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   assert 'no best checkpoint' in refuse('--workdir=run', '--checkpoint=best')
   best = {'checkpoint': 'ckpt-8', 'mean_return': 1, 'episodes': 1, 'learner_steps': 1}
   (folder / 'best.json').write_text(json.dumps(best))
@@ -592,6 +613,47 @@ def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
   (tmp_path / 'a_file').touch()
   line = refuse(f'--workdir={workdir}')
   assert f'cannot write in {tmp_path / workdir}' in line
+
+
+@pytest.mark.parametrize(
+  'path',
+  [
+    *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+    *('logs/learner', 'logs/actor_1', 'logs/evaluator', 'tb/actor'),
+  ],
+)
+def test_file_in_the_place_of_a_folder_is_refused(refuse, workdir, path):
+  before = (workdir / 'config.json').read_bytes()
+  (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+  (workdir / path).touch()
+  line = refuse('--workdir=run', '--config.learning_rate=0.5')
+  assert f'{workdir / path}' in line
+  assert 'Not a directory' in line
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize('path', ['sittings.csv', 'actor/logs.csv', 'learner/logs.csv'])
+def test_log_that_cannot_be_written_is_refused(refuse, workdir, path, make):
+  path = workdir / 'logs' / path
+  path.parent.mkdir(parents=True)
+  make(path)
+  assert f'cannot write in {path}' in refuse('--workdir=run')
+
+
+def test_check_of_the_workdir_leaves_nothing(describe, workdir):
+  for path in ('checkpoints/learner', 'logs/actor', 'tb/actor'):
+    (workdir / path).mkdir(parents=True)
+  (workdir / 'logs/actor/logs.csv').write_text('a\n')
+  before = sorted(workdir.rglob('*'))
+  describe('--workdir=run')
+  assert sorted(workdir.rglob('*')) == before
+  assert (workdir / 'logs/actor/logs.csv').read_text() == 'a\n'
+
+
+def test_empty_paths_are_refused(refuse):
+  assert "'' cannot be the path of a folder" in refuse('--workdir=')
+  assert 'no checkpoint' in refuse('--checkpoint=')
 
 
 @pytest.mark.parametrize(
