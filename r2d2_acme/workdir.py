@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 
 _MAX_BYTES = 4096 - 256  # Linux's limit of a path, less what is below a workdir
+_DESCRIPTORS = '/proc/self/fd'
 
 
 class BadWorkdir(ValueError):
@@ -94,13 +95,15 @@ def opened(directory: str) -> Iterator[str]:
   """Opens a folder and yields a path to it that has no special character.
 
   Many libraries take the characters of a path for a pattern, or need UTF-8. Files are
-  to be opened before the end of the context, and may stay open after it.
+  to be opened before the end of the context, and may stay open after it. Where there
+  is no /proc, it is the path that was given.
 
   Raises:
     OSError: there is no such folder.
   """
   descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY)
   try:
-    yield f'/proc/self/fd/{descriptor}'
+    path = f'{_DESCRIPTORS}/{descriptor}'
+    yield path if os.path.isdir(path) else directory
   finally:
     os.close(descriptor)
