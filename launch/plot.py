@@ -4,6 +4,7 @@ python launch/plot.py runs/pong 'runs/breakout_*' --out=curves.png
 """
 
 import argparse
+import os
 import sys
 
 try:
@@ -32,12 +33,12 @@ def main() -> int:
       print(f'left out, without an episode yet: {names}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
-    plotting.draw(groups, workdir.resolve(args.out))
+    path = plotting.draw(groups, workdir.resolve(args.out))
   except (plotting.NoRun, OSError, ValueError) as error:
     runtime.exit_with_error(str(error))
   for label, members in groups.items():
     print(f'{label}: {", ".join(shown(run.workdir) for run in members)}')
-  print(shown(args.out))
+  print(shown(os.path.relpath(path) if not os.path.isabs(args.out) else path))
   return 0
 
 

@@ -3,9 +3,10 @@
 python launch/single_process.py --env=CartPole-v1
 """
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 try:
   from r2d2_acme import doctor, stopping
@@ -61,7 +62,7 @@ def _train(
   evaluated: dm_env.Environment,
   should_stop: Callable[[], bool],
 ):
-  """Trains to a limit, or until it should stop; then saves.
+  """Trains to a limit, or until it should stop or fails; then saves.
 
   Args:
     run: what to train.
@@ -98,11 +99,24 @@ def _train(
     return loggers.is_at_limit(agent.counter.get_counts(), limits)
 
   last_evaluation = time.time()
-  while not should_stop() and not is_done():
-    train_loop.run(num_steps=config.envs_per_actor)
-    if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
-      evaluator.run_episode()
-      last_evaluation = time.time()
+  with _saving(agent):
+    while not should_stop() and not is_done():
+      train_loop.run(num_steps=config.envs_per_actor)
+      if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
+        evaluator.run_episode()
+        last_evaluation = time.time()
+
+
+@contextlib.contextmanager
+def _saving(agent: R2D2) -> Iterator[None]:
+  """Saves at the end, also of what failed, unless learning has diverged."""
+  try:
+    yield
+  except FloatingPointError:
+    raise
+  except Exception:
+    agent.save()
+    raise
   agent.save()
 
 
