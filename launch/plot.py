@@ -4,7 +4,6 @@ python launch/plot.py runs/pong 'runs/breakout_*' --out=curves.png
 """
 
 import argparse
-import os
 import sys
 
 try:
@@ -38,7 +37,7 @@ def main() -> int:
     runtime.exit_with_error(str(error))
   for label, members in groups.items():
     print(f'{label}: {", ".join(shown(run.workdir) for run in members)}')
-  print(shown(os.path.relpath(path) if not os.path.isabs(args.out) else path))
+  print(shown(path))
   return 0
 
 
