@@ -25,9 +25,12 @@ _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 # In place of launch/atari_distributed.py: notes what it was asked for, and leaves a
 # checkpoint that counts so many steps.
 _PROGRAM = """
-import os, shutil, signal, sys, time
+import json, os, shutil, signal, sys, time
 flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
 os.makedirs(flags['workdir'], exist_ok=True)
+if not os.path.exists(os.path.join(flags['workdir'], 'config.json')):
+  with open(os.path.join(flags['workdir'], 'config.json'), 'w') as file:
+    json.dump(dict(environment=dict(game=flags['game']), config=dict()), file)
 with open({log!r}, 'a') as file:
   print(flags['game'], flags['max_actor_steps'], flags.get('seed'), file=file)
 if flags['game'] in {slow!r}:
