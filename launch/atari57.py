@@ -13,12 +13,13 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
+import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, get_type_hints
+from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
 _STOPPED = 'stopped: start again with the same --workdir to go on'
 
@@ -38,6 +39,8 @@ from r2d2_acme import workdir as workdir_lib  # noqa: E402
 if TYPE_CHECKING:
   from r2d2_acme import evaluation
 
+_T = TypeVar('_T')
+_U = TypeVar('_U')
 _PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
 _TABLE = 'scores.csv'
 _PATIENCE = 25.0  # seconds that a program may need to stop, if this one was killed
@@ -83,6 +86,13 @@ class _Stopped(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
   args, others = _parse(argv)
+  try:
+    workdir_lib.check_writable(args.workdir, folders=[], files=[_TABLE])
+  except OSError as error:
+    runtime.exit_with_error(
+      f'cannot write in {workdir_lib.shown(error.filename)} ({error.strerror}): move '
+      'it away, or give another --workdir'
+    )
   failed = []
   try:
     if not args.collect:
@@ -115,7 +125,7 @@ def _train(
 ) -> bool:
   """Trains from `steps` steps on; returns whether the game reached the limit.
 
-  Bad input ends this program too.
+  Bad input ends this program too, unless it is the game's workdir that is refused.
   """
   workdir = os.path.join(args.workdir, game)
   if steps >= args.max_actor_steps:
@@ -137,8 +147,17 @@ def _train(
       *others,
     ]
   )
-  if code == _BAD_INPUT:
-    sys.exit(code)  # it has said which
+  if code == _BAD_INPUT:  # it has said which
+    if not _in_process(_is_refused, workdir):
+      sys.exit(code)
+    command = ['python', 'launch/atari_distributed.py', f'--workdir={workdir}']
+    print(
+      f'{game}: left out. Its cure goes to {workdir_lib.shown(shlex.join(command))}, '
+      'then start this program again',
+      file=sys.stderr,
+      flush=True,
+    )
+    return False
   (steps,) = _count_steps([workdir])
   if code == 0 and steps < args.max_actor_steps:
     print(f'{game}: was stopped after {steps:,} steps', file=sys.stderr, flush=True)
@@ -149,13 +168,28 @@ def _count_steps(workdirs: Sequence[str]) -> list[int]:
   """Returns the steps that each workdir's newest checkpoint counts; 0 without one."""
   if not any(os.path.isdir(os.path.join(w, 'checkpoints')) for w in workdirs):
     return [0 for _ in workdirs]
-  # TensorFlow takes memory: not in this process, beside a run that trains.
+  return _in_process(_read_steps, workdirs)
+
+
+def _in_process(function: Callable[[_T], _U], argument: _T) -> _U:
+  """Calls a function that imports TensorFlow, whose memory a run that trains needs."""
   with (
     processes.Family(patience=0.0) as family,
     family.marking('reader'),
     futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool,
   ):
-    return pool.submit(_read_steps, workdirs).result()
+    return pool.submit(function, argument).result()
+
+
+def _is_refused(workdir: str) -> bool:
+  """Whether a program would refuse a workdir, whatever the flags."""
+  from r2d2_acme import checkpointing, experiment
+
+  try:
+    experiment.check_workdir(workdir)
+  except (experiment.BadInput, checkpointing.CheckpointError):
+    return True
+  return False
 
 
 def _read_steps(workdirs: Sequence[str]) -> list[int]:
@@ -215,7 +249,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
         continue
       prefix = checkpointing.choose(workdir, args.checkpoint)
       # Names are given again, after a return to an earlier one or a new start.
-      learner_steps = checkpointing.read_counts(prefix)['learner_steps']
+      learner_steps = checkpointing.read_counts(prefix).get('learner_steps', 0)
       chosen = (os.path.basename(prefix), learner_steps, args.episodes)
       row = known.get(game)
       if row is None or (row.checkpoint, row.learner_steps, row.episodes) != chosen:
@@ -268,17 +302,21 @@ def summarize(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def _read_table(path: str) -> list[Row]:
-  """The games' rows; without those that another version wrote."""
+  """The games' rows; without those that another version wrote, or that are damaged."""
   if not os.path.exists(path):
     return []
+  with open(path, errors='replace') as file:
+    lines = file.read().splitlines()
   rows = []
   types = get_type_hints(Row)
-  with open(path, newline='') as file:
-    for values in csv.DictReader(file):
-      try:
-        rows.append(Row(**{name: types[name](values[name]) for name in types}))
-      except (KeyError, TypeError, ValueError):
-        continue  # median and mean, which have no episodes, too
+  for line in lines[1:]:
+    try:
+      names, values = csv.reader([lines[0], line])
+      cells = dict(zip(names, values, strict=True))
+      row = Row(**{name: types[name](cells[name]) for name in types})
+    except (KeyError, TypeError, ValueError, csv.Error):
+      continue  # median and mean, which have no episodes, too
+    rows.append(row)
   return rows
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import statistics
 import sys
+from typing import Any
 
 try:
   from r2d2_acme import doctor, stopping
@@ -39,6 +40,13 @@ _EPSILON = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1.0,
 )
+_MAX_STEPS = flags.DEFINE_integer(
+  'max_steps',
+  None,
+  'Steps after which an episode is cut off; by default max_evaluation_steps of the '
+  'config.',
+  lower_bound=1,
+)
 _VIDEO = flags.DEFINE_bool('video', False, 'Make an MP4 of the first in videos/.')
 # Of those that all programs here have.
 _USED = ('workdir', 'checkpoint', 'seed')
@@ -52,14 +60,13 @@ def main() -> int:
   runtime.hide_gpu()  # a run may need all of it
   runtime.limit_threads(1)
   run = experiment.from_workdir(flags.FLAGS.workdir)
-  config = _with_epsilon(run.config)
-  seed = config.seed if flags.FLAGS.seed is None else flags.FLAGS.seed
+  config = _with_flags(run.config)
   recorders = []
 
   def record(environment, checkpoint: str) -> video.Recorder:
     folder = os.path.join(run.workdir, 'videos')
     os.makedirs(folder, exist_ok=True)
-    name = f'{os.path.basename(checkpoint)}_seed_{seed}'
+    name = f'{os.path.basename(checkpoint)}_seed_{config.seed}'
     if _EPSILON.value is not None:
       name += f'_epsilon_{config.evaluator_epsilon:g}'
     path = os.path.join(folder, f'{name}.mp4')
@@ -80,7 +87,7 @@ def main() -> int:
       run.environment_spec,
       run.workdir,
       num_episodes=_EPISODES.value,
-      seed=seed,
+      seed=config.seed,
       checkpoint=flags.FLAGS.checkpoint,
       make_watcher=record if _VIDEO.value else None,
       on_episode=tell,
@@ -94,14 +101,24 @@ def main() -> int:
   return 0
 
 
-def _with_epsilon(config: R2D2Config) -> R2D2Config:
-  """Returns the run's config with the epsilon that was asked for, if any."""
-  if _EPSILON.value is None:
-    return config
-  try:
-    return dataclasses.replace(config, evaluator_epsilon=_EPSILON.value)
-  except ValueError as error:  # NaN is within all bounds
-    raise experiment.BadInput(f'--epsilon={_EPSILON.value}: {error}') from error
+def _with_flags(config: R2D2Config) -> R2D2Config:
+  """Returns the run's config with what the flags say instead.
+
+  Raises:
+    BadInput: they say what cannot be.
+  """
+  fields: dict[str, Any] = {
+    'evaluator_epsilon': _EPSILON,
+    'max_evaluation_steps': _MAX_STEPS,
+    'seed': flags.FLAGS['seed'],
+  }
+  for field, flag in fields.items():
+    if flag.value is not None:
+      try:
+        config = dataclasses.replace(config, **{field: flag.value})
+      except ValueError as error:  # NaN is within all bounds
+        raise experiment.BadInput(f'--{flag.name}={flag.value}: {error}') from error
+  return config
 
 
 def _refuse_unused():

@@ -108,6 +108,9 @@ TASKS = (
 )
 
 
+_COLUMNS = ('actor_steps', 'learner_steps', 'mean_return', 'seconds')
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
   """What one run came to.
@@ -284,12 +287,16 @@ def _train_and_write(task, seed, recurrent, max_steps, path, setup, threads):
 
 
 def _read(path: pathlib.Path, setup: Mapping[str, Any]) -> Curve | None:
-  """The curve of a finished run of this task with this config."""
+  """The curve of a finished run of this task with this config, if it is whole."""
   try:
     stored = json.loads(path.read_text())
-    return Curve(**stored['curve']) if stored['setup'] == setup else None
-  except (OSError, ValueError, KeyError, TypeError):
+    curve = Curve(**stored['curve'])
+    is_whole = all(
+      isinstance(row[name], int | float) for row in curve.rows for name in _COLUMNS
+    )
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
+  return curve if is_whole and stored['setup'] == setup else None
 
 
 def train_both(

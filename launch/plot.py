@@ -32,12 +32,12 @@ def main() -> int:
       print(f'left out, without an episode yet: {names}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
-    plotting.draw(groups, workdir.resolve(args.out))
+    path = plotting.draw(groups, workdir.resolve(args.out))
   except (plotting.NoRun, OSError, ValueError) as error:
     runtime.exit_with_error(str(error))
   for label, members in groups.items():
     print(f'{label}: {", ".join(shown(run.workdir) for run in members)}')
-  print(shown(args.out))
+  print(shown(path))
   return 0
 
 

@@ -63,7 +63,7 @@ def _train(
   evaluated: dm_env.Environment,
   should_stop: Callable[[], bool],
 ):
-  """Trains to a limit, or until it should stop; then saves.
+  """Trains to a limit, or until it should stop or fails; then saves.
 
   Args:
     run: what to train.
@@ -100,12 +100,14 @@ def _train(
     return loggers.is_at_limit(agent.counter.get_counts(), limits)
 
   last_evaluation = time.time()
-  while not should_stop() and not is_done():
-    train_loop.run(num_steps=config.envs_per_actor)
-    if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
-      evaluator.run_episode()
-      last_evaluation = time.time()
-  agent.save()
+  try:
+    while not should_stop() and not is_done():
+      train_loop.run(num_steps=config.envs_per_actor)
+      if _EVALUATOR.value and time.time() - last_evaluation > config.evaluation_period:
+        evaluator.run_episode()
+        last_evaluation = time.time()
+  finally:
+    agent.save()
 
 
 if __name__ == '__main__':

@@ -200,11 +200,12 @@ def finish(study: Study, name: str, workdir: pathlib.Path):
 
 
 def read_finished(workdir: pathlib.Path) -> dict[str, Any]:
-  """What `finish` wrote; empty for a run that is not."""
+  """What `finish` wrote; empty for a run that is not, or if it is damaged."""
   try:
-    return json.loads((workdir / _FINISHED).read_text())
-  except (OSError, ValueError):
+    finished = json.loads((workdir / _FINISHED).read_text())
+  except (OSError, ValueError, RecursionError):
     return {}
+  return finished if isinstance(finished, dict) else {}
 
 
 def _config(study: Study, name: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class R2D2(acme.Actor, acme.VariableSource):
     Args:
       workdir: of the run. To make an agent there begins a sitting.
       counter: the root counter, by default a `WallTimeCounter`. If it has counted
-        nothing yet, it goes on from the checkpoint's counts.
+        nothing yet, it goes on from the checkpoint's counts; from its `wall_time`
+        only if it counts that, too.
       logger: of the learner; by default its rows go to the workdir, if there is one.
 
     Raises:
@@ -64,7 +65,11 @@ class R2D2(acme.Actor, acme.VariableSource):
       counts = checkpointing.verify(workdir)
     counter = counter if counter is not None else loggers.WallTimeCounter()
     if not _has_counted(counter):
-      counter.increment(**counts)
+      keeps_time = 'wall_time' in counter.get_counts()
+      # In a counter that does not, it would stand still.
+      counter.increment(
+        **{name: n for name, n in counts.items() if name != 'wall_time' or keeps_time}
+      )
     self._counter = counter
     self._sitting = loggers.begin_sitting(workdir, counts)
     if workdir is not None and logger is None:
@@ -83,7 +88,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self.learner, counter.get_counts(), config
+        workdir, self.learner, {**counts, **counter.get_counts()}, config
       )
     self._batched_actor = builder.make_actor(
       replay_client=self._client, variable_source=self.learner

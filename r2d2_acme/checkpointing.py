@@ -40,6 +40,10 @@ _OTHER_VERSION = (
   'it was written by another version of r2d2_acme; go on with that one, or start in '
   'another --workdir'
 )
+_OTHER_CONFIG = (
+  'it was written with another config or environment, or by another version of '
+  'r2d2_acme; go on with those, or start in another --workdir'
+)
 # Reasons of the system's for which an intact file cannot be read or written.
 _SYSTEM_ERRORS = (
   *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR),
@@ -116,7 +120,7 @@ class Checkpointer:
     self._learner = learner
     self._config = config
     self._counts = dict(counts)
-    self._started = time.time() - counts.get('wall_time', 0.0)
+    self._started = time.monotonic() - counts.get('wall_time', 0.0)
     self._saving = threading.Lock()
     self._observing = threading.Lock()
     # JSON, in variables: with TensorFlow's Python states a save would trace a graph.
@@ -131,10 +135,15 @@ class Checkpointer:
       self._newest = prefix
       self._saved = self._restore(prefix)
     best = _read_best(workdir)
-    self._best_mean = best.mean_return if best else -math.inf
+    # Means over other numbers of episodes say nothing about each other.
+    is_measure = best is not None and best.episodes == config.num_best_episodes
+    self._best_mean = best.mean_return if best and is_measure else -math.inf
     self._new_best: float | None = None  # a mean that no checkpoint stands for yet
     self._returns = collections.deque(self._saved.returns, config.num_best_episodes)
     self._wall_times: dict[str, float] = {}  # seconds, by prefix
+    self._for_good: set[str] = set()
+    if not config.checkpoint_keep_period:
+      self._for_good = set(self._read_wall_times()) - self._choose_kept()
     self._next_time = time.monotonic() + config.checkpoint_period
 
   def observe_return(self, episode_return: float):
@@ -169,7 +178,7 @@ class Checkpointer:
       if counts is not None:
         self._counts = dict(counts)
       with self._observing:
-        new_best, self._new_best = self._new_best, None
+        new_best = self._new_best
       is_due = time.monotonic() >= self._next_time
       if not (is_due or force or new_best is not None):
         return
@@ -178,6 +187,9 @@ class Checkpointer:
         newest = self._write()
         if new_best is not None:
           self._pin(newest, new_best)
+          with self._observing:
+            if self._new_best == new_best:  # there may be a better one by now
+              self._new_best = None
         if before and before != newest and before_steps == self._saved.learner_steps:
           self._replace(before, newest)
         self._prune()
@@ -215,7 +227,10 @@ class Checkpointer:
     return self._newest
 
   def _moment(self) -> _Moment:
-    counts = {'wall_time': time.time() - self._started, **self._counts}
+    counts = dict(self._counts)
+    # The program's counter may have none, or one that stands still.
+    seconds = time.monotonic() - self._started
+    counts['wall_time'] = max(seconds, counts.get('wall_time', 0.0))
     # The program's counts run up to a second behind the learner's own.
     counts['learner_steps'] = self._learner.num_steps
     with self._observing:
@@ -242,24 +257,48 @@ class Checkpointer:
     _delete(before)
 
   def _prune(self):
-    """Deletes all but the newest, the best, and one a `checkpoint_keep_period`."""
-    best = _read_best(self._workdir)
-    last_kept = 0.0  # seconds
-    for prefix in find(self._workdir)[: -self._config.num_checkpoints]:
-      try:
-        wall_time = self._wall_time(prefix)
-      except CheckpointError:
-        continue  # for whoever wants to look at it
-      period = self._config.checkpoint_keep_period * _SECONDS_PER_HOUR
-      if period and wall_time - last_kept >= period:
-        last_kept = wall_time
-      elif best is None or best.checkpoint != os.path.basename(prefix):
+    """Deletes all that is not to be kept, see the fields of the config."""
+    kept = self._choose_kept() | self._for_good
+    for prefix in self._read_wall_times():
+      if prefix not in kept:
         _delete(prefix)
 
-  def _wall_time(self, prefix: str) -> float:
-    if prefix not in self._wall_times:
-      self._wall_times[prefix] = read_counts(prefix).get('wall_time', 0.0)
-    return self._wall_times[prefix]
+  def _choose_kept(self) -> set[str]:
+    """Returns the newest, the best, and one a `checkpoint_keep_period`."""
+    wall_times = self._read_wall_times()
+    newest = next(reversed(wall_times), '')
+    spaced = _space(wall_times, self._config.checkpoint_period, since=-math.inf)
+    recent = [prefix for prefix in spaced if prefix != newest] + [newest]
+    kept = set(recent[-self._config.num_checkpoints :])
+    if self._config.checkpoint_keep_period:
+      period = self._config.checkpoint_keep_period * _SECONDS_PER_HOUR
+      kept.update(_space(wall_times, period, since=0.0))
+    best = _read_best(self._workdir)
+    if best is not None:
+      kept.add(os.path.join(self._directory, best.checkpoint))
+    return kept
+
+  def _read_wall_times(self) -> dict[str, float]:
+    """Returns, oldest first, the seconds at which each was saved that can be read."""
+    prefixes = find(self._workdir)
+    for prefix in prefixes:
+      if prefix not in self._wall_times:
+        # What cannot be read is left for whoever wants to look at it.
+        with contextlib.suppress(CheckpointError):
+          self._wall_times[prefix] = read_counts(prefix).get('wall_time', 0.0)
+    return {p: self._wall_times[p] for p in prefixes if p in self._wall_times}
+
+
+def _space(
+  wall_times: Mapping[str, float], period: float, *, since: float
+) -> list[str]:
+  """Returns those that are each at least a period after the one before, or `since`."""
+  chosen = []
+  for prefix, wall_time in wall_times.items():
+    if wall_time - since >= period:
+      chosen.append(prefix)
+      since = wall_time
+  return chosen
 
 
 def directory(workdir: str) -> str:
@@ -402,6 +441,7 @@ def go_back(workdir: str, name: str):
 
   Raises:
     CheckpointError: there is no such checkpoint.
+    OSError: the folder cannot be written.
   """
   prefix, prefixes = choose(workdir, name), find(workdir)
   later = prefixes[prefixes.index(prefix) + 1 :]
@@ -410,6 +450,8 @@ def go_back(workdir: str, name: str):
   files = [file for prefix in reversed(later) for file in _files(prefix)]
   if best and os.path.join(folder, best.checkpoint) in later:
     files.insert(0, os.path.join(folder, _BEST_FILE))
+  if not files:
+    return
   # A new folder each time: numbers are given again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=folder)
   for file in files:
@@ -427,7 +469,8 @@ def _list(prefixes: list[str]) -> str:
 def _files(prefix: str) -> list[str]:
   """The files of a checkpoint, the index first."""
   folder, name = os.path.split(prefix)
-  names = [file for file in os.listdir(folder) if file.startswith(f'{name}.')]
+  pattern = re.compile(rf'{re.escape(name)}\.(index|data-\d+-of-\d+)')
+  names = [file for file in os.listdir(folder) if pattern.fullmatch(file)]
   names.sort(key=lambda file: (not file.endswith('.index'), file))
   return [os.path.join(folder, file) for file in names]
 
@@ -501,7 +544,7 @@ def _read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
   except (AssertionError, ValueError) as error:
     raise CheckpointError(
       f'checkpoint {workdir_lib.shown(prefix)} is of a learner with other variables: '
-      f'{_OTHER_VERSION}'
+      f'{_OTHER_CONFIG}'
     ) from error
 
 

@@ -91,8 +91,12 @@ class R2D2Config:
   # Run.
   seed: int = 0  # all others derive from it
   checkpoint_period: float = 120.0  # seconds between checkpoints
-  num_checkpoints: int = 3  # the newest so many are kept
-  # Hours of the run between older checkpoints that are kept for good; 0: none are.
+  # The newest so many are kept, besides the best. Those before the newest are at least
+  # a checkpoint_period of the run apart, so that the checkpoint of a stop takes the
+  # place of that of the stop before it.
+  num_checkpoints: int = 3
+  # Hours of the run between older checkpoints that are kept for good; 0: no more are,
+  # but a resumed run leaves those that were.
   checkpoint_keep_period: float = 1.0
   # Evaluator episodes; the checkpoint is kept at which their mean return was the best.
   num_best_episodes: int = 10

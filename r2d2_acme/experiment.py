@@ -3,6 +3,7 @@
 Whatever a user can get wrong ends here, in one line and before any process starts.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -12,7 +13,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import dm_env
@@ -23,8 +25,10 @@ from ml_collections import config_dict, config_flags
 from r2d2_acme import (
   builder,
   checkpointing,
+  description,
   environments,
   locking,
+  loggers,
   machine,
   networks,
   processes,
@@ -117,8 +121,9 @@ class Experiment:
 def run(main: Callable[[], int]) -> NoReturn:
   """Parses the flags and runs a program's main; the process ends with its code.
 
-  Bad input is one line on stderr and exit code 2; Ctrl-C, where the program does not
-  handle it, is code 130. No child of the process is left.
+  Bad input is one line on stderr and exit code 2. A failure of the environment is its
+  own traceback, if it has one, then one line, and code 1. Ctrl-C, where the program
+  does not handle it, is code 130. No child of the process is left.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -145,6 +150,8 @@ def run(main: Callable[[], int]) -> NoReturn:
       workdir_lib.BadWorkdir,
     ) as error:
       runtime.exit_with_error(str(error))
+    except environments.EnvironmentFailed as error:
+      code = _tell_failure(error)
     except KeyboardInterrupt:
       code = stopping.QUIT_CODE
     finally:
@@ -152,6 +159,18 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
   app.run(checked, flags_parser=parse)
+
+
+def _tell_failure(error: environments.EnvironmentFailed) -> int:
+  """Prints why an environment failed; returns the exit code."""
+  cause = error.__cause__
+  if cause is not None:
+    *_, innermost = [None, *traceback.extract_tb(cause.__traceback__)]
+    # Where a check of ours failed the line says it all.
+    if innermost is None or innermost.filename != environments.base.__file__:
+      traceback.print_exception(cause)
+  print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+  return 1
 
 
 def from_flags(**fixed: Any) -> Experiment:
@@ -166,26 +185,19 @@ def from_flags(**fixed: Any) -> Experiment:
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  workdir = workdir_lib.resolve(_WORKDIR.value or f'runs/{_default_name()}')
-  stored = _read_stored(workdir)
+  default = f'runs/{_default_name()}'
+  workdir = workdir_lib.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
+  stored = _read_resumed(workdir)
   flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
   run = _make_experiment(config, flag, name, workdir)
   _check_memory(config, run.environment_spec)
-  if _CHECKPOINT.value:
+  if _CHECKPOINT.value is not None:
     checkpointing.choose(workdir, _CHECKPOINT.value)  # is there one?
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    locking.hold_program(workdir)
+  _claim(workdir, config, _CHECKPOINT.value)
+  # Last: a start that is refused leaves the description of the one before it.
+  with _writing(workdir):
     _write_stored(workdir, config, {flag: name}, stored)
-  except locking.WorkdirInUse as error:
-    raise BadInput(str(error)) from error
-  except OSError as error:
-    raise BadInput(
-      f'cannot write in {shown(workdir)} ({error.strerror}): give another --workdir'
-    ) from error
-  if _CHECKPOINT.value:
-    checkpointing.go_back(workdir, _CHECKPOINT.value)
   return run
 
 
@@ -204,6 +216,19 @@ def from_workdir(workdir: str) -> Experiment:
     )
   ((flag, name),) = stored['environment'].items()
   return _make_experiment(R2D2Config(**stored['config']), flag, name, workdir)
+
+
+def check_workdir(workdir: str):
+  """Refuses, in a process without flags, what any start in a workdir would refuse.
+
+  If it does not, other programs are kept out until this process ends.
+
+  Raises:
+    BadInput: what is there is no run, is in use, or cannot be written.
+    CheckpointError: the newest checkpoint cannot be resumed from.
+  """
+  stored = _read_resumed(workdir)
+  _claim(workdir, R2D2Config(**stored.get('config', {})))
 
 
 def _make_experiment(
@@ -301,32 +326,90 @@ def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
     )
 
 
-def _read_stored(workdir: str) -> Mapping[str, Any]:
-  path = os.path.join(workdir, 'config.json')
-  if not os.path.exists(path):
-    return {}
-  try:
-    with open(path) as file:
-      stored = json.load(file)
-    R2D2Config(**stored['config'])
-    stored['environment'] = dict(stored['environment'])
-    # Of a version that kept no history: its last start is all that is known.
-    stored.setdefault(
-      'history',
-      [
-        {
-          'time': _utc(os.path.getmtime(path)),
-          'command': stored.get('command'),
-          'revision': stored.get('revision'),
-        }
+def _claim(workdir: str, config: R2D2Config, checkpoint: str | None = None):
+  """Keeps other programs out of a workdir that this one can resume and write in.
+
+  Raises:
+    BadInput: another program runs there, or something there cannot be written.
+    CheckpointError: the checkpoint to resume from is corrupt.
+  """
+  labels = [
+    *('learner', 'evaluator'),
+    *(loggers.label('actor', index) for index in range(config.num_actors)),
+  ]
+  with _writing(workdir):
+    os.makedirs(workdir, exist_ok=True)
+    locking.hold_program(workdir)
+    workdir_lib.check_writable(
+      workdir,
+      folders=[
+        *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+        *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
       ],
+      files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
     )
-    return stored
-  except (OSError, ValueError, TypeError, KeyError) as error:
+    if checkpoint is not None:
+      checkpointing.go_back(workdir, checkpoint)
+    checkpointing.verify(workdir)
+
+
+@contextlib.contextmanager
+def _writing(workdir: str) -> Iterator[None]:
+  """Says in one line why a workdir cannot be used.
+
+  Raises:
+    BadInput: another program runs there, or the system did not let us write.
+  """
+  try:
+    yield
+  except locking.WorkdirInUse as error:
+    raise BadInput(str(error)) from error
+  except OSError as error:
+    path = error.filename or workdir
     raise BadInput(
-      f'{shown(path)} is not a config of this version ({error!r}): give another '
-      '--workdir'
+      f'cannot write in {shown(path)} ({error.strerror}): give another --workdir'
     ) from error
+
+
+def _read_stored(workdir: str) -> Mapping[str, Any]:
+  """Returns the description of the run in a workdir; empty for a new one.
+
+  Raises:
+    BadInput: it makes no experiment.
+  """
+  try:
+    stored = description.read(workdir)
+    if not stored:
+      return {}
+    try:
+      R2D2Config(**stored['config'])
+    except (TypeError, ValueError) as error:
+      raise description.refusal(workdir, error) from error
+  except description.BadDescription as error:
+    raise BadInput(str(error)) from error
+  # Of a version that kept no history: its last start is all that is known.
+  start = {
+    'time': _utc(os.path.getmtime(description.path(workdir))),
+    'command': stored.get('command'),
+    'revision': stored.get('revision'),
+  }
+  return {'history': [start], **stored}
+
+
+def _read_resumed(workdir: str) -> Mapping[str, Any]:
+  """As `_read_stored`, for a start there.
+
+  Raises:
+    BadInput: it makes no experiment, or is missing beside checkpoints.
+    CheckpointError: the checkpoints' folder cannot be read.
+  """
+  stored = _read_stored(workdir)
+  if not stored and os.path.isdir(workdir) and checkpointing.find(workdir):
+    raise BadInput(
+      f'{shown(workdir)} has checkpoints but no config.json, which says of what they '
+      'are: restore it, or give another --workdir'
+    )
+  return stored
 
 
 def _write_stored(
@@ -353,7 +436,7 @@ def _write_stored(
       if old.get(name) != versions.get(name)
     }
     start['changed_fields'] = _changes(R2D2Config(**before['config']), config)
-  description = {
+  content = {
     'environment': environment,
     'config': dataclasses.asdict(config),
     'seed': config.seed,
@@ -362,9 +445,9 @@ def _write_stored(
     'versions': versions,
     'history': [*before.get('history', []), start],
   }
-  path = os.path.join(workdir, 'config.json')
+  path = description.path(workdir)
   with open(f'{path}.new', 'w') as file:
-    json.dump(description, file, indent=2)
+    json.dump(content, file, indent=2)
     file.flush()
     os.fsync(file.fileno())  # or a crash could leave an empty file under the name
   os.replace(f'{path}.new', path)

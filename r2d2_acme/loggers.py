@@ -71,14 +71,19 @@ def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
   return sitting.number
 
 
+def label(role: str, index: int = 0) -> str:
+  """Returns the name of a node's logs: the role, with `_i` for the i-th from 1 on."""
+  return f'{role}_{index}' if index else role
+
+
 def make_logger(
   workdir: str | None, role: str, index: int = 0, *, sitting: int = 0
 ) -> loggers.Logger:
   """The logger of the `index`-th node of a role ('learner', 'actor', 'evaluator').
 
   Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
-  them, and to the terminal, at most one a second. The label is the role, with `_i`
-  for the i-th node from 1 on. Without a workdir there is the terminal only.
+  them, and to the terminal, at most one a second. Without a workdir there is the
+  terminal only.
 
   Args:
     workdir: of the run.
@@ -86,17 +91,17 @@ def make_logger(
     index: of the node among those of its role.
     sitting: its number, which each row has.
   """
-  label = f'{role}_{index}' if index else role
+  name = label(role, index)
   terminal = loggers.TimeFilter(
-    loggers.TerminalLogger(label, print_fn=print), time_delta=1.0
+    loggers.TerminalLogger(name, print_fn=print), time_delta=1.0
   )
   to = [terminal]
   if workdir is not None:
     workdir = workdir_lib.resolve(workdir)
-    _mend_log(workdir, label, COLUMNS[role])
-    to.append(loggers.CSVLogger(workdir, label=label, add_uid=False, flush_every=1))
-    folder = os.path.join(workdir, 'tb', label)
-    to.append(event_files.EventLogger(folder, label, sittings.steps_key(label)))
+    _mend_log(workdir, name, COLUMNS[role])
+    to.append(loggers.CSVLogger(workdir, label=name, add_uid=False, flush_every=1))
+    folder = os.path.join(workdir, 'tb', name)
+    to.append(event_files.EventLogger(folder, name, sittings.steps_key(name)))
   to_all = loggers.Dispatcher(to, loggers.to_numpy)
   return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting})
 

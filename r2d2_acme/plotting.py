@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from r2d2_acme import sittings
+from r2d2_acme import description, sittings
 from r2d2_acme import workdir as workdir_lib
 
 LOW_EPSILON = 0.05  # at most, of an environment that shows nearly what is learned
@@ -83,7 +83,10 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
     if not found:
       raise NoRun(f'there is no {workdir_lib.shown(pattern)}')
     workdirs += map(workdir_lib.resolve, found)
-  return [_read_run(workdir) for workdir in dict.fromkeys(workdirs)]
+  unique: dict[str, str] = {}  # by where links lead
+  for workdir in workdirs:
+    unique.setdefault(os.path.realpath(workdir), workdir)
+  return [_read_run(workdir) for workdir in unique.values()]
 
 
 def group(runs: Sequence[Run], separate: bool = False) -> dict[str, list[Run]]:
@@ -142,12 +145,17 @@ def smooth(values: np.ndarray) -> np.ndarray:
   return (sums[last] - sums[first]) / (last - first)
 
 
-def draw(groups: Mapping[str, Sequence[Run]], path: str):
-  """Writes a PNG: a row for each environment, against frames and against wall time.
+def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
+  """Writes a picture: a row for each environment, against frames and wall time.
+
+  Returns:
+    Its path: where the one given has no extension, it is a PNG.
 
   Raises:
     OSError: it cannot be written.
   """
+  if not os.path.splitext(path)[1].strip('.'):
+    path = f'{path.rstrip(".")}.png'
   plt = pyplot()
   environments = list(dict.fromkeys(runs[0].environment for runs in groups.values()))
   figure, rows = plt.subplots(
@@ -172,6 +180,7 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str):
     figure.savefig(path, dpi=120)
   finally:
     plt.close(figure)
+  return path
 
 
 def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
@@ -229,22 +238,20 @@ def _literally(text: str) -> str:
 
 
 def _read_run(workdir: str) -> Run:
-  path = os.path.join(workdir, 'config.json')
   try:
-    with open(path) as file:
-      stored = json.load(file)
-    ((_, environment),) = stored['environment'].items()
-    config = dict(stored['config'])
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    stored = description.read(workdir)
+  except description.BadDescription as error:
+    raise NoRun(str(error)) from error
+  if not stored:
     raise NoRun(
-      f'{workdir_lib.shown(workdir)} is not the workdir of a run: it has no '
-      f'config.json that can be read ({error!r})'
-    ) from error
+      f'{workdir_lib.shown(workdir)} is not the workdir of a run: it has no config.json'
+    )
+  (environment,) = stored['environment'].values()
   actors = [name for name in sittings.read_labels(workdir) if name.startswith('actor')]
   return Run(
     workdir,
     environment,
-    config,
+    stored['config'],
     _read_episodes(workdir, ['evaluator']),
     _read_episodes(workdir, actors, LOW_EPSILON),
   )
@@ -257,6 +264,8 @@ def _read_episodes(
   columns = [*Episodes._fields, *([] if max_epsilon is None else ['epsilon'])]
   rows = [sittings.read_rows(workdir, label, columns) for label in labels]
   episodes = np.concatenate([np.zeros([0, len(columns)]), *rows])
+  # One that is not finite would spoil every mean that it is in.
+  episodes = episodes[np.isfinite(episodes).all(axis=1)]
   if max_epsilon is not None:
     episodes = episodes[episodes[:, -1] <= max_epsilon]
   frames, seconds, returns = episodes[:, : len(Episodes._fields)].T

@@ -241,11 +241,14 @@ class _LearnerNode(acme.VariableSource):
   def run(self):
     # Launchpad knows this thread only.
     stop, stop_program = lp.stop_event(), lp_context.get_context().program_stopper
-    _run_until_stopped(
-      self._learner.run,
-      lambda: self._watch_counts(stop, stop_program),
-      on_stop=self._save_and_close,
-    )
+    try:
+      _run_until_stopped(
+        self._learner.run,
+        lambda: self._watch_counts(stop, stop_program),
+        on_stop=self._save_and_close,
+      )
+    finally:
+      self._release()
 
   def _watch_counts(self, stop: threading.Event, stop_program: Callable[[], None]):
     """Saves from time to time; at a limit it stops the program.
@@ -264,7 +267,6 @@ class _LearnerNode(acme.VariableSource):
     if self._checkpointer is not None:
       self._checkpointer.save(force=True)  # asks nobody: the counter may be gone
     self._logger.close()
-    self._release()
 
 
 class _ActorNode:
@@ -307,11 +309,10 @@ class _ActorNode:
     self._act = act
 
   def run(self):
-    _run_until_stopped(self._act, on_stop=self._close)
-
-  def _close(self):
-    self._logger.close()
-    self._release()
+    try:
+      _run_until_stopped(self._act, on_stop=self._logger.close)
+    finally:
+      self._release()
 
 
 class _EvaluatorNode:
@@ -353,8 +354,7 @@ class _EvaluatorNode:
     self._evaluate = evaluate
 
   def run(self):
-    _run_until_stopped(self._evaluate, on_stop=self._close)
-
-  def _close(self):
-    self._logger.close()
-    self._release()
+    try:
+      _run_until_stopped(self._evaluate, on_stop=self._logger.close)
+    finally:
+      self._release()

@@ -20,6 +20,7 @@ import numpy as np
 _COUNTS = ('wall_time', 'actor_steps', 'actor_frames', 'learner_steps')
 _HEADER = ','.join(('sitting', 'started_at', *_COUNTS))
 _UNNUMBERED = -1  # the sitting of rows that were written before there were numbers
+_MAX_DIGITS = 9  # of a sitting's number; more are damage
 
 
 class Sitting(NamedTuple):
@@ -72,11 +73,13 @@ def read(workdir: str) -> list[Sitting]:
   sittings = []
   for line in _whole_lines(_path(workdir)):
     try:
-      number, _, *counts = line.split(',')
-      pairs = zip(_COUNTS, map(float, counts), strict=True)
-      sittings.append(Sitting(int(number), dict(pairs)))
+      _, _, *texts = line.split(',')
+      counts = dict(zip(_COUNTS, map(float, texts), strict=True))
     except ValueError:
       continue  # the header
+    number = _number(line.encode())
+    if number != _UNNUMBERED and not any(map(math.isnan, counts.values())):
+      sittings.append(Sitting(number, counts))
   return sorted(sittings, key=lambda sitting: sitting.number)
 
 
@@ -189,7 +192,8 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
 def _number(line: bytes) -> int:
   """The number of the sitting that a line is of."""
   first = line.partition(b',')[0]
-  return int(first) if first.isdigit() else _UNNUMBERED
+  is_number = first.isdigit() and len(first) <= _MAX_DIGITS
+  return int(first) if is_number else _UNNUMBERED
 
 
 def _path(workdir: str) -> pathlib.Path:

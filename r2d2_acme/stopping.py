@@ -28,12 +28,16 @@ def end_at_once(code: int | None = None, message: str = ''):
   """Makes each of the signals end this process and its children, quietly.
 
   Call it as the first thing in a program. It also lets the program outlive its
-  terminal: what is printed when that is gone is lost.
+  terminal: what is printed when that is gone is lost, and characters that it cannot
+  show are printed as escapes.
 
   Args:
     code: the exit code; by default 128 + the signal's number, as shells have it.
     message: a line to print before.
   """
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(AttributeError):  # a notebook's, or none
+      stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
 
   def end(number: int, unused_frame):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -24,9 +25,12 @@ _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 # In place of launch/atari_distributed.py: notes what it was asked for, and leaves a
 # checkpoint that counts so many steps.
 _PROGRAM = """
-import os, shutil, signal, sys, time
+import json, os, shutil, signal, sys, time
 flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
 os.makedirs(flags['workdir'], exist_ok=True)
+if not os.path.exists(os.path.join(flags['workdir'], 'config.json')):
+  with open(os.path.join(flags['workdir'], 'config.json'), 'w') as file:
+    json.dump(dict(environment=dict(game=flags['game']), config=dict()), file)
 with open({log!r}, 'a') as file:
   print(flags['game'], flags['max_actor_steps'], flags.get('seed'), file=file)
 if flags['game'] in {slow!r}:
@@ -75,7 +79,7 @@ def suite(saved, tmp_path, monkeypatch):
   monkeypatch.setattr(atari57, '_PROGRAM', tmp_path / 'program.py')
   monkeypatch.setattr(atari57, '_collect', lambda args: ([], []))
   # In this process, where TensorFlow is imported already.
-  monkeypatch.setattr(atari57, '_count_steps', atari57._read_steps)
+  monkeypatch.setattr(atari57, '_in_process', lambda read, argument: read(argument))
 
   def suite(*flags: str, codes=(), steps=(), slow=()):
     log.write_text('')
@@ -107,6 +111,63 @@ def test_all_57_run_by_default(suite):
   assert started == ['alien 5 None']
   arguments, _ = atari57._parse(['--collect'])
   assert arguments.games == list(atari_scores.GAMES)
+
+
+def _damage(workdir: pathlib.Path):
+  folder = workdir / 'checkpoints/learner'
+  folder.mkdir(parents=True)
+  (folder / 'ckpt-1.index').write_bytes(b'corrupt')
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    _damage,
+    lambda workdir: (workdir / 'config.json').mkdir(parents=True),
+    lambda workdir: (workdir / 'logs/sittings.csv').mkdir(parents=True),
+  ],
+  ids=['checkpoint', 'config', 'log'],
+)
+def test_game_whose_workdir_is_refused_ends_no_other(suite, tmp_path, capsys, damage):
+  damage(tmp_path / 'suite' / 'pong')
+  flags = ('--games=pong,breakout', '--max_actor_steps=100')
+  code, started = suite(*flags, codes={'pong': 2})
+  assert code == 1
+  assert started == ['pong 100 None', 'breakout 100 None']
+  err = capsys.readouterr().err
+  assert f'launch/atari_distributed.py --workdir={tmp_path}/suite/pong' in err
+  assert err.endswith('error: failed: pong\n')
+
+
+def test_bad_flags_end_the_suite_at_once(suite):
+  code, started = suite(
+    '--games=pong,breakout', '--max_actor_steps=100', codes={'pong': 2, 'breakout': 2}
+  )
+  assert (code, started) == (2, ['pong 100 None'])
+
+
+@pytest.mark.parametrize('make', [pathlib.Path.mkdir, lambda path: os.mkfifo(path)])
+def test_table_that_cannot_be_written_is_refused_before_training(
+  suite, tmp_path, capsys, make
+):
+  (tmp_path / 'suite').mkdir()
+  make(tmp_path / 'suite/scores.csv')
+  assert suite('--games=pong', '--max_actor_steps=100') == (2, [])
+  assert f'cannot write in {tmp_path}/suite/scores.csv' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'damage', [b'\xff\xfe', b'\0', b'x' * 200_000, b'"', b'pong,1'], ids=lambda x: x[:6]
+)
+def test_damaged_line_of_the_table_is_none(tmp_path, damage):
+  path = tmp_path / 'scores.csv'
+  rows = [_row('alien', 0.5), _row('pong', 0.25)]
+  atari57._write_table(str(path), rows)
+  header, first, *others = path.read_bytes().splitlines()
+  path.write_bytes(b'\r\n'.join([header, first, damage, *others]))
+  assert atari57._read_table(str(path)) == rows
+  path.write_bytes(damage)
+  assert atari57._read_table(str(path)) == []
 
 
 def test_game_that_has_its_steps_is_skipped_until_more_are_asked_for(suite):

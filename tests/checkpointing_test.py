@@ -23,6 +23,7 @@ import tree
 from acme.utils import counting
 
 from r2d2_acme import checkpointing, loggers
+from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.learner import R2D2Learner
 from r2d2_acme.types import Batch, Observation
@@ -33,10 +34,11 @@ _CONFIG = helpers.make_config(
   trace_length=2,
   sequence_period=2,
   batch_size=4,
-  checkpoint_period=1e9,
+  checkpoint_period=1e-6,  # seconds: each is due, and stays
 )
 _ROWS = _CONFIG.sequence_length + 1
 _HOUR = 3600  # seconds
+_NEVER = 1e9  # seconds: none is due
 
 
 def _make_batch(seed: int) -> Batch:
@@ -326,6 +328,12 @@ def test_going_back_takes_a_name_too(workdir):
   assert _names(workdir)[-1] == 'ckpt-3'
 
 
+def test_going_back_to_the_newest_changes_nothing(workdir):
+  before = sorted(workdir.rglob('*'))
+  checkpointing.go_back(str(workdir), 'ckpt-4')
+  assert sorted(workdir.rglob('*')) == before
+
+
 def test_what_was_set_aside_stays_when_going_back_again(workdir):
   folder = checkpointing.directory(str(workdir))
   for _ in range(2):
@@ -415,6 +423,62 @@ def test_one_is_kept_every_so_many_hours_of_the_run_over_all_sittings(
   assert _names(tmp_path) == [f'ckpt-{i}' for i in [*kept, 9]]
 
 
+def test_short_sittings_leave_the_checkpoints_of_a_long_one(tmp_path):
+  learner = _make_learner()
+
+  def sit(*minutes: float, **overrides: Any):
+    counts = checkpointing.verify(str(tmp_path))
+    config = dataclasses.replace(_CONFIG, checkpoint_period=120, **overrides)
+    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, counts, config)
+    for minute in minutes:
+      with learner.locked:
+        learner.state['num_steps'].assign(learner.num_steps + 1)
+      checkpointer.save({'wall_time': 60 * minute}, force=True)
+
+  sit(*range(2, 52, 2))
+  assert _names(tmp_path) == ['ckpt-23', 'ckpt-24', 'ckpt-25']
+  for number, minute in enumerate((50.1, 50.2, 50.3), start=26):
+    sit(minute)
+    assert _names(tmp_path) == ['ckpt-24', 'ckpt-25', f'ckpt-{number}']
+  sit(52.4)  # two periods after ckpt-25, and more than one after ckpt-28
+  assert _names(tmp_path) == ['ckpt-24', 'ckpt-25', 'ckpt-29']
+
+
+def test_none_more_an_hour_leaves_those_that_were_kept(tmp_path):
+  learner = _make_learner()
+  for step, period in enumerate([1, 1, 1, 1, 0, 0, 0], start=1):
+    config = dataclasses.replace(
+      _CONFIG, checkpoint_keep_period=period, num_checkpoints=1
+    )
+    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
+    with learner.locked:
+      learner.state['num_steps'].assign(step)
+    checkpointer.save({'wall_time': step * _HOUR}, force=True)
+  # The fourth was the newest then, and kept for that only.
+  assert _names(tmp_path) == ['ckpt-1', 'ckpt-2', 'ckpt-3', 'ckpt-7']
+
+
+def test_files_of_the_users_stay(workdir):
+  notes = workdir / 'checkpoints/learner/ckpt-2.notes.txt'
+  notes.touch()
+  _save_at(_sit_down(workdir), 5)
+  assert _names(workdir) == ['ckpt-3', 'ckpt-4', 'ckpt-5']
+  assert notes.exists()
+
+
+def test_time_passes_although_the_programs_counter_has_none(tmp_path):
+  """A counter of the caller's may have got `wall_time` from a checkpoint."""
+  sitting = _sit_down(tmp_path)
+  wall_times = []
+  for step in (1, 2):
+    time.sleep(0.05)
+    with sitting.learner.locked:
+      sitting.learner.state['num_steps'].assign(step)
+    sitting.checkpointer.save({'wall_time': 0.0}, force=True)
+    wall_times.append(checkpointing.verify(str(tmp_path))['wall_time'])
+  assert 0.05 < wall_times[0] < wall_times[1] - 0.04
+
+
 def test_hours_count_without_a_counter_of_them(tmp_path):
   learner = _make_learner()
   checkpointer = checkpointing.Checkpointer(
@@ -450,7 +514,9 @@ def _observe(sitting: _Sitting, *returns: float):
 
 
 def test_best_is_the_checkpoint_at_the_highest_mean_of_so_many_episodes(tmp_path):
-  sitting = _sit_down(tmp_path, num_best_episodes=3, num_checkpoints=1)
+  sitting = _sit_down(
+    tmp_path, num_best_episodes=3, num_checkpoints=1, checkpoint_period=_NEVER
+  )
   counts = sitting.counter.get_counts()
   means = {}
   for step, value in enumerate([1, 2, 3, 9, 0, 0, 8, 9, 8], start=1):
@@ -482,6 +548,28 @@ def test_best_stays_while_newer_ones_come_and_go(tmp_path):
   assert os.path.basename(prefix) == 'ckpt-2'
 
 
+def test_best_of_another_number_of_episodes_is_no_measure(tmp_path):
+  sitting = _sit_down(tmp_path, num_best_episodes=1)
+  _observe(sitting, 21)
+  _save_at(sitting, 1)
+  sitting = _sit_down(tmp_path, num_best_episodes=3)
+  _save_at(sitting, 2)
+  assert _read_best(tmp_path)['learner_steps'] == 1  # until there is another
+  _observe(sitting, 12, 12)
+  _save_at(sitting, 3)
+  assert _read_best(tmp_path)['mean_return'] == 15
+  assert _read_best(tmp_path)['learner_steps'] == 3
+
+
+def test_best_is_not_lost_when_a_save_fails(workdir):
+  sitting = _sit_down(workdir, num_best_episodes=1)
+  _observe(sitting, 5)
+  with _full_disk(), pytest.raises(checkpointing.CheckpointError):
+    _save_at(sitting, 5)
+  _save_at(sitting, 6)
+  assert _read_best(workdir)['learner_steps'] == 6
+
+
 def test_best_so_far_and_the_last_returns_survive_a_resume(tmp_path):
   sitting = _sit_down(tmp_path, num_best_episodes=2)
   _observe(sitting, 4, 6)
@@ -511,7 +599,7 @@ def test_checkpoint_of_this_very_step_becomes_the_best_without_another(tmp_path)
 
 
 def test_returns_that_are_not_finite_do_not_count(tmp_path):
-  sitting = _sit_down(tmp_path, num_best_episodes=2)
+  sitting = _sit_down(tmp_path, num_best_episodes=2, checkpoint_period=_NEVER)
   _observe(sitting, float('nan'), float('inf'), 1)
   sitting.checkpointer.save()
   assert not _names(tmp_path)
@@ -655,16 +743,22 @@ def test_what_a_killed_process_left_unfinished_is_cleared(workdir):
   assert not (folder / 'unfinished').exists()
 
 
-def test_full_disk_is_said_and_leaves_what_there_was(workdir):
-  sitting = _sit_down(workdir)
-  before = _contents(workdir)
+@contextlib.contextmanager
+def _full_disk():
+  """Lets no file become longer than 2,000 bytes."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
   try:
-    with pytest.raises(checkpointing.CheckpointError) as error:
-      _save_at(sitting, 5)
+    yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_full_disk_is_said_and_leaves_what_there_was(workdir):
+  sitting = _sit_down(workdir)
+  before = _contents(workdir)
+  with _full_disk(), pytest.raises(checkpointing.CheckpointError) as error:
+    _save_at(sitting, 5)
   assert str(error.value).endswith(os.strerror(errno.EFBIG))
   assert 'cannot write in' in str(error.value)
   assert '\n' not in str(error.value)
@@ -718,6 +812,11 @@ def test_path_that_cannot_be_followed_is_no_damage(workdir, kind):
     checkpointing.verify(str(workdir))
   assert 'corrupt' not in str(error.value)
   assert str(error.value).endswith(f'cannot be read: {os.strerror(errno.ELOOP)}')
+
+
+def test_missing_proc_is_no_damage(saved, monkeypatch):
+  monkeypatch.setattr(workdir_lib, '_DESCRIPTORS', '/no/proc/self/fd')
+  assert checkpointing.verify(str(saved.workdir))['learner_steps'] == 4
 
 
 def test_file_in_the_place_of_the_folder_is_no_damage(tmp_path):

@@ -600,6 +600,11 @@ _STARTS = {
   'older': ['--workdir={run}', '--episodes=1', '--checkpoint=ckpt-1'],
   'epsilon': ['--workdir={run}', '--episodes=3', '--epsilon=0.9', '--seed=5'],
   'cut': ['--workdir={short}', '--episodes=2'],
+  'shorter': ['--workdir={run}', '--episodes=1', '--max_steps=2'],
+  'no seed': ['--workdir={run}', '--seed=-1'],
+  'no name': ['--workdir={run}', '--checkpoint='],
+  'no path': ['--workdir='],
+  'no steps': ['--workdir={run}', '--max_steps=0'],
   'no workdir': [],
   'no run': ['--workdir={empty}'],
   'no checkpoint': ['--workdir={run}', '--checkpoint=ckpt-9'],
@@ -612,6 +617,10 @@ _STARTS = {
   'no epsilon': ['--workdir={run}', '--epsilon=much'],
 }
 _REFUSALS = {
+  'no seed': '--seed=-1: bad configuration: seed must not be negative',
+  'no name': 'no checkpoint',
+  'no path': 'give --workdir=',
+  'no steps': 'max_steps',
   'no workdir': 'give --workdir=',
   'no run': 'is not the workdir of a run',
   'no checkpoint': 'no checkpoint ckpt-9 in',
@@ -711,6 +720,10 @@ def test_episodes_that_were_cut_off_are_marked_and_counted(ended):
   row = [line for line in out.splitlines() if line.startswith('│')][-1]
   assert float(row.strip('│').split('│')[-1]) == 2
   assert 'cut off' not in ended['video'].out
+
+
+def test_steps_can_be_limited(ended):
+  assert 'episode 0: return 2 in 2 steps, cut off' in ended['shorter'].out
 
 
 def test_named_checkpoint_is_played(ended):

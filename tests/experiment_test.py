@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from r2d2_acme import checkpointing, experiment, plotting, runtime
 from r2d2_acme import config as config_lib
-from r2d2_acme import runtime
 from r2d2_acme.config import R2D2Config
 
 _LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
@@ -289,6 +289,47 @@ def test_module_in_the_current_directory_is_found_in_every_process(start, tmp_pa
   assert 'StepType.FIRST' in ended.stdout
 
 
+_FAILING = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Failing(CartPoleEnv):
+  num_steps = 0
+
+  def step(self, action):
+    Failing.num_steps += 1
+    if Failing.num_steps == 50:
+      {what}
+    return super().step(action)
+
+gymnasium.register('Failing-v0', entry_point=Failing, max_episode_steps=9)
+"""
+
+
+@pytest.mark.parametrize(
+  ('what', 'is_own'),
+  [
+    ('raise OSError("the cable fell out")', True),
+    ('return super().step(action)[0], [1, 2], False, False, {}', False),
+  ],
+  ids=['raises', 'bad reward'],
+)
+def test_what_was_learned_is_saved_when_the_environment_fails(
+  start, tmp_path, what, is_own
+):
+  (tmp_path / 'my_task.py').write_text(_FAILING.format(what=what))
+  ended = start(
+    *('--env=my_task:Failing-v0', '--preset=memory', '--envs_per_actor=1'),
+    *('--noevaluator', '--workdir=run', '--max_actor_steps=200'),
+    script=_LAUNCH / 'single_process.py',
+  )
+  (line,) = [line for line in ended.err.splitlines() if line.startswith('error: ')]
+  assert ended.code == 1
+  assert line.startswith('error: Failing-v0 failed in step 5 of episode 6: ')
+  assert ('Traceback' in ended.err) == is_own == ('my_task.py' in ended.err)
+  assert checkpointing.verify(str(tmp_path / 'run'))['actor_steps'] == 49
+
+
 def test_images_of_floats_are_taken(describe, tmp_path):
   (tmp_path / 'my_task.py').write_text(_TASK)
   assert describe('--env=my_task:Floats-v0').shape == [84, 84, 3]
@@ -438,6 +479,82 @@ def test_refused_start_leaves_the_history_alone(refuse, workdir):
   assert (workdir / 'config.json').read_bytes() == before
 
 
+_VALID = {'environment': {'env': 'CartPole-v1'}, 'config': {}}
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    *('[]', 'null', '"x"', '\0', '[' * 100_000, '{"config": {}, "environment": {}}'),
+    *(
+      json.dumps({**_VALID, **changed})
+      for changed in (
+        {'environment': {'env': 'CartPole-v1', 'game': 'pong'}},
+        {'environment': {'env': 3}},
+        {'environment': {'game': ['pong']}},
+        {'environment': {'play': 'pong'}},
+        {'environment': None},
+        {'config': None},
+        {'config': {'seed': 1.5}},
+        {'config': {'batch_size': 16.0}},
+        {'config': {'batch_size': True}},
+        {'config': {'recurrent': 'false'}},
+        {'config': {'torso_dtype': None}},
+        {'config': {'conv_channels': [1, 2.0, 3]}},
+        {'config': {'discount': float('nan')}},
+        {'config': {'discount': 10**400}},
+        {'history': None},
+        {'history': [3]},
+        {'versions': []},
+        {'versions': None},
+      )
+    ),
+  ],
+  ids=lambda content: content[:9] + content[-30:],
+)
+def test_damaged_config_is_refused(tmp_path, content):
+  path = tmp_path / 'config.json'
+  path.write_text(content)
+  line = f'{path} is not a config of this version '
+  for read, kind in (
+    (experiment.from_workdir, experiment.BadInput),
+    (lambda workdir: plotting.read_runs([workdir]), plotting.NoRun),
+  ):
+    with pytest.raises(kind) as error:
+      read(str(tmp_path))
+    assert line in str(error.value)
+    assert '\n' not in str(error.value)
+    assert str(error.value).endswith('restore it, or give another --workdir')
+
+
+@pytest.mark.parametrize(
+  'make', [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path)]
+)
+def test_config_that_is_no_file_is_refused(tmp_path, make):
+  make(tmp_path / 'config.json')
+  with pytest.raises(experiment.BadInput, match='config.json is not a config of'):
+    experiment.from_workdir(str(tmp_path))
+
+
+def test_start_with_a_corrupt_checkpoint_leaves_the_history_alone(refuse, workdir):
+  before = (workdir / 'config.json').read_bytes()
+  _damage(workdir, 'ckpt-9')
+  line = refuse('--workdir=run', '--config.learning_rate=0.5')
+  assert 'ckpt-9 is corrupt' in line
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_checkpoints_without_a_config_are_refused(refuse, workdir):
+  """What they are of, nobody knows: the flags might say anything."""
+  (workdir / 'config.json').unlink()
+  _damage(workdir, 'ckpt-9')
+  before = sorted(workdir.rglob('*'))
+  line = refuse('--workdir=run')
+  assert f'{workdir} has checkpoints but no config.json' in line
+  assert 'restore it, or give another --workdir' in line
+  assert sorted(workdir.rglob('*')) == before
+
+
 def test_half_written_config_is_no_harm(describe, workdir):
   """A start that died in the middle of it."""
   before = _read(workdir)
@@ -467,11 +584,17 @@ def test_config_of_another_version_is_refused(refuse, workdir, content):
   )
 
 
-def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+def _damage(workdir: pathlib.Path, *names: str):
+  """Puts checkpoints there that cannot be read."""
   folder = workdir / 'checkpoints' / 'learner'
   folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  for name in names:
+    (folder / f'{name}.index').write_bytes(b'\0')
+
+
+def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+  folder = workdir / 'checkpoints' / 'learner'
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   line = refuse('--workdir=run')
   assert f'{folder}/ckpt-9 is corrupt' in line
   assert line.endswith('--checkpoint=ckpt-8')
@@ -484,18 +607,14 @@ def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workd
 
 def test_checkpoint_goes_by_its_name(refuse, workdir):
   folder = workdir / 'checkpoints' / 'learner'
-  folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=ckpt-8')
   assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
 
 
 def test_best_checkpoint_goes_by_that_name(refuse, workdir):
   folder = workdir / 'checkpoints' / 'learner'
-  folder.mkdir(parents=True)
-  for name in ('ckpt-8.index', 'ckpt-9.index'):
-    (folder / name).write_bytes(b'\0')
+  _damage(workdir, 'ckpt-8', 'ckpt-9')
   assert 'no best checkpoint' in refuse('--workdir=run', '--checkpoint=best')
   best = {'checkpoint': 'ckpt-8', 'mean_return': 1, 'episodes': 1, 'learner_steps': 1}
   (folder / 'best.json').write_text(json.dumps(best))
@@ -592,6 +711,47 @@ def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
   (tmp_path / 'a_file').touch()
   line = refuse(f'--workdir={workdir}')
   assert f'cannot write in {tmp_path / workdir}' in line
+
+
+@pytest.mark.parametrize(
+  'path',
+  [
+    *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+    *('logs/learner', 'logs/actor_1', 'logs/evaluator', 'tb/actor'),
+  ],
+)
+def test_file_in_the_place_of_a_folder_is_refused(refuse, workdir, path):
+  before = (workdir / 'config.json').read_bytes()
+  (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+  (workdir / path).touch()
+  line = refuse('--workdir=run', '--config.learning_rate=0.5')
+  assert f'{workdir / path}' in line
+  assert 'Not a directory' in line
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize('path', ['sittings.csv', 'actor/logs.csv', 'learner/logs.csv'])
+def test_log_that_cannot_be_written_is_refused(refuse, workdir, path, make):
+  path = workdir / 'logs' / path
+  path.parent.mkdir(parents=True)
+  make(path)
+  assert f'cannot write in {path}' in refuse('--workdir=run')
+
+
+def test_check_of_the_workdir_leaves_nothing(describe, workdir):
+  for path in ('checkpoints/learner', 'logs/actor', 'tb/actor'):
+    (workdir / path).mkdir(parents=True)
+  (workdir / 'logs/actor/logs.csv').write_text('a\n')
+  before = sorted(workdir.rglob('*'))
+  describe('--workdir=run')
+  assert sorted(workdir.rglob('*')) == before
+  assert (workdir / 'logs/actor/logs.csv').read_text() == 'a\n'
+
+
+def test_empty_paths_are_refused(refuse):
+  assert "'' cannot be the path of a folder" in refuse('--workdir=')
+  assert 'no checkpoint' in refuse('--checkpoint=')
 
 
 @pytest.mark.parametrize(

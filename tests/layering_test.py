@@ -26,6 +26,7 @@ _LAYERS = (
     'types',
     'workdir',
   },
+  {'description'},
   {
     'diagnostics',
     'environments',

@@ -81,6 +81,21 @@ def test_configs_are_valid_and_differ_in_recurrence_only(task):
   environments.make(task.env).close()
 
 
+@pytest.mark.parametrize(
+  'rows', [[{}], [{'actor_steps': 3}], [3], 3, None, [{'mean_return': None}]]
+)
+def test_damaged_curve_is_none(tmp_path, rows):
+  path = tmp_path / 'curve.json'
+  curve = dataclasses.asdict(_curve(0.5, 1.0))
+
+  def read(curve):
+    path.write_text(json.dumps({'curve': curve, 'setup': {}}))
+    return memory_tasks._read(path, {})
+
+  assert read(curve) == _curve(0.5, 1.0)
+  assert read({**curve, 'rows': rows}) is None
+
+
 def test_table_says_who_solved_what_and_when():
   terminal = console.Console(width=120, record=True, file=open(os.devnull, 'w'))
   terminal.print(memory_tasks.make_table(_CURVES))

@@ -79,6 +79,26 @@ def test_what_a_later_sitting_abandoned_is_left_out_of_both_curves(tmp_path):
     assert episodes.actor_frames.tolist() == [40, 64, 68]
 
 
+def test_return_that_is_not_finite_is_left_out(tmp_path):
+  run = _read(_write_run(tmp_path, [1, float('nan'), float('inf'), *range(30)]))
+  assert run.evaluator.episode_return.tolist() == [1, *range(30)]
+  assert np.isfinite(plotting.average([run.evaluator], 'wall_time').mean).all()
+
+
+def test_run_and_a_link_to_it_are_one(tmp_path):
+  _write_run(tmp_path / 'run', [1])
+  (tmp_path / 'link').symlink_to('run')
+  runs = plotting.read_runs([f'{tmp_path}/link', f'{tmp_path}/*'])
+  assert [run.workdir for run in runs] == [f'{tmp_path}/link']
+
+
+def test_path_of_the_picture_is_that_of_its_file(tmp_path):
+  groups = plotting.group([_read(_write_run(tmp_path / 'run', [1, 2]))])
+  for name, written in (('a', 'a.png'), ('b.', 'b.png'), ('c.svg', 'c.svg')):
+    assert plotting.draw(groups, f'{tmp_path}/{name}') == f'{tmp_path}/{written}'
+    assert (tmp_path / written).exists()
+
+
 def test_of_the_actors_only_low_epsilons_count_and_all_files(tmp_path):
   workdir = _write_run(tmp_path, [1, 2, 3, 4], label='actor')
   _write_run(tmp_path, [5, 6], [0.5e6, 2.5e6], label='actor_1')

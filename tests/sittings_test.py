@@ -62,6 +62,20 @@ def test_sittings_are_numbered_from_0_and_keep_where_they_started(tmp_path):
   assert len(lines) == 5
 
 
+@pytest.mark.parametrize('line', [f'1,then{",nan" * 4}', f'{10**20},then{",0" * 4}'])
+def test_damaged_line_of_the_list_hinders_nothing(tmp_path, line):
+  first = sittings.begin(str(tmp_path), {})
+  _write(tmp_path, first.number, [10, 20])
+  with open(tmp_path / 'logs/sittings.csv', 'a') as file:
+    file.write(f'{line}\n')
+  assert _read(tmp_path) == [10, 20]
+  second = sittings.begin(str(tmp_path), _counts(10))
+  assert 0 < second.number < 10
+  assert sittings.read(str(tmp_path)) == [first, second]
+  _write(tmp_path, second.number, [15])
+  assert _read(tmp_path) == [10, 15]
+
+
 def test_without_a_workdir_the_number_is_0_and_there_is_no_file(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert [sittings.begin(None, _counts(3)).number for _ in range(2)] == [0, 0]

@@ -182,6 +182,24 @@ def test_program_ends_quietly_in_its_first_moments(tmp_path, name, code):
     assert 'Traceback' not in program.stdout.read()
 
 
+def test_what_a_terminal_cannot_show_is_printed_as_escapes():
+  code = (
+    'import sys; from r2d2_acme import stopping; stopping.end_at_once()\n'
+    'for stream in (sys.stdout, sys.stderr): print("ε ≤ 0.05 \\udcff", file=stream)'
+  )
+  for encoding, printed in (
+    ('ascii', b'\\u03b5 \\u2264 0.05 \\udcff\n'),
+    ('utf-8', 'ε ≤ 0.05 \\udcff\n'.encode()),
+  ):
+    ended = subprocess.run(
+      [sys.executable, '-c', code],
+      env={**os.environ, 'PYTHONIOENCODING': encoding},
+      capture_output=True,
+      check=True,
+    )
+    assert (ended.stdout, ended.stderr) == (printed, printed)
+
+
 _ABLATION = ('ablation.py', '--cases=zero_state', '--max_steps=1000000', '--out=out')
 _MEMORY = ('memory_tasks.py', '--tasks=memory/cue_recall/10', '--seeds=0')
 

@@ -211,3 +211,9 @@ def test_a_curve_is_mean_and_spread_of_the_seeds_that_are_there():
   ((first, second),) = studies.by_curve(rows)['m', 'steps'].values()
   assert first == (1.0, 3.0, pytest.approx(2**0.5))
   assert second[:2] == (3.0, 5.0)
+
+
+@pytest.mark.parametrize('content', ['[]', 'null', '3', '"x"', '[' * 100_000, '\0'])
+def test_damaged_note_of_a_finished_run_is_none(tmp_path, content):
+  (tmp_path / studies._FINISHED).write_text(content)
+  assert studies.read_finished(tmp_path) == {}
