@@ -3,8 +3,8 @@
 python launch/atari57.py --games=pong,breakout --max_actor_steps=1000000
 
 Started again it skips games whose newest checkpoint has so many steps, and resumes the
-others. Flags that are not
-listed here go to launch/atari_distributed.py, such as --num_actors=4.
+others. Flags that are not listed here, such as --num_actors=4, go to
+launch/atari_distributed.py.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _TABLE = 'scores.csv'
 _PATIENCE = 25.0  # seconds that a program may need to stop, if this one was killed
 _POLL_PERIOD = 0.1  # seconds
 _BAD_INPUT = 2  # a program's exit code
-# Flags of its that are not passed on: each game has its own run, and one limit.
+# Flags of atari_distributed.py that are not passed on: each game has a run of its own.
 _OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
 
 

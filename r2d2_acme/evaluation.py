@@ -21,13 +21,13 @@ _MAX_ENVIRONMENTS = 16  # that share one network call
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-  """One that was played to its end, or to the limit of steps.
+  """A finished episode, or one that was cut off at the limit of steps.
 
   Attributes:
-    total: its return: undiscounted, of unclipped rewards.
-    length: in steps.
-    is_cut: whether it had not ended at the limit. Then `total` is that of the steps
-      until there, and says nothing of what would have followed.
+    total: the undiscounted return of unclipped rewards.
+    length: the number of steps.
+    is_cut: whether it was cut off. Then `total` is the return up to the limit, and says
+      nothing of what would have followed.
   """
 
   total: float

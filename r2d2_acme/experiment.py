@@ -174,7 +174,9 @@ def _tell_failure(error: environments.EnvironmentFailed) -> int:
 
 
 def from_flags(**fixed: Any) -> Experiment:
-  """The experiment that the flags describe; of `fixed` fields they may say no other.
+  """Builds the experiment that the flags describe.
+
+  Flags that contradict `fixed`, fields of the config, are refused.
 
   In a workdir with a `config.json` the experiment described there goes on, and
   flags that say otherwise are refused. No other process may then use the workdir, until

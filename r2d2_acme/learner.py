@@ -385,5 +385,8 @@ def _shapes(parts: Mapping[str, Sequence]) -> dict[str, list[tuple[int, ...]]]:
 
 
 def _median(values: np.ndarray):
-  """Of a batch's windows; a scalar as it is. Delta-Q is a ratio: no means."""
+  """Returns the median over the batch of per-window metrics, and scalars unchanged.
+
+  Delta-Q is a ratio, so that its mean would be dominated by outliers.
+  """
   return np.median(values) if values.ndim else values
