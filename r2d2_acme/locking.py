@@ -9,7 +9,7 @@ was killed holds them until it has ended, too.
 Hazards of such locks: a process loses all of its locks on a file when it closes any
 descriptor of that file, so this module alone opens it, once, and never closes it. They
 do not conflict within one process: there, nodes as threads (`local_mt`) hold theirs
-beside the program's, and this module counts to keep two agents of one notebook apart.
+beside the program's, and two agents of one notebook are not kept apart.
 """
 
 import collections
@@ -32,7 +32,7 @@ _num_holds: collections.Counter[tuple[_Inode, int]] = collections.Counter()  # b
 
 
 class WorkdirInUse(ValueError):
-  """Another writes in the workdir; one line that names it and the cure."""
+  """Another process writes in the workdir; one line that names it and the cure."""
 
 
 def hold_program(workdir: str):
@@ -65,17 +65,11 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
     What ends it; so does the end of this process.
 
   Raises:
-    WorkdirInUse: another program, or what is left of one, writes there, or this
-      process holds this very lock already.
+    WorkdirInUse: another program, or what is left of one, writes there.
     OSError: a lock cannot be had there.
   """
   byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
   inode = _open(workdir)
-  if _num_holds[inode, byte]:
-    raise WorkdirInUse(
-      f'this process holds the lock of the {role} in {workdir} already: delete the '
-      'agent that was made there before, or give another workdir'
-    )
   program = _holder(inode, _PROGRAM_BYTE, 1)
   if program not in (None, os.getppid()):  # our parent is this node's program
     raise _in_use(inode, workdir, program)

@@ -150,7 +150,7 @@ def guard_children():
   For a process that starts children in ways of its own, as environments do. What a
   `Family` has started has a guard already.
   """
-  if _MARK not in os.environ:
+  if not _own_families:
     _own_families.append(Family(_OWN_PATIENCE, own=True))
     os.environ.update(_own_families[-1]._mark('own'))
 

@@ -1,11 +1,17 @@
 """Fixtures of several test modules."""
 
 import gc
+import signal
 
 import pytest
 
 import r2d2_acme  # noqa: F401 (sets what TensorFlow reads when it is imported)
 from tests import helpers
+
+
+def pytest_configure():
+  """Takes signals as from a terminal, also under nohup: what tests start inherits it."""
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
