@@ -147,8 +147,7 @@ class Family:
 def guard_children():
   """Makes the children of this process, and theirs, end when it does, by any means.
 
-  For a process that starts children in ways of its own, as environments do. What a
-  `Family` has started has a guard already.
+  For a process that starts children in ways of its own, as environments do.
   """
   if not _own_families:
     _own_families.append(Family(_OWN_PATIENCE, own=True))
@@ -233,9 +232,12 @@ def _guard(family: str, parent: int, patience: float, own: bool):
     if time.monotonic() < deadline:
       # To its own children each child speaks itself.
       asking = {pid for pid in pids if _stat(pid)[0] not in pids} - asked
-      _send(signal.SIGTERM, asking)
       if asking:
-        _send(signal.SIGCONT, pids)  # they may be suspended, as their parent was
+        # They may be suspended, as their parent was. Only then may they be asked: of
+        # a process that is suspended any thread may take the signal, and Python's main
+        # thread would not wake up.
+        _send(signal.SIGCONT, pids)
+      _send(signal.SIGTERM, asking)
       asked |= asking
     else:
       _send(signal.SIGKILL, pids)
