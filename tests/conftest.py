@@ -10,7 +10,7 @@ from tests import helpers
 
 
 def pytest_configure():
-  """Takes signals as from a terminal, also under nohup: what tests start inherits it."""
+  """Takes signals as from a terminal, also under nohup: children inherit that."""
   signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
