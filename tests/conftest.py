@@ -10,7 +10,11 @@ from tests import helpers
 
 
 def pytest_configure():
-  """Takes signals as from a terminal, also under nohup: children inherit that."""
+  """Takes signals as from a terminal, as what tests start then does.
+
+  Under nohup or in a script's background they would be ignored.
+  """
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
