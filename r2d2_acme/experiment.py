@@ -151,7 +151,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     ) as error:
       runtime.exit_with_error(str(error))
     except environments.EnvironmentFailed as error:
-      code = _tell_failure(error)
+      _exit_with_failure(error)
     except KeyboardInterrupt:
       code = stopping.QUIT_CODE
     finally:
@@ -161,16 +161,13 @@ def run(main: Callable[[], int]) -> NoReturn:
   app.run(checked, flags_parser=parse)
 
 
-def _tell_failure(error: environments.EnvironmentFailed) -> int:
-  """Prints why an environment failed; returns the exit code."""
+def _exit_with_failure(error: environments.EnvironmentFailed) -> NoReturn:
+  """Prints why an environment failed, and ends with code 1."""
   cause = error.__cause__
-  if cause is not None:
-    *_, innermost = [None, *traceback.extract_tb(cause.__traceback__)]
-    # Where a check of ours failed the line says it all.
-    if innermost is None or innermost.filename != environments.base.__file__:
-      traceback.print_exception(cause)
-  print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
-  return 1
+  # Where a check of ours failed the line says it all.
+  if cause is not None and not isinstance(cause, environments.base.BadValue):
+    traceback.print_exception(cause)
+  runtime.exit_with_error(str(error), code=1)
 
 
 def from_flags(**fixed: Any) -> Experiment:

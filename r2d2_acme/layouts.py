@@ -14,7 +14,7 @@ from dm_env import specs
 MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
 
 _MAX_SPAN = 2.0**31 - 1  # larger bounds are those of a dtype, and say nothing
-_MAX_LISTED_ACTIONS = 10_000  # more are the bounds of a dtype
+MAX_LISTED_ACTIONS = 10_000  # more are the bounds of a dtype
 _MAX_ACTIONS = 100_000  # a batch has a Q-value of each for each of its steps
 _MAX_LEAVES = 8  # of a nested observation, that an error lists
 
@@ -269,7 +269,7 @@ def _check_actions(spec: Any) -> None:
   number = 'DiscreteArray(number of actions)'
   if isinstance(spec, specs.BoundedArray):
     low, high = int(np.min(spec.minimum)), int(np.max(spec.maximum))
-    if high - low < _MAX_LISTED_ACTIONS:
+    if high - low < MAX_LISTED_ACTIONS:
       number = f'DiscreteArray({high - low + 1})'
       number += f', and add {low} to the action in step()' if low else ''
   raise ValueError(f'{fault} {_describe(spec)}: return {number}')

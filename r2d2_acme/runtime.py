@@ -162,10 +162,10 @@ def hide_gpu():
   tf.config.set_visible_devices([], 'GPU')
 
 
-def exit_with_error(message: str) -> NoReturn:
-  """Ends a program that was given bad input: one line on stderr, code 2."""
+def exit_with_error(message: str, code: int = 2) -> NoReturn:
+  """Ends a program with one line on stderr; code 2 says that its input was bad."""
   print('error:', ' '.join(message.split()), file=sys.stderr, flush=True)
-  sys.exit(2)
+  sys.exit(code)
 
 
 def exit_now(code: int) -> NoReturn:

@@ -13,7 +13,6 @@ from r2d2_acme import layouts
 from r2d2_acme.environments import base
 
 _INT32 = np.iinfo(np.int32)
-_MAX_LISTED = 10_000  # combinations that somebody may want to number
 # What Gymnasium's functions return.
 _RESET = ('observation', 'info')
 _STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
@@ -143,7 +142,7 @@ def _discrete(space: gymnasium.Space, name: str) -> gymnasium.spaces.Discrete:
   is_continuous = isinstance(space, gymnasium.spaces.Box) and space.dtype.kind == 'f'
   kind = 'continuous' if is_continuous else type(space).__name__
   number = None if is_continuous else _num_combinations(space)
-  n = 'n' if number is None or number > _MAX_LISTED else number
+  n = 'n' if number is None or number > layouts.MAX_LISTED_ACTIONS else number
   cure = 'choose n of the values' if is_continuous else 'number the combinations'
   raise ValueError(
     f'{name} has {kind} actions, R2D2 needs Discrete ones: {cure} with gymnasium.'
