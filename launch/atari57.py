@@ -217,7 +217,7 @@ def _run(command: Sequence[str]) -> int:
     passed_on = 0
     while program.poll() is None:
       if requests.num > passed_on:
-        program.terminate()
+        processes.ask(program.pid)
         passed_on += 1
       time.sleep(_POLL_PERIOD)
   if requests.stop:

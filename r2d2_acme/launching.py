@@ -344,7 +344,8 @@ class _Process:
     return self._popen.poll()
 
   def ask(self):
-    self._popen.terminate()
+    if self.poll() is None:
+      processes.ask(self._popen.pid)
 
   def kill(self):
     self._family.kill(self.name)

@@ -118,7 +118,10 @@ class Family:
 
   def run(self, name: str, command: Sequence[str], **keywords) -> int:
     """Starts a child as `start` does, waits for its end and returns its exit code."""
-    return self.start(name, command, **keywords).wait()
+    child = self.start(name, command, **keywords)
+    while child.poll() is None:  # no wait without end: see `ask`
+      time.sleep(_POLL_PERIOD)
+    return child.returncode
 
   def kill(self, name: str | None = None):
     """Kills a child and all that it has started, or what is left of them.
@@ -142,6 +145,25 @@ class Family:
     _send(signal.SIGSTOP, pids)
     os.kill(os.getpid(), signal.SIGSTOP)
     _send(signal.SIGCONT, pids)  # this process goes on
+
+
+def ask(pid: int):
+  """Asks a process to stop: sends SIGTERM to its main thread.
+
+  A signal to a whole process may go to any of its threads, and does so right after it
+  was suspended. Python handles it in the main thread, which would not wake up.
+
+  Raises:
+    ProcessLookupError: there is no such process any more.
+  """
+  try:
+    send = ctypes.CDLL(None, use_errno=True).tgkill
+  except AttributeError:  # glibc before 2.30
+    os.kill(pid, signal.SIGTERM)
+    return
+  if send(pid, pid, signal.SIGTERM):
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))
 
 
 def guard_children():
@@ -233,11 +255,10 @@ def _guard(family: str, parent: int, patience: float, own: bool):
       # To its own children each child speaks itself.
       asking = {pid for pid in pids if _stat(pid)[0] not in pids} - asked
       if asking:
-        # They may be suspended, as their parent was. Only then may they be asked: of
-        # a process that is suspended any thread may take the signal, and Python's main
-        # thread would not wake up.
-        _send(signal.SIGCONT, pids)
-      _send(signal.SIGTERM, asking)
+        _send(signal.SIGCONT, pids)  # they may be suspended, as their parent was
+      for pid in asking:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+          ask(pid)
       asked |= asking
     else:
       _send(signal.SIGKILL, pids)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import select
 import signal
 import subprocess
 import sys
@@ -210,6 +211,37 @@ def test_child_has_a_session_of_its_own_and_no_hangup():
     child.send_signal(signal.SIGHUP)
     time.sleep(0.3)
     assert child.poll() is None
+
+
+# Waits in its main thread, beside others, as nodes do.
+_NODE = """
+import signal, threading, time
+stop = threading.Event()
+signal.signal(signal.SIGTERM, lambda *unused: stop.set())
+for _ in range(20):
+  threading.Thread(target=time.sleep, args=[1000], daemon=True).start()
+while True:
+  print('waits', flush=True)
+  stop.wait()
+  stop.clear()
+"""
+
+
+def test_asking_wakes_what_was_suspended_just_now():
+  node = subprocess.Popen([sys.executable, '-c', _NODE], stdout=subprocess.PIPE)
+  process = psutil.Process(node.pid)
+  for _ in range(10):
+    assert select.select([node.stdout], [], [], 20)[0], 'never woke up'
+    assert node.stdout.readline() == b'waits\n'
+    time.sleep(0.1)
+    process.suspend()
+    helpers.wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
+    process.resume()
+    processes.ask(node.pid)
+  node.kill()
+  node.wait()
+  with pytest.raises(ProcessLookupError):
+    processes.ask(node.pid)
 
 
 def test_descendants_are_found_in_whatever_session():
