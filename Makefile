@@ -47,7 +47,7 @@ format: .venv/.installed-dev ## format the code and sort its imports
 	@$(PY) -m ruff format
 
 doctor: install ## check the installation by using every part of it
-	@$(PY) -m r2d2_acme.doctor
+	@$(PY) -m r2d2_acme.system.doctor
 
 lock: .venv/.home ## resolve requirements*.txt again from setup.py
 	@set -e; new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; $(PY) -m venv $$new; \
@@ -74,7 +74,7 @@ clean: ## remove .venv and caches; leaves runs/ alone
 	@echo 'Installing r2d2_acme ...'
 	@$(PIP_INSTALL) -e .
 	@$(PIP) check -q || $(PIP) check  # quiet unless it has something to say
-	@$(PY) -m r2d2_acme.doctor --fix
+	@$(PY) -m r2d2_acme.system.doctor --fix
 	@touch $@ && echo 'Installed. Next: make doctor, make train, make test.'
 
 .venv/.installed-dev: .venv/.installed requirements-dev.txt
@@ -91,7 +91,7 @@ clean: ## remove .venv and caches; leaves runs/ alone
 	if [ "$$(uname -sm)" != 'Linux x86_64' ] || ! getconf GNU_LIBC_VERSION &>/dev/null; \
 	then echo '$(NO_LINUX)' >&2; exit 1; fi; \
 	for python in $(PYTHONS); do \
-	  if why=$$("$$python" -m r2d2_acme.doctor --interpreter 2>/dev/null); then \
+	  if why=$$("$$python" -m r2d2_acme.system.doctor --interpreter 2>/dev/null); then \
 	    echo "Making .venv with $$("$$python" -V) ($$python) ..."; \
 	    "$$python" -m venv --clear .venv && pwd -P > $@; exit; \
 	  fi; \

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -26,8 +26,9 @@ import dm_env  # noqa: E402
 import studies  # noqa: E402
 
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import plotting, runtime  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
+from r2d2_acme.results import plotting  # noqa: E402
+from r2d2_acme.system import runtime  # noqa: E402
 
 # What to change in the full agent's config; `full` is drawn in black.
 CASES: Mapping[str, Mapping[str, Any]] = {

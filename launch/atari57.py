@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeVar, get_type_hints
 _STOPPED = 'stopped: start again with the same --workdir to go on'
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -33,11 +33,12 @@ doctor.check_installation()
 
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import atari_scores, machine, processes, runtime  # noqa: E402
-from r2d2_acme import workdir as workdir_lib  # noqa: E402
+from r2d2_acme.results import atari_scores  # noqa: E402
+from r2d2_acme.system import machine, processes, runtime  # noqa: E402
+from r2d2_acme.workdir import paths  # noqa: E402
 
 if TYPE_CHECKING:
-  from r2d2_acme import evaluation
+  from r2d2_acme.results import evaluation
 
 _T = TypeVar('_T')
 _U = TypeVar('_U')
@@ -87,10 +88,10 @@ class _Stopped(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
   args, others = _parse(argv)
   try:
-    workdir_lib.check_writable(args.workdir, folders=[], files=[_TABLE])
+    paths.check_writable(args.workdir, folders=[], files=[_TABLE])
   except OSError as error:
     runtime.exit_with_error(
-      f'cannot write in {workdir_lib.shown(error.filename)} ({error.strerror}): move '
+      f'cannot write in {paths.shown(error.filename)} ({error.strerror}): move '
       'it away, or give another --workdir'
     )
   failed = []
@@ -109,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   failed += [game for game in unplayed if game not in failed]
   if rows:
     _print_table(rows, len(args.games))
-    print(workdir_lib.shown(os.path.join(args.workdir, _TABLE)))
+    print(paths.shown(os.path.join(args.workdir, _TABLE)))
   if failed:
     print(f'error: failed: {", ".join(failed)}', file=sys.stderr, flush=True)
     return 1
   if not rows:
     runtime.exit_with_error(
-      f'no game in {workdir_lib.shown(args.workdir)} has a checkpoint yet'
+      f'no game in {paths.shown(args.workdir)} has a checkpoint yet'
     )
   return 0
 
@@ -133,7 +134,7 @@ def _train(
     return True
   number = args.games.index(game) + 1
   print(
-    f'{game}: {number} of {len(args.games)}, in {workdir_lib.shown(workdir)}',
+    f'{game}: {number} of {len(args.games)}, in {paths.shown(workdir)}',
     flush=True,
   )
   code = _run(
@@ -152,7 +153,7 @@ def _train(
       sys.exit(code)
     command = ['python', 'launch/atari_distributed.py', f'--workdir={workdir}']
     print(
-      f'{game}: left out. Its cure goes to {workdir_lib.shown(shlex.join(command))}, '
+      f'{game}: left out. Its cure goes to {paths.shown(shlex.join(command))}, '
       'then start this program again',
       file=sys.stderr,
       flush=True,
@@ -183,7 +184,8 @@ def _in_process(function: Callable[[_T], _U], argument: _T) -> _U:
 
 def _is_refused(workdir: str) -> bool:
   """Whether a program would refuse a workdir, whatever the flags."""
-  from r2d2_acme import checkpointing, experiment
+  from r2d2_acme import experiment
+  from r2d2_acme.workdir import checkpointing
 
   try:
     experiment.check_workdir(workdir)
@@ -193,7 +195,7 @@ def _is_refused(workdir: str) -> bool:
 
 
 def _read_steps(workdirs: Sequence[str]) -> list[int]:
-  from r2d2_acme import checkpointing
+  from r2d2_acme.workdir import checkpointing
 
   def read(workdir: str) -> int:
     try:
@@ -233,7 +235,9 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     cannot be used; it has said why.
   """
   # TensorFlow takes memory: not beside a run that trains.
-  from r2d2_acme import checkpointing, evaluation, experiment
+  from r2d2_acme import experiment
+  from r2d2_acme.results import evaluation
+  from r2d2_acme.workdir import checkpointing
 
   processes.guard_children()
   runtime.hide_gpu()
@@ -370,7 +374,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument(
     '--workdir',
-    type=workdir_lib.argument,
+    type=paths.argument,
     default='runs/atari57',
     help='by default runs/atari57, of the suite',
   )

@@ -7,7 +7,7 @@ import os
 import sys
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -16,7 +16,9 @@ doctor.check_installation()
 
 from absl import flags  # noqa: E402
 
-from r2d2_acme import experiment, launching, machine, program, runtime  # noqa: E402
+from r2d2_acme import experiment, program  # noqa: E402
+from r2d2_acme.running import launching  # noqa: E402
+from r2d2_acme.system import machine, runtime  # noqa: E402
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
 

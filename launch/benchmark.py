@@ -13,12 +13,12 @@ import sys
 import time
 
 try:
-  from r2d2_acme import doctor
+  from r2d2_acme.system import doctor
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 doctor.check_installation()
 
-from r2d2_acme import runtime  # noqa: E402
+from r2d2_acme.system import runtime  # noqa: E402
 
 PARTS = (
   'actor',

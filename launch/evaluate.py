@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -21,16 +21,11 @@ from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import (  # noqa: E402
-  atari_scores,
-  evaluation,
-  experiment,
-  processes,
-  runtime,
-  video,
-  workdir,
-)
+from r2d2_acme import experiment  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
+from r2d2_acme.results import atari_scores, evaluation, video  # noqa: E402
+from r2d2_acme.system import processes, runtime  # noqa: E402
+from r2d2_acme.workdir import paths  # noqa: E402
 
 _EPISODES = flags.DEFINE_integer('episodes', 10, 'How many to play.', lower_bound=1)
 _EPSILON = flags.DEFINE_float(
@@ -96,7 +91,7 @@ def main() -> int:
     raise experiment.BadInput(str(error)) from error
   for recorder in recorders:
     recorder.close()
-    print(f'video: {workdir.shown(recorder.path)}')
+    print(f'video: {paths.shown(recorder.path)}')
   _print_table(run.environment_name, result, config.evaluator_epsilon)
   return 0
 

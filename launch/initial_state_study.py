@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -27,9 +27,10 @@ import numpy as np  # noqa: E402
 import studies  # noqa: E402
 
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import plotting, runtime  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
+from r2d2_acme.results import plotting  # noqa: E402
+from r2d2_acme.system import runtime  # noqa: E402
 
 _ITEMS = 'items.csv'
 _NUM_SNAPSHOTS = 200  # batches a run whose items are kept

@@ -24,7 +24,7 @@ from concurrent import futures
 from typing import Any
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -40,19 +40,14 @@ from rich import console, table  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import (  # noqa: E402
-  environments,
-  evaluation,
-  experiment,
-  machine,
-  plotting,
-  processes,
-  runtime,
-  workdir,
-)
-from r2d2_acme.actor import BatchedActor, VectorEnvironmentLoop  # noqa: E402
+from r2d2_acme import environments, experiment  # noqa: E402
+from r2d2_acme.acting.loop import VectorEnvironmentLoop  # noqa: E402
+from r2d2_acme.acting.policy import BatchedActor  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
+from r2d2_acme.results import evaluation, plotting  # noqa: E402
+from r2d2_acme.system import machine, processes, runtime  # noqa: E402
+from r2d2_acme.workdir import paths  # noqa: E402
 
 _SHARE_OF_MAX = 0.95  # of the maximal return, where the task knows it
 
@@ -409,7 +404,7 @@ def main() -> int:
   args.out.parent.mkdir(parents=True, exist_ok=True)
   plot(curves, args.out)
   write_csv(curves, args.out.with_suffix('.csv'))
-  names = [workdir.shown(str(args.out.with_suffix(x))) for x in ('.png', '.csv')]
+  names = [paths.shown(str(args.out.with_suffix(x))) for x in ('.png', '.csv')]
   print(f'{" and ".join(names)} have the curves.')
   return int(any(c.recurrent and c.solved_at is None for c in curves))
 
@@ -461,13 +456,13 @@ def _parse() -> argparse.Namespace:
   )
   parser.add_argument(
     '--workdir',
-    type=workdir.argument,
+    type=paths.argument,
     default=os.path.join('runs', 'memory_tasks'),
     help='finished runs, which are not run again; by default runs/memory_tasks',
   )
   parser.add_argument(
     '--out',
-    type=lambda path: pathlib.Path(workdir.argument(path)),
+    type=lambda path: pathlib.Path(paths.argument(path)),
     default=pathlib.Path('results', 'memory_tasks.png'),
     help='the plot; its CSV lies beside it. By default results/memory_tasks.png',
   )
@@ -484,7 +479,7 @@ def _parse() -> argparse.Namespace:
     if value is not None and value < 1:
       runtime.exit_with_error(f'--{name} must be at least 1')
   if args.out.suffix != '.png':
-    runtime.exit_with_error(f'--out={workdir.shown(str(args.out))} must end in .png')
+    runtime.exit_with_error(f'--out={paths.shown(str(args.out))} must end in .png')
   try:
     for name in args.tasks:
       environments.make(name).close()

@@ -7,15 +7,17 @@ import argparse
 import sys
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
   stopping.end_at_once()
 doctor.check_installation()
 
-from r2d2_acme import plotting, runtime, workdir  # noqa: E402
-from r2d2_acme.workdir import shown  # noqa: E402
+from r2d2_acme.results import plotting  # noqa: E402
+from r2d2_acme.system import runtime  # noqa: E402
+from r2d2_acme.workdir import paths  # noqa: E402
+from r2d2_acme.workdir.paths import shown  # noqa: E402
 
 
 def main() -> int:
@@ -32,7 +34,7 @@ def main() -> int:
       print(f'left out, without an episode yet: {names}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
-    path = plotting.draw(groups, workdir.resolve(args.out))
+    path = plotting.draw(groups, paths.resolve(args.out))
   except (plotting.NoRun, OSError, ValueError) as error:
     runtime.exit_with_error(str(error))
   for label, members in groups.items():

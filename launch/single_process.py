@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 try:
-  from r2d2_acme import doctor, stopping
+  from r2d2_acme.system import doctor, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 if __name__ == '__main__':
@@ -20,17 +20,12 @@ from absl import flags  # noqa: E402
 from acme.utils import counting  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
-from r2d2_acme import (  # noqa: E402
-  environments,
-  evaluation,
-  experiment,
-  loggers,
-  machine,
-  processes,
-  runtime,
-)
-from r2d2_acme.actor import VectorEnvironmentLoop  # noqa: E402
+from r2d2_acme import environments, experiment  # noqa: E402
+from r2d2_acme.acting.loop import VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
+from r2d2_acme.results import evaluation  # noqa: E402
+from r2d2_acme.system import machine, processes, runtime  # noqa: E402
+from r2d2_acme.workdir import loggers  # noqa: E402
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in between.')
 

@@ -24,20 +24,13 @@ from acme.utils import counting
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import (
-  environments,
-  experiment,
-  loggers,
-  machine,
-  plotting,
-  processes,
-  runtime,
-  sittings,
-)
-from r2d2_acme import workdir as workdir_lib
-from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme import environments, experiment
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.results import plotting
+from r2d2_acme.system import machine, processes, runtime
+from r2d2_acme.workdir import loggers, paths, sittings
 
 NUM_BINS = 20  # points of a curve over training
 CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
@@ -189,7 +182,7 @@ def main(
     'runs': {name: read_finished(workdir / name) for name in names},
   }
   (out / 'about.json').write_text(json.dumps(about, indent=1) + '\n')
-  print(f'see {workdir_lib.shown(str(out))}')
+  print(f'see {paths.shown(str(out))}')
   return 0
 
 
@@ -251,7 +244,7 @@ def _train_all(
     with open(output, 'w') as file:
       command = [sys.executable, *sys.argv, f'--run={name}']
       code = family.run(name, command, stdout=file, stderr=file)
-    where = workdir_lib.shown(str(output))
+    where = paths.shown(str(output))
     print(f'{name}: code {code}, see {where}' if code else f'{name}: finished')
     return code == 0
 
@@ -278,7 +271,7 @@ def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float
   greedy = epsilons <= plotting.LOW_EPSILON
   if not greedy.any():
     runtime.exit_with_error(
-      f'{workdir_lib.shown(str(workdir))}: no episode with epsilon <= '
+      f'{paths.shown(str(workdir))}: no episode with epsilon <= '
       f'{plotting.LOW_EPSILON} ended; raise --max_steps'
     )
   return in_bins(steps[greedy], returns[greedy], max_steps / NUM_BINS, np.mean)
@@ -399,13 +392,13 @@ def make_parser(name: str, description: str | None, results: str):
   )
   parser.add_argument(
     '--workdir',
-    type=workdir_lib.argument,
+    type=paths.argument,
     default=f'runs/{results}',
     help='finished runs stay there',
   )
   parser.add_argument(
     '--out',
-    type=workdir_lib.argument,
+    type=paths.argument,
     default=f'results/{results}',
     help='figures and CSV',
   )

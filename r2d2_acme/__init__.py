@@ -1,12 +1,12 @@
 """R2D2: recurrent replay distributed DQN on Acme, Reverb, Launchpad and Sonnet.
 
-The public names load on first use, so that `r2d2_acme.doctor` can explain a broken
-installation instead of dying of it.
+The public names load on first use, so that `r2d2_acme.system.doctor` can explain a
+broken installation instead of dying of it.
 """
 
 import importlib
 
-from r2d2_acme import runtime
+from r2d2_acme.system import runtime
 
 runtime.set_environment_variables()
 

@@ -11,11 +11,11 @@ from acme import specs
 from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
-from r2d2_acme import checkpointing, locking, loggers, machine, runtime
-from r2d2_acme import workdir as workdir_lib
-from r2d2_acme.actor import R2D2Actor
+from r2d2_acme.acting.actor import R2D2Actor
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.system import machine, runtime
+from r2d2_acme.workdir import checkpointing, locking, loggers, paths
 
 
 class R2D2(acme.Actor, acme.VariableSource):
@@ -60,7 +60,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._config = config
     counts = {}
     if workdir is not None:
-      workdir = workdir_lib.resolve(workdir)
+      workdir = paths.resolve(workdir)
       weakref.finalize(self, locking.hold(workdir, 'learner'))
       counts = checkpointing.verify(workdir)
     counter = counter if counter is not None else loggers.WallTimeCounter()

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import acme
 import dm_env
@@ -12,11 +13,17 @@ from acme import specs
 from acme.utils import counting, loggers
 from tensorflow.python.eager import context as tf_context
 
-from r2d2_acme import adder as adder_lib
-from r2d2_acme import dataset, environments, layouts, networks, replay, runtime
-from r2d2_acme.actor import BatchedActor, epsilon_ladder
+from r2d2_acme import environments
+from r2d2_acme.acting.exploration import epsilon_ladder
+from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.learner import R2D2Learner
+from r2d2_acme.learning import networks, priorities
+from r2d2_acme.learning.learner import R2D2Learner
+from r2d2_acme.observations import layouts
+from r2d2_acme.replay import adder as adder_lib
+from r2d2_acme.replay import batches, tables
+from r2d2_acme.replay.priorities import PriorityUpdater
+from r2d2_acme.system import runtime
 from r2d2_acme.types import Batch
 
 _NETWORK_LOCK = threading.Lock()
@@ -95,23 +102,23 @@ class R2D2Builder:
   def make_tables(
     self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
   ) -> Sequence[reverb.Table]:
-    return replay.make_tables(self._config, self._spec, rate_limiter)
+    return tables.make_tables(self._config, self._spec, rate_limiter)
 
   def make_dataset(self, server_address: str, prefetch: int = 2) -> tf.data.Dataset:
-    return dataset.make_dataset(self._config, self._spec, server_address, prefetch)
+    return batches.make_dataset(self._config, self._spec, server_address, prefetch)
 
   def make_adder(
     self,
     client: reverb.Client,
     priority_fn: adder_lib.PriorityFn | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-  ) -> adder_lib.SequenceAdder:
+  ) -> adder_lib.WindowAdder:
     """`priority_fn` may serve many adders; by default one is made."""
-    return adder_lib.SequenceAdder(
+    return adder_lib.WindowAdder(
       client,
       self._config,
       self._spec,
-      priority_fn or adder_lib.make_priority_fn(self._config),
+      priority_fn or priorities.make_priority_fn(self._config),
       should_stop,
     )
 
@@ -131,7 +138,7 @@ class R2D2Builder:
     adders = None
     if replay_client is not None:
       replay_client.server_info()  # waits until the server is there
-      priority_fn = adder_lib.make_priority_fn(self._config)
+      priority_fn = priorities.make_priority_fn(self._config)
       adders = [self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet]
     actor = BatchedActor(
       network,
@@ -166,14 +173,20 @@ class R2D2Builder:
     logger: loggers.Logger | None = None,
   ) -> R2D2Learner:
     num_rows = self._config.batch_size * (self._config.sequence_length + 1)
+    links: dict[str, Any] = {}
+    if replay_client is not None:
+      links['update_priorities'] = PriorityUpdater(replay_client).update
+      links['replay_ratio'] = lambda: {
+        'sampled_to_inserted': tables.sampled_to_inserted(replay_client)
+      }
     return R2D2Learner(
       self.make_network(num_rows),
       self.make_network(num_rows),
       iterator,
       self._config,
-      replay_client=replay_client,
       counter=counter,
       logger=logger,
+      **links,
     )
 
 

@@ -22,24 +22,14 @@ from absl import app, flags
 from acme import specs
 from ml_collections import config_dict, config_flags
 
-from r2d2_acme import (
-  builder,
-  checkpointing,
-  description,
-  environments,
-  locking,
-  loggers,
-  machine,
-  networks,
-  processes,
-  replay,
-  runtime,
-  stopping,
-)
+from r2d2_acme import builder, environments
 from r2d2_acme import config as config_lib
-from r2d2_acme import workdir as workdir_lib
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.workdir import shown
+from r2d2_acme.learning import networks
+from r2d2_acme.replay import tables
+from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.workdir import checkpointing, description, locking, loggers, paths
+from r2d2_acme.workdir.paths import shown
 
 # A resumed run may change these; `config.json` keeps when it did.
 _FREE_FIELDS = (
@@ -147,7 +137,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except (
       BadInput,
       checkpointing.CheckpointError,
-      workdir_lib.BadWorkdir,
+      paths.BadWorkdir,
     ) as error:
       runtime.exit_with_error(str(error))
     except environments.EnvironmentFailed as error:
@@ -185,7 +175,7 @@ def from_flags(**fixed: Any) -> Experiment:
     CheckpointError: the checkpoint to resume from is corrupt.
   """
   default = f'runs/{_default_name()}'
-  workdir = workdir_lib.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
+  workdir = paths.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
   stored = _read_resumed(workdir)
   flag, name = _environment_from_flags(stored, workdir)
   config = _config_from_flags(stored, workdir, fixed)
@@ -207,7 +197,7 @@ def from_workdir(workdir: str) -> Experiment:
     BadInput: there is no such run, or it is of another version.
     BadWorkdir: no folder can have that path.
   """
-  workdir = workdir_lib.resolve(workdir)
+  workdir = paths.resolve(workdir)
   stored = _read_stored(workdir)
   if not stored.get('environment'):
     raise BadInput(
@@ -310,7 +300,7 @@ def _changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]
 
 
 def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
-  replay_bytes = replay.estimate_bytes(config, environment_spec)
+  replay_bytes = tables.estimate_bytes(config, environment_spec)
   # Replay, counter, learner and evaluator besides the actors.
   num_processes = config.num_actors + 4
   processes_bytes = num_processes * _PROCESS_BYTES
@@ -339,7 +329,7 @@ def _claim(workdir: str, config: R2D2Config, checkpoint: str | None = None):
   with _writing(workdir):
     os.makedirs(workdir, exist_ok=True)
     locking.hold_program(workdir)
-    workdir_lib.check_writable(
+    paths.check_writable(
       workdir,
       folders=[
         *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),

@@ -16,19 +16,13 @@ from acme.utils import counting
 from launchpad import context as lp_context
 
 from r2d2_acme import builder as builder_lib
-from r2d2_acme import (
-  checkpointing,
-  environments,
-  evaluation,
-  locking,
-  loggers,
-  machine,
-  runtime,
-)
-from r2d2_acme import workdir as workdir_lib
-from r2d2_acme.actor import VectorEnvironmentLoop
-from r2d2_acme.adder import Stopped
+from r2d2_acme import environments
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.replay.adder import Stopped
+from r2d2_acme.results import evaluation
+from r2d2_acme.system import machine, runtime
+from r2d2_acme.workdir import checkpointing, locking, loggers, paths
 
 EnvironmentFactory = Callable[[int], dm_env.Environment]  # from a seed
 
@@ -75,7 +69,7 @@ def make_program(
     environment_spec = builder_lib.make_environment_spec(config, environment_factory)
   counts = {}
   if workdir is not None:
-    workdir = workdir_lib.resolve(workdir)
+    workdir = paths.resolve(workdir)
     locking.hold_program(workdir)
     counts = checkpointing.verify(workdir)
   sitting = loggers.begin_sitting(workdir, counts)

@@ -1,8 +1,12 @@
-"""The small named tuples that travel between the parts."""
+"""What travels between the rooms: steps, windows, batches, recurrent states."""
 
 from typing import NamedTuple
 
-from acme import types
+import numpy as np
+import sonnet as snt
+from acme import specs, types
+
+from r2d2_acme.config import R2D2Config
 
 
 class Observation(NamedTuple):
@@ -38,12 +42,12 @@ class Step(NamedTuple):
   mask: types.NestedArray
 
 
-class Sequence(NamedTuple):
+class Window(NamedTuple):
   """One replay item: L = burn-in + trace transitions between L + 1 rows.
 
   Attributes:
     steps: a `Step` of arrays [L + 1, ...], but for its frames, [blocks, rows, ...] as
-      `replay.frame_blocks` has it: the newest L + 1 rows are those, and the
+      `tables.frame_blocks` has it: the newest L + 1 rows are those, and the
       `frame_stack - 1` before them what the dataset rebuilds the stacks from.
     core_state: the actor's recurrent state before the window's first row, its first
       trained row, and the row after its last trained transition (whose Q-values are
@@ -58,14 +62,14 @@ class Sequence(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """B sequences, time-major, stacks rebuilt. R = burn-in + trace + 1 rows.
+  """B windows, time-major, stacks rebuilt. R = burn-in + trace + 1 rows.
 
   Attributes:
     observations: `Observation` of [R, B, ...], row t the input of step t.
     discount: float32 [R, B], the environment's discount of the transition into t.
     mask: float32 [R, B], 1 on real rows.
-    core_state: [B, 3, ...], those three of `Sequence`.
-    learner_steps: int64 [B], as in `Sequence`.
+    core_state: [B, 3, ...], those three of `Window`.
+    learner_steps: int64 [B], as in `Window`.
     keys: uint64 [B], the items' names in the table.
     probabilities: float64 [B], with which they were drawn.
     table_size: int64 [B], windows in the table when they were drawn.
@@ -79,3 +83,9 @@ class Batch(NamedTuple):
   keys: types.NestedArray
   probabilities: types.NestedArray
   table_size: types.NestedArray
+
+
+def core_state_spec(config: R2D2Config) -> snt.LSTMState:
+  """Specs of one environment's recurrent state, without a batch axis."""
+  spec = specs.Array((config.core_size,), np.float32)
+  return snt.LSTMState(hidden=spec, cell=spec)

@@ -14,8 +14,7 @@ import tensorflow as tf
 from acme.utils import counting, loggers
 from dm_env import specs
 
-from r2d2_acme import checkpointing, sittings
-from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.builder import (
   R2D2Builder,
@@ -25,7 +24,8 @@ from r2d2_acme.builder import (
 )
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked, make_cue_recall
-from r2d2_acme.loggers import WallTimeCounter, make_logger
+from r2d2_acme.workdir import checkpointing, sittings
+from r2d2_acme.workdir.loggers import WallTimeCounter, make_logger
 from tests import helpers
 
 _CONFIG = R2D2Config(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from r2d2_acme import runtime
 from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.system import runtime
 from tests import helpers
 
 
@@ -92,7 +92,7 @@ def test_agent_has_a_thread_for_each_core(given):
   config = dataclasses.asdict(helpers.make_config())
   code = (
     'import tensorflow as tf\n'
-    'from r2d2_acme import agent, config, machine\n'
+    'from r2d2_acme import agent, config; from r2d2_acme.system import machine\n'
     'from tests import helpers\n'
     f'if {given}: tf.config.threading.set_intra_op_parallelism_threads({given})\n'
     f'agent.R2D2(helpers.make_spec(), config.R2D2Config(**{config}))\n'

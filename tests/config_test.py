@@ -3,14 +3,14 @@
 import ast
 import dataclasses
 import json
-import pathlib
 
 import pytest
 
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
+from tests import helpers
 
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = helpers.ROOT
 _FIELDS = {field.name for field in dataclasses.fields(R2D2Config)}
 
 # Kapturowski et al. 2019, table 2 and section 2.3; Horgan et al. 2018 for epsilon.

@@ -12,11 +12,15 @@ from typing import NamedTuple
 
 import pytest
 
-from r2d2_acme import checkpointing, experiment, plotting, runtime
 from r2d2_acme import config as config_lib
+from r2d2_acme import experiment
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.results import plotting
+from r2d2_acme.system import runtime
+from r2d2_acme.workdir import checkpointing
+from tests import helpers
 
-_LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
+_LAUNCH = helpers.LAUNCH
 _DISTRIBUTED = _LAUNCH / 'atari_distributed.py'
 # A user's, who has not imported what these tests have.
 _ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
@@ -24,7 +28,8 @@ _ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT
 # Runs scripts, each in a fork of a process that has the imports behind it.
 _SERVER = """
 import json, os, runpy, signal, sys, time, traceback
-from r2d2_acme import agent, experiment, launching, program
+from r2d2_acme import agent, experiment, program
+from r2d2_acme.running import launching
 
 for line in sys.stdin:
   request = json.loads(line)

@@ -26,10 +26,13 @@ from dm_env import specs
 from reverb import reverb_types
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import replay, types
-from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme import types
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.replay import tables
 
+ROOT = pathlib.Path(__file__).parent.parent
+LAUNCH = ROOT / 'launch'
 NUM_ACTIONS = 3
 _DISCOUNT_SPEC = specs.BoundedArray((), np.float32, 0, 1)
 
@@ -290,7 +293,7 @@ def wait_until(condition, timeout: float = 60.0):  # seconds
 
 
 def table_info(client: reverb.Client) -> reverb_types.TableInfo:
-  return client.server_info(timeout=10)[replay.TABLE]
+  return client.server_info(timeout=10)[tables.TABLE]
 
 
 def read_windows(
@@ -343,7 +346,7 @@ def read_priorities(client: reverb.Client) -> dict[int, float]:
   size = table_info(client).current_size
   priorities: dict[int, float] = {}
   while len(priorities) < size:
-    for sample in client.sample(replay.TABLE, 2 * size, emit_timesteps=False):
+    for sample in client.sample(tables.TABLE, 2 * size, emit_timesteps=False):
       priorities[sample.info.key] = sample.info.priority
   return priorities
 

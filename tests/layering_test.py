@@ -1,4 +1,4 @@
-"""Imports go downwards, and what must start anywhere imports little."""
+"""Imports go downwards from room to room; what must start anywhere imports little."""
 
 import ast
 import pathlib
@@ -7,57 +7,34 @@ import sys
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).parent.parent
-_PACKAGE = _ROOT / 'r2d2_acme'
+from tests import helpers
 
-# Each imports from lower layers only, that is from lines above its own.
+_PACKAGE = helpers.ROOT / 'r2d2_acme'
+
+# Rooms, that is folders, and modules beside them. Each imports from lower layers only,
+# that is from lines above its own. Rooms of one layer know nothing of each other.
 _LAYERS = (
-  {'machine', 'processes'},
-  {
-    'atari_scores',
-    'config',
-    'doctor',
-    'event_files',
-    'layouts',
-    'locking',
-    'runtime',
-    'sittings',
-    'tracing',
-    'types',
-    'workdir',
-  },
-  {'description'},
-  {
-    'diagnostics',
-    'environments',
-    'loggers',
-    'losses',
-    'lstm',
-    'plotting',
-    'stopping',
-    'video',
-  },
-  {'launching'},
-  {'networks'},
-  {'replay'},
-  {'adder', 'dataset'},
-  {'actor', 'learner'},
-  {'builder', 'checkpointing'},
-  {'evaluation'},
-  {'agent', 'experiment', 'program'},
+  {'system'},
+  {'config', 'calls'},
+  {'types', 'observations'},
+  {'environments', 'replay', 'learning'},
+  {'acting', 'workdir'},
+  {'builder'},
+  {'results'},
+  {'agent', 'experiment', 'program', 'running'},
   {'launch'},
 )
 _LAYER = {name: index for index, layer in enumerate(_LAYERS) for name in layer}
 
 
-def _module(path: pathlib.Path) -> str:
-  """The name in `_LAYERS` of a file's module."""
-  first, *others = path.relative_to(_ROOT).with_suffix('').parts
+def _room(path: pathlib.Path) -> str:
+  """The name in `_LAYERS` of where a file is."""
+  first, *others = path.relative_to(helpers.ROOT).with_suffix('').parts
   return others[0] if first == 'r2d2_acme' else first
 
 
-def _imports(path: pathlib.Path) -> set[str]:
-  """Names in `_LAYERS` of what a file imports, wherever in it."""
+def _imported(path: pathlib.Path) -> list[list[str]]:
+  """The parts of the names that a file imports from the package, wherever in it."""
   dotted = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
@@ -66,30 +43,50 @@ def _imports(path: pathlib.Path) -> set[str]:
       assert not node.level, f'{path}: relative import'
       dotted |= {f'{node.module}.{alias.name}' for alias in node.names}
   parts = [name.split('.') for name in dotted]
-  return {name[1] for name in parts if name[0] == 'r2d2_acme' and len(name) > 1}
+  return [name[1:] for name in parts if name[0] == 'r2d2_acme' and len(name) > 1]
 
 
 def _files() -> list[pathlib.Path]:
-  files = {*_PACKAGE.rglob('*.py'), *_ROOT.glob('launch/**/*.py')}
+  files = {*_PACKAGE.rglob('*.py'), *helpers.LAUNCH.rglob('*.py')}
   return sorted(files - {_PACKAGE / '__init__.py'})
 
 
 @pytest.mark.parametrize(
-  'path', _files(), ids=lambda path: str(path.relative_to(_ROOT))
+  'path', _files(), ids=lambda path: str(path.relative_to(helpers.ROOT))
 )
 def test_imports_go_downwards(path):
-  module = _module(path)
-  assert module in _LAYER, f'{module} needs a place in _LAYERS'
+  room = _room(path)
+  assert room in _LAYER, f'{room} needs a place in _LAYERS'
   upwards = {
-    name
-    for name in _imports(path) - {module}
-    if name not in _LAYER or _LAYER[name] >= _LAYER[module]
+    name[0]
+    for name in _imported(path)
+    if name[0] != room and _LAYER.get(name[0], len(_LAYERS)) >= _LAYER[room]
   }
   assert not upwards
 
 
+@pytest.mark.parametrize(
+  'room', sorted(p.name for p in _PACKAGE.iterdir() if p.is_dir() and p.name in _LAYER)
+)
+def test_modules_of_a_room_do_not_import_each_other_in_circles(room):
+  imports = {
+    path.stem: {
+      name[1] for name in _imported(path) if name[0] == room and len(name) > 1
+    }
+    for path in (_PACKAGE / room).glob('*.py')
+    if path.stem != '__init__'
+  }
+  left = dict(imports)
+  while left:
+    free = {
+      name for name, others in left.items() if not others & (left.keys() - {name})
+    }
+    assert free, f'a circle among {sorted(left)}'
+    left = {name: others for name, others in left.items() if name not in free}
+
+
 def test_package_itself_imports_only_what_sets_the_environment():
-  assert _imports(_PACKAGE / '__init__.py') == {'runtime'}
+  assert _imported(_PACKAGE / '__init__.py') == [['system', 'runtime']]
 
 
 def _run(code: str):
@@ -98,7 +95,7 @@ def _run(code: str):
 
 def test_doctor_imports_nothing_that_may_be_broken():
   _run(
-    'import sys; before = set(sys.modules); import r2d2_acme.doctor\n'
+    'import sys; before = set(sys.modules); import r2d2_acme.system.doctor\n'
     'new = {name.split(".")[0] for name in set(sys.modules) - before}\n'
     'assert new - sys.stdlib_module_names == {"r2d2_acme"}, new'
   )
@@ -106,7 +103,9 @@ def test_doctor_imports_nothing_that_may_be_broken():
 
 def test_no_part_needs_jax_or_gym():
   """They are not in the runtime lock; some of Acme's modules import them."""
-  names = ['.'.join(path.relative_to(_ROOT).with_suffix('').parts) for path in _files()]
+  names = [
+    '.'.join(path.relative_to(helpers.ROOT).with_suffix('').parts) for path in _files()
+  ]
   parts = [name for name in names if name.startswith('r2d2_acme.')]
   _run(
     'import importlib, sys\n'

@@ -1,6 +1,5 @@
 """What `pip install` and `make install` are given fits together."""
 
-import pathlib
 import re
 import runpy
 import shutil
@@ -10,7 +9,9 @@ import sys
 import pytest
 import setuptools
 
-_ROOT = pathlib.Path(__file__).parent.parent
+from tests import helpers
+
+_ROOT = helpers.ROOT
 _PIN = re.compile(r'([A-Za-z0-9_.-]+)==([0-9][A-Za-z0-9.]*)')
 
 

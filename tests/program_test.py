@@ -19,14 +19,16 @@ import reverb
 from absl import flags
 from absl.testing import flagsaver
 
-from r2d2_acme import checkpointing, environments
+from r2d2_acme import environments
 from r2d2_acme import program as program_lib
-from r2d2_acme import sittings as sittings_lib
-from r2d2_acme.actor import BatchedActor, epsilon_ladder
+from r2d2_acme.acting.exploration import epsilon_ladder
+from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
+from r2d2_acme.workdir import checkpointing
+from r2d2_acme.workdir import sittings as sittings_lib
 from tests import helpers
 
-_LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
+_LAUNCH = helpers.LAUNCH
 _TIMEOUT = 240  # seconds; it takes a tenth on an idle machine
 _CONFIG = helpers.make_config(
   burn_in_length=4,
@@ -319,7 +321,8 @@ _DIVERGING = """
 import sys
 from absl import app
 from acme import wrappers
-from r2d2_acme import environments, launching, program
+from r2d2_acme import environments, program
+from r2d2_acme.running import launching
 from tests import helpers
 
 class Exploding(wrappers.EnvironmentWrapper):
@@ -358,7 +361,8 @@ def test_learner_that_fails_saves(tmp_path, launch_type):
 _WITHOUT_WORKDIR = """
 import sys
 from absl import app
-from r2d2_acme import environments, launching, program
+from r2d2_acme import environments, program
+from r2d2_acme.running import launching
 from tests import helpers
 
 def main(_):

@@ -26,9 +26,9 @@ from acme.utils import counting, loggers
 from acme.wrappers import frame_stacking
 
 from benchmarks import emulator, our_parts
-from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.networks import AtariTorso, DuellingHead
+from r2d2_acme.learning.networks import AtariTorso, DuellingHead
+from r2d2_acme.system import machine, runtime
 
 
 class SameNetwork(networks.R2D2AtariNetwork):
@@ -90,7 +90,7 @@ def make_tables(
 ) -> Sequence[reverb.Table]:
   """As `acme.agents.tf.r2d2.R2D2` makes it."""
   state = make_network(config, own).initial_state(1)
-  signature = adders.SequenceAdder.signature(
+  signature = adders.WindowAdder.signature(
     environment_spec(own),
     {'core_state': tf_utils.squeeze_batch_dim(state)},
     sequence_length=config.sequence_length + 1,
@@ -130,7 +130,7 @@ def make_actor(
   network = make_network(config, own)
   adder = variable_client = None
   if client is not None:
-    adder = adders.SequenceAdder(
+    adder = adders.WindowAdder(
       client,
       sequence_length=config.sequence_length + 1,
       period=config.sequence_period,

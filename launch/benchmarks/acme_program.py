@@ -14,8 +14,10 @@ from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
 from benchmarks import acme_parts, emulator, end_to_end
-from r2d2_acme import experiment, launching, loggers, machine, runtime  # noqa: F401
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.running import launching
+from r2d2_acme.system import machine, runtime
+from r2d2_acme.workdir import loggers
 
 
 class _Counting(wrappers.EnvironmentWrapper):

@@ -10,7 +10,7 @@ from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, all_cores, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison, compare
 from r2d2_acme import config as config_lib
-from r2d2_acme import runtime
+from r2d2_acme.system import runtime
 
 _NUM_ENVS = 16  # E
 _MEASUREMENTS = 2  # in a round, since they are short

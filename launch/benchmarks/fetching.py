@@ -14,8 +14,8 @@ from benchmarks import measuring, our_parts
 from benchmarks.measuring import Side, alternate
 from benchmarks.report import LIMIT, Comparison
 from r2d2_acme import config as config_lib
-from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.system import machine, runtime
 
 _NUM_FETCHERS = (1, 4, 16, 64)
 # Of each: an actor of one environment at the paper's 65 steps/s.

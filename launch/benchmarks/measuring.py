@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from r2d2_acme import runtime
+from r2d2_acme.system import runtime
 
 _TIMEOUT = 600.0  # seconds for a set-up, or for one measurement
 _CLOSE_TIMEOUT = 5.0  # seconds

@@ -15,7 +15,7 @@ import psutil
 from benchmarks import end_to_end
 from benchmarks.measuring import progress
 from benchmarks.report import Comparison
-from r2d2_acme import plotting
+from r2d2_acme.results import plotting
 
 _PERIOD = 20.0  # seconds between samples
 _MEASURED = 3600.0  # seconds

@@ -16,10 +16,11 @@ from acme import specs
 from acme.utils import counting, loggers
 
 from benchmarks import emulator
-from r2d2_acme import evaluation, machine, runtime
-from r2d2_acme.actor import VectorEnvironmentLoop
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.results import evaluation
+from r2d2_acme.system import machine, runtime
 from r2d2_acme.types import Batch
 
 NUM_WINDOWS = 4  # to draw batches from; they repeat

@@ -22,8 +22,8 @@ from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, Worker, alternate, progress
 from benchmarks.report import ACME, LIMIT, OURS, Comparison
 from r2d2_acme import config as config_lib
-from r2d2_acme import machine, runtime
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.system import machine, runtime
 
 _GAMES = ('pong', 'ms_pacman')
 _PERIODS = (80, 40)

@@ -13,7 +13,8 @@ import psutil
 from rich import console, table
 
 from benchmarks import measuring
-from r2d2_acme import experiment, plotting
+from r2d2_acme import experiment
+from r2d2_acme.results import plotting
 
 # Sides; the ratios are to the first two.
 ACME = 'Acme'

@@ -7,8 +7,8 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
-from r2d2_acme import layouts
 from r2d2_acme.environments import base
+from r2d2_acme.observations import layouts
 
 # Looking these up takes longer than all the checks of a step.
 _FLOAT32, _NDARRAY, _TIME_STEP = np.float32, np.ndarray, dm_env.TimeStep

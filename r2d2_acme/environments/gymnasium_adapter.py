@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 from dm_env import specs
 
-from r2d2_acme import layouts
 from r2d2_acme.environments import base
+from r2d2_acme.observations import layouts
 
 _INT32 = np.iinfo(np.int32)
 # What Gymnasium's functions return.

@@ -11,9 +11,9 @@ import pytest
 from dm_env import test_utils
 from gymnasium import spaces
 
-from r2d2_acme import layouts
 from r2d2_acme.environments import make_gymnasium
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
+from r2d2_acme.observations import layouts
 
 
 class _Scripted(gymnasium.Env):

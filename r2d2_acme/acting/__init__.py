@@ -1,0 +1,1 @@
+"""From steps to actions: the policy, exploration and the loop."""

@@ -1,0 +1,230 @@
+"""The policy of E environments and its memory, in one network call."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import acme
+import dm_env
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+import tree
+from acme import specs
+from acme.tf import variable_utils
+
+from r2d2_acme import calls
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.observations import layouts
+from r2d2_acme.types import Observation, Step
+
+_NUM_DRAWS = 256  # steps whose random numbers are drawn together
+
+
+class Adder(Protocol):
+  """Takes the steps of one environment, such as `replay.adder.WindowAdder`."""
+
+  num_windows: int
+
+  def add(
+    self,
+    step: Step,
+    core_state,
+    q: np.ndarray,
+    *,
+    last: bool,
+    first: bool = False,
+    learner_steps: int = 0,
+  ): ...
+
+  def flush(self): ...
+
+
+class BatchedActor:
+  """Epsilon-greedy recurrent policy for E environments.
+
+  It keeps for each environment what lives as long as an episode: the recurrent
+  state and the stack of frames, both of zeros at an episode's first step.
+
+  Attributes:
+    q: float32 [E, A], the Q-values of the latest step.
+  """
+
+  def __init__(
+    self,
+    network: snt.RNNCore,
+    config: R2D2Config,
+    environment_spec: specs.EnvironmentSpec,
+    epsilons: Sequence[float],
+    seeds: Sequence[int],
+    adders: Sequence[Adder] | None = None,
+  ):
+    """Epsilons, seeds and adders are one for each environment."""
+    frame = environment_spec.observations
+    self._num_actions = environment_spec.actions.num_values
+    self._epsilons = epsilons
+    self._rngs = [np.random.default_rng(seed) for seed in seeds]
+    self._explorations: list[list[tuple[int, int]]] = []
+    self._adders = adders
+    self._variable_client: variable_utils.VariableClient | None = None
+    self._variables = network.variables
+    self._update_period = config.variable_update_period
+    num_envs = len(epsilons)
+    *shape, self._num_channels = frame.shape
+    num_channels = self._num_channels * layouts.num_stacked(config, frame)
+    # The newest frames, oldest first, stacked along the channels.
+    self._stacks = np.zeros((num_envs, *shape, num_channels), frame.dtype)
+    self._core_state = tree.map_structure(np.array, network.initial_state(num_envs))
+    self._is_over = [True] * num_envs  # whether the next timestep starts an episode
+    self.q = np.zeros((num_envs, self._num_actions), np.float32)
+
+    def policy(stacks, actions, rewards, *core_state):
+      q, next_state = network(
+        Observation(stacks, actions, rewards), snt.LSTMState(*core_state)
+      )
+      return [q, *next_state]
+
+    self._policy = calls.Traced(
+      policy,
+      tf.TensorSpec(self._stacks.shape, self._stacks.dtype),
+      tf.TensorSpec([num_envs], tf.int32),
+      tf.TensorSpec([num_envs], tf.float32),
+      *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
+    )
+    self._age = _ParameterAge(self._policy.load)
+
+  @property
+  def num_windows(self) -> int:
+    """Windows written so far."""
+    return sum(adder.num_windows for adder in self._adders or ())
+
+  def flush(self):
+    """Blocks until the server has all windows."""
+    for adder in self._adders or ():
+      adder.flush()
+
+  @property
+  def epsilons(self) -> Sequence[float]:
+    return self._epsilons
+
+  @property
+  def learner_steps(self) -> int:
+    """How many learner steps made the parameters that it acts with."""
+    return self._age.learner_steps
+
+  def select_actions(
+    self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
+  ) -> np.ndarray:
+    """Returns an action for every environment.
+
+    A FIRST timestep starts an episode, and so does whatever follows a LAST one. A LAST
+    timestep is written to replay, with its Q-values for the bootstrap, and its action
+    has no meaning. A FIRST timestep in the middle of an episode ends that as truncated.
+
+    Args:
+      actions: int32 [E], those that led to `timesteps`.
+      timesteps: E of them.
+
+    Returns:
+      int32 [E], the next actions.
+    """
+    is_first = [
+      timestep.first() or is_over
+      for timestep, is_over in zip(timesteps, self._is_over, strict=True)
+    ]
+    self._is_over = [timestep.last() for timestep in timesteps]
+    if any(is_first):
+      actions = np.where(is_first, 0, actions)
+      self._core_state = tree.map_structure(
+        lambda x: np.where(np.expand_dims(is_first, -1), 0, x), self._core_state
+      )
+    rewards = np.zeros(len(timesteps), np.float32)
+    for i, timestep in enumerate(timesteps):
+      if not is_first[i]:
+        rewards[i] = timestep.reward
+    self._push_frames(timesteps, is_first)
+    self.q, *next_state = self._policy(
+      self._stacks, actions, rewards, *self._core_state
+    )
+    if self._adders is not None:
+      self._add(actions, rewards, timesteps, is_first)
+    self._core_state = snt.LSTMState(*next_state)
+    return self._epsilon_greedy()
+
+  def fetch(self, source: acme.VariableSource):
+    """Takes the source's parameters, now."""
+    self._make_client(source).update_and_wait()
+
+  def follow(self, source: acme.VariableSource):
+    """Fetches now and, with each `update`, every `variable_update_period` calls."""
+    self._variable_client = self._make_client(source)
+    self._variable_client.update_and_wait()
+
+  def update(self, wait: bool = False):
+    """Fetches the followed source's parameters when due, in the background."""
+    if self._variable_client is not None:
+      self._variable_client.update(wait)
+
+  def _make_client(self, source: acme.VariableSource):
+    return variable_utils.VariableClient(
+      source,
+      {'policy': [*self._variables, self._age]},
+      update_period=self._update_period,
+    )
+
+  def _push_frames(self, timesteps, is_first):
+    """Moves every stack on by one frame; those before an episode's first are zero."""
+    new = self._num_channels
+    # All of memory moves by one frame's channels: in each pixel all frames get older,
+    # and what comes in from the next pixel is where the newest now goes.
+    flat = self._stacks.reshape(-1)
+    flat[:-new] = flat[new:]
+    for i, timestep in enumerate(timesteps):
+      self._stacks[i, ..., -new:] = timestep.observation
+      if is_first[i]:
+        self._stacks[i, ..., :-new] = 0
+
+  def _epsilon_greedy(self) -> np.ndarray:
+    if not self._explorations:
+      self._explorations = self._draw_explorations()
+    actions = self.q.argmax(axis=-1).astype(np.int32)
+    for i, action in self._explorations.pop():
+      actions[i] = action
+    return actions
+
+  def _draw_explorations(self) -> list[list[tuple[int, int]]]:
+    """For each of many steps, who acts at random and how: [(environment, action)]."""
+    explorations: list[list[tuple[int, int]]] = [[] for _ in range(_NUM_DRAWS)]
+    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
+      actions = rng.integers(self._num_actions, size=_NUM_DRAWS)
+      for step in np.flatnonzero(rng.random(_NUM_DRAWS) < epsilon):
+        explorations[step].append((i, actions[step]))
+    return explorations
+
+  def _add(self, actions, rewards, timesteps, is_first):
+    hidden, cell = self._core_state
+    for i, (adder, timestep) in enumerate(zip(self._adders, timesteps, strict=True)):
+      discount = 1.0 if is_first[i] else timestep.discount
+      step = Step(timestep.observation, actions[i], rewards[i], discount, mask=1.0)
+      adder.add(
+        step,
+        snt.LSTMState(hidden[i], cell[i]),
+        self.q[i],
+        first=is_first[i],
+        last=timestep.last(),
+        learner_steps=self._age.learner_steps,
+      )
+
+
+class _ParameterAge:
+  """Takes the last of the values that are fetched, the parameters' age.
+
+  To a variable client it is one more variable. When it is assigned, all others are.
+  """
+
+  def __init__(self, on_new_parameters: Callable[[], None]):
+    self.learner_steps = 0
+    self._on_new_parameters = on_new_parameters
+
+  def assign(self, learner_steps: np.ndarray):
+    self.learner_steps = int(learner_steps)
+    self._on_new_parameters()

@@ -1,0 +1,1 @@
+"""From batches to a loss, and from it to parameters and priorities."""

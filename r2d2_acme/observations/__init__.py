@@ -1,0 +1,1 @@
+"""What the agent sees: which observations fit, and how they are stacked."""

@@ -1,0 +1,1 @@
+"""From steps to windows and from windows to batches; priorities come back."""

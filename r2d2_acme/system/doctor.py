@@ -1,0 +1,399 @@
+"""Can this machine run r2d2_acme, and if not, what is the cure?
+
+    python -m r2d2_acme.system.doctor         # checks everything by using it
+    python -m r2d2_acme.system.doctor --fix   # links libpython where Reverb looks
+
+DeepMind's wheels work in one combination of versions on one Python; the usual accident
+is an import that dies of an undefined symbol. The programs in `launch/` therefore call
+`check_installation()` before anything else. It must be able to speak up on any Python
+and without any package: the standard library and old syntax only, imports where used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+_PYTHON = (3, 10)  # the newest with wheels of reverb and launchpad for TensorFlow 2.8
+_GLIBC = (2, 28)  # what the wheels in requirements.txt ask for
+_LIBPYTHON = 'libpython3.10.so.1.0'
+# The first folder, under site-packages, in the search path of reverb's and courier's
+# libraries that could hold it.
+_RUNPATH = '_solib_k8/_U@python_Uincludes_S_S_Cpython_Uincludes___Upython_Uincludes'
+_LOADER_FOLDERS = ('/usr/lib/x86_64-linux-gnu', '/usr/lib64', '/usr/lib')
+
+# What breaks in practice, dependencies first, and the distribution it comes in.
+_IMPORTS = {
+  'tensorflow': 'tensorflow',
+  'tensorflow_probability': 'tensorflow-probability',
+  'sonnet': 'dm-sonnet',
+  'trfl': 'trfl',
+  'reverb': 'dm-reverb',
+  'courier': 'dm-launchpad',
+  'launchpad': 'dm-launchpad',
+  'acme.tf.savers': 'dm-acme',
+  'ale_py': 'ale-py',
+  'cv2': 'opencv-python-headless',
+}
+
+_IMPORT = """
+import importlib, sys
+for name in sys.argv[1:]:
+  try:
+    importlib.import_module(name)
+    error = ''
+  except BaseException as e:
+    error = (str(e).splitlines() or [''])[-1]
+    error = f'{type(e).__name__}: {error}'
+  print(f'\\n@import {name} {error}', flush=True)
+"""
+
+_REVERB = """
+import reverb
+server = reverb.Server([reverb.Table.queue('table', 1)])
+client = reverb.Client(f'localhost:{server.port}')
+client.insert([7], {'table': 1.0})
+assert next(client.sample('table'))[0].data[0] == 7
+server.stop()
+"""
+
+_ALE = """
+import ale_py, gymnasium
+gymnasium.register_envs(ale_py)
+env = gymnasium.make('ALE/Pong-v5')
+env.reset(seed=0)
+env.step(0)
+env.close()
+"""
+
+
+class Check(NamedTuple):
+  """One line of the table; `cure` is a command where there is one."""
+
+  name: str
+  ok: bool
+  detail: str
+  cure: str = ''
+
+
+def check_python(version=sys.version_info[:3], name=sys.implementation.name):
+  detail = name + ' ' + '.'.join(map(str, version))
+  ok = tuple(version[:2]) == _PYTHON and name == 'cpython'
+  return Check(
+    'CPython 3.10', ok, detail, 'make install, and then run it with .venv/bin/python'
+  )
+
+
+def check_platform(system='', machine='', libc=()):
+  """Linux on x86-64 with a glibc that the wheels accept; arguments are for tests."""
+  import platform
+
+  name, version = libc or platform.libc_ver()
+  detail = f'{system or platform.system()} {machine or platform.machine()}'
+  ok = detail == 'Linux x86_64' and name == 'glibc'
+  ok = ok and tuple(map(int, version.split('.')[:2])) >= _GLIBC
+  return Check(
+    'Linux x86-64, glibc >= 2.28',
+    ok,
+    f'{detail} {name} {version}',
+    'docker run --platform linux/amd64 -it -v "$PWD":/r2d2 -w /r2d2 python:3.10 bash',
+  )
+
+
+def check_libpython():
+  """Reverb and courier are linked against libpython; most builds of CPython are not.
+
+  uv and conda have it in a folder that the loader does not search; Debian and Ubuntu
+  in a package of its own; pyenv only if told.
+  """
+  if _LIBPYTHON in _read('/proc/self/maps'):
+    return Check(_LIBPYTHON, True, 'part of this interpreter')
+  folders = os.environ.get('LD_LIBRARY_PATH', '').split(':') + [*_LOADER_FOLDERS]
+  for path in [*(os.path.join(f, _LIBPYTHON) for f in folders if f), _link()]:
+    if os.path.exists(path):
+      return Check(_LIBPYTHON, True, 'where Reverb looks')
+  if _find_libpython():
+    cure = _python() + ' -m r2d2_acme.system.doctor --fix'
+    return Check(_LIBPYTHON, False, 'not where Reverb looks', cure)
+  return Check(
+    _LIBPYTHON,
+    False,
+    'this Python came without it',
+    'apt-get install libpython3.10, or a Python that has it: uv python install 3.10, '
+    'or PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.10',
+  )
+
+
+def check_proxy():
+  """gRPC sends even local connections to a proxy, and then waits for ever."""
+  proxies = [x for x in ('grpc_proxy', 'https_proxy', 'http_proxy') if x in os.environ]
+  direct = os.environ.get('no_grpc_proxy', os.environ.get('no_proxy', ''))
+  ok = not any(map(os.environ.get, proxies)) or 'localhost' in direct.split(',')
+  detail = '' if ok else f'{proxies[0]} is set and no_proxy lacks localhost'
+  cure = 'export no_proxy=localhost,127.0.0.1,$no_proxy'
+  return Check('local connections avoid the proxy', ok, detail, cure)
+
+
+def check_pins():
+  """Every direct dependency has the version that setup.py pins."""
+  from importlib import metadata
+
+  try:
+    checks = [Check('r2d2-acme', True, metadata.version('r2d2-acme'))]
+  except metadata.PackageNotFoundError:
+    return [
+      Check('r2d2-acme', False, 'not installed', 'make install, or pip install .')
+    ]
+  for name, pin in _pins().items():
+    try:
+      found = metadata.version(name)
+      detail = found if found == pin else f'{found} is installed, {pin} is needed'
+    except metadata.PackageNotFoundError:
+      found, detail = None, f'not installed, {pin} is needed'
+    checks.append(Check(name, found == pin, detail, _pip_install(f'{name}=={pin}')))
+  return checks
+
+
+def check_imports(imports=_IMPORTS):
+  """Imports each module in another process: a crash there is a FAIL here."""
+  names, checks = list(imports), []
+  while names:
+    output, error = _run(_IMPORT, *names)
+    results = dict(
+      (line.split(' ', 2) + [''])[1:3]
+      for line in output.splitlines()
+      if line.startswith('@import ')
+    )
+    if len(results) < len(names):
+      results[names[len(results)]] = error or 'ended the process'
+    for name in names[: len(results)]:
+      error = results[name].strip()
+      cure = _cure(error, imports[name])
+      checks.append(Check('import ' + name, not error, error, cure))
+    names = names[len(results) :]
+  return checks
+
+
+def check_reverb(code=_REVERB, seconds=60):
+  """A real server takes an item and gives it back."""
+  _, error = _run(code, seconds=seconds)
+  return Check('Reverb gives back an item', not error, error, _cure(error, 'dm-reverb'))
+
+
+def check_atari(code=_ALE):
+  """A real game takes a step."""
+  _, error = _run(code)
+  cure = _cure(error, 'ale-py', 'gymnasium')
+  return Check('Atari plays Pong', not error, error, cure)
+
+
+def check_installation(python_version=sys.version_info[:3]):
+  """Exits with one line that names the cure if this installation cannot work.
+
+  The cheap part of the doctor: versions and files, no heavy import.
+  """
+  steps = (
+    lambda: [check_python(python_version), check_platform()],
+    check_pins,
+    lambda: [check_libpython(), check_proxy()],
+  )
+  for step in steps:
+    failed = [c for c in step() if not c.ok]
+    if not failed:
+      continue
+    first, more = failed[0], f' (and {len(failed) - 1} more)' if failed[1:] else ''
+    cure = first.cure
+    if step is check_pins and _pins():
+      cure = _pip_install(*(f'{c.name}=={_pins()[c.name]}' for c in failed))
+    problem = f'{first.name}: {first.detail}{more}'
+    print(f'r2d2_acme cannot run here: {problem}; cure: {cure}', file=sys.stderr)
+    sys.exit(2)
+
+
+def check_interpreter():
+  """Exits unless an environment can be made of this Python; if it is 3.10, says why."""
+  if not check_python().ok:
+    sys.exit(1)
+  problem = check_libpython()
+  if problem.ok or _find_libpython():
+    problem = None
+  try:
+    import ensurepip  # noqa: F401 (Debian keeps it in a package of its own)
+    import ssl  # noqa: F401 (missing where CPython was built without OpenSSL)
+  except ImportError as error:
+    problem = Check('venv', False, str(error), 'apt-get install python3.10-venv')
+  if problem:
+    name, _, detail, cure = problem
+    print(f'{sys.executable}: {name}: {detail}; cure: {cure}')
+    sys.exit(1)
+
+
+def link_libpython():
+  """Puts a link to this Python's libpython where Reverb and courier look for it."""
+  source, link = _find_libpython(), _link()
+  if check_libpython().ok or not source:
+    return
+  os.makedirs(os.path.dirname(link), exist_ok=True)
+  if os.path.lexists(link):
+    os.remove(link)
+  os.symlink(source, link)
+  print(f'Linked {source} for Reverb and Launchpad.')
+
+
+def run_checks():
+  """All checks, the slow ones at the same time."""
+  from concurrent import futures
+
+  checks = [check_python(), check_platform()]
+  if not all(c.ok for c in checks):
+    return checks  # nothing else can work, nor name a better cure
+  checks += [check_libpython(), check_proxy(), *check_pins()]
+  with futures.ThreadPoolExecutor() as pool:
+    imports, *rest = map(pool.submit, [check_imports, check_reverb, check_atari])
+    return checks + imports.result() + [f.result() for f in rest]
+
+
+def print_table(checks):
+  """Prints one row per check; plainly, where rich is what is missing."""
+  rows = [
+    ('OK' if c.ok else 'FAIL', c.name, c.detail + ('' if c.ok else f'\ncure: {c.cure}'))
+    for c in checks
+  ]
+  try:
+    from rich import console, table, text
+  except ImportError:
+    for status, name, detail in rows:
+      print(f'{status:4}  {name:27}  ' + detail.replace('\n', '\n' + 35 * ' '))
+    return
+  # Piped output keeps each cure on one line, to be copied.
+  terminal = console.Console(width=None if sys.stdout.isatty() else 1000)
+  grid = table.Table(box=None, pad_edge=False, show_header=False)
+  grid.add_column(no_wrap=True)
+  grid.add_column(no_wrap=True)
+  grid.add_column(overflow='fold')
+  for status, name, detail in rows:
+    color = 'green' if status == 'OK' else 'bold red'
+    grid.add_row(text.Text(status, color), name, text.Text(detail))
+  terminal.print(grid)
+
+
+def main(argv=None):
+  import argparse
+
+  parser = argparse.ArgumentParser(
+    'python -m r2d2_acme.system.doctor', description=__doc__
+  )
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument('--fix', action='store_true', help='link libpython, if needed')
+  parser.add_argument(
+    '--interpreter',
+    action='store_true',
+    help='only: can this Python make an environment?',
+  )
+  args = parser.parse_args(argv)
+  if args.interpreter:
+    return check_interpreter()
+  if args.fix:
+    return link_libpython()
+  checks = run_checks()
+  print_table(checks)
+  failed = sum(not c.ok for c in checks)
+  print(f'{failed} of {len(checks)} checks FAIL.' if failed else 'Everything works.')
+  return 1 if failed else 0
+
+
+def _run(code, *args, seconds=120):
+  """Runs code in a fresh interpreter; returns its output and its error's last line."""
+  import signal
+  import subprocess
+
+  env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+  process = subprocess.Popen(
+    [sys.executable, '-c', code, *args],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=env,
+    text=True,
+  )
+  try:
+    output, errors = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    return process.communicate()[0], f'no answer in {seconds} s'
+  if process.returncode < 0:
+    return output, 'killed by ' + signal.Signals(-process.returncode).name
+  if process.returncode > 0:
+    return output, (errors.strip().splitlines() or ['failed without a word'])[-1]
+  return output, ''
+
+
+def _cure(error, *distributions):
+  """What helps against an error from using these distributions."""
+  if _LIBPYTHON in error:
+    return check_libpython().cure
+  if 'no answer' in error and not check_proxy().ok:
+    return check_proxy().cure
+  if 'SIGILL' in error:
+    return "a CPU with AVX, which TensorFlow's wheels need: grep -c avx /proc/cpuinfo"
+  pins = _pins()
+  requirements = [f'{d}=={pins[d]}' if d in pins else d for d in distributions]
+  return _pip_install('--force-reinstall', '--no-deps', *requirements)
+
+
+def _pip_install(*arguments):
+  """The command that installs into this very environment."""
+  from importlib import metadata
+
+  try:
+    metadata.distribution('pip')
+    command = f'{_python()} -m pip install'
+  except metadata.PackageNotFoundError:  # an environment made by uv
+    command = f'uv pip install --python {_python()}'
+  return ' '.join([command, *arguments])
+
+
+def _python():
+  return min(sys.executable, os.path.relpath(sys.executable), key=len)
+
+
+def _pins():
+  """Direct runtime dependencies and their versions, from the installed metadata."""
+  from importlib import metadata
+
+  try:
+    requirements = metadata.requires('r2d2-acme') or []
+  except metadata.PackageNotFoundError:
+    return {}
+  return dict(r.split('==') for r in requirements if ';' not in r)
+
+
+def _find_libpython():
+  """This Python's own libpython, or ''."""
+  import sysconfig
+
+  folders = [os.path.join(sys.base_prefix, 'lib'), sysconfig.get_config_var('LIBDIR')]
+  paths = [os.path.join(f, _LIBPYTHON) for f in folders if f]
+  return next(filter(os.path.exists, paths), '')
+
+
+def _link():
+  import sysconfig
+  from importlib import util
+
+  spec = util.find_spec('reverb')
+  site = os.path.dirname(spec.origin) if spec and spec.origin else ''
+  site = os.path.dirname(site) or sysconfig.get_path('platlib')
+  return os.path.join(site, _RUNPATH, _LIBPYTHON)
+
+
+def _read(path):
+  try:
+    with open(path) as f:
+      return f.read()
+  except OSError:
+    return ''
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,167 @@
+"""Loggers, put together: terminal, CSV and TensorBoard under one workdir."""
+
+import mmap
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from acme.utils import counting, loggers
+
+from r2d2_acme.workdir import event_files, paths, sittings
+
+_COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
+
+# Fixed, so that a resumed run goes on in the same columns.
+COLUMNS = {
+  'learner': (
+    'loss',
+    'gradient_norm',
+    'mean_abs_td',
+    'max_abs_td',
+    'mean_priority',
+    'mean_q',
+    'max_q',
+    'parameter_age',
+    'delta_q_initial',
+    'delta_q_final',
+    'replay_size',
+    'sampled_to_inserted',
+    'steps_per_second',
+    *_COUNTS,
+  ),
+  'actor': (
+    'episode_return',
+    'episode_length',
+    'epsilon',
+    'steps_per_second',
+    'actor_episodes',
+    *_COUNTS,
+  ),
+  'evaluator': (
+    'episode_return',
+    'episode_length',
+    'is_cut',
+    'evaluator_episodes',
+    *_COUNTS,
+  ),
+}
+
+
+def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
+  """Begins a sitting: see `sittings.begin`. TensorBoard too forgets what it abandons.
+
+  Returns:
+    The sitting's number, for `make_logger`.
+
+  Raises:
+    OSError: the workdir cannot be written.
+  """
+  workdir = workdir and paths.resolve(workdir)
+  sitting = sittings.begin(workdir, counts)
+  if workdir is not None:
+    for label in sittings.read_labels(workdir):
+      event_files.go_back(
+        os.path.join(workdir, 'tb', label),
+        label,
+        sittings.steps_key(label),
+        sittings.read_last_row(workdir, label),
+      )
+  return sitting.number
+
+
+def label(role: str, index: int = 0) -> str:
+  """Returns the name of a node's logs: the role, with `_i` for the i-th from 1 on."""
+  return f'{role}_{index}' if index else role
+
+
+def make_logger(
+  workdir: str | None, role: str, index: int = 0, *, sitting: int = 0
+) -> loggers.Logger:
+  """The logger of the `index`-th node of a role ('learner', 'actor', 'evaluator').
+
+  Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
+  them, and to the terminal, at most one a second. Without a workdir there is the
+  terminal only.
+
+  Args:
+    workdir: of the run.
+    role: decides the columns.
+    index: of the node among those of its role.
+    sitting: its number, which each row has.
+  """
+  name = label(role, index)
+  terminal = loggers.TimeFilter(
+    loggers.TerminalLogger(name, print_fn=print), time_delta=1.0
+  )
+  to = [terminal]
+  if workdir is not None:
+    workdir = paths.resolve(workdir)
+    _mend_log(workdir, name, COLUMNS[role])
+    to.append(loggers.CSVLogger(workdir, label=name, add_uid=False, flush_every=1))
+    folder = os.path.join(workdir, 'tb', name)
+    to.append(event_files.EventLogger(folder, name, sittings.steps_key(name)))
+  to_all = loggers.Dispatcher(to, loggers.to_numpy)
+  return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting})
+
+
+def _mend_log(workdir: str, label: str, columns: Sequence[str]):
+  """Makes a log ready for more rows of these columns.
+
+  Acme's logger appends rows without a look at what is there. A last line without an
+  end, of a process that was killed, is dropped, or the next row would be a part of it.
+  A log with other columns, of another version, is set aside.
+  """
+  path = os.path.join(workdir, 'logs', label, 'logs.csv')
+  if not os.path.exists(path) or not os.path.getsize(path):
+    return
+  with open(path, 'r+b') as file:
+    header = file.readline()
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      end = content.rfind(b'\n') + 1
+    file.truncate(end)
+  if end and header.rstrip(b'\r\n') != ','.join(sorted(columns)).encode():
+    sittings.set_log_aside(workdir, label)
+
+
+class _FixedColumns(loggers.Logger):
+  """Passes on the same columns in every row; what is not counted yet is 0."""
+
+  def __init__(
+    self, to: loggers.Logger, columns: Sequence[str], constants: Mapping[str, Any]
+  ):
+    """`constants` are the same in every row too."""
+    self._to = to
+    self._columns = columns
+    self._constants = constants
+
+  def write(self, values: Mapping[str, Any]):
+    values = {**values, **self._constants}
+    self._to.write({column: values.get(column, 0) for column in self._columns})
+
+  def close(self):
+    self._to.close()
+
+
+def is_at_limit(
+  counts: Mapping[str, float], limits: Mapping[str, float | None]
+) -> bool:
+  """Whether one of the counts has reached its limit, where it has one."""
+  return any(
+    limit is not None and counts.get(name, 0) >= limit for name, limit in limits.items()
+  )
+
+
+class WallTimeCounter(counting.Counter):
+  """The root counter. It also counts `wall_time`: seconds over all sittings."""
+
+  def __init__(self, counts: Mapping[str, float] | None = None):
+    """`counts` are those of a checkpoint, to go on from."""
+    super().__init__()
+    self._started = time.monotonic()  # a clock that is set back would count less
+    self.increment(**(counts or {}))
+
+  def get_counts(self):
+    counts = super().get_counts()
+    elapsed = time.monotonic() - self._started
+    return {**counts, 'wall_time': counts.get('wall_time', 0.0) + elapsed}

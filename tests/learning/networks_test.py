@@ -1,0 +1,615 @@
+"""Tests of `r2d2_acme/networks.py`.
+
+Networks are float32. `unroll` and repeated calls add up the same products in another
+order, which costs a few float32 roundings: 1e-5.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+import tree
+from absl.testing import absltest, parameterized
+from acme import specs
+
+from r2d2_acme import config as config_lib
+from r2d2_acme import types
+from r2d2_acme.learning import networks
+from r2d2_acme.observations import layouts
+from r2d2_acme.system import runtime
+
+_NUM_ACTIONS = 3
+_CONFIG = dataclasses.replace(
+  config_lib.laptop(),
+  conv_channels=(2, 3, 4),
+  torso_size=8,
+  core_size=6,
+  head_size=5,
+  frame_stack=2,
+)
+_IMAGE = specs.Array([40, 36, 1], np.uint8)
+_VECTOR = specs.Array([4], np.float32)
+
+
+class AtariTorsoTest(parameterized.TestCase):
+  def test_divides_uint8_by_255(self):
+    torso = networks.AtariTorso((2, 3, 4), 8)
+    images = _random_images([5, 40, 36, 2])
+    features = torso(images)
+    self.assertEqual(features.shape, [5, 8])
+    self.assertEqual(features.dtype, tf.float32)
+    self.assertGreater(np.ptp(features), 0)
+    expected = torso(tf.cast(images, tf.float32) / 255)
+    # A product with 1/255 rounds otherwise than a quotient.
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
+    # Only what was uint8 is divided: floats stay as they are.
+    self.assertGreater(np.ptp(torso(tf.cast(images, tf.float64)) - features), 1)
+
+  @parameterized.parameters((84, 84, 7, 7), (36, 36, 1, 1), (40, 52, 1, 3))
+  def test_convolutions_are_those_of_mnih_2015(self, height, width, rows, columns):
+    torso = networks.AtariTorso((2, 3, 4), 8)
+    torso(tf.zeros([1, height, width, 2]))
+    shapes = {variable.name: variable.shape.as_list() for variable in torso.variables}
+    self.assertEqual(
+      shapes,
+      {
+        'atari_torso/conv_1/w:0': [8, 8, 2, 2],
+        'atari_torso/conv_1/b:0': [2],
+        'atari_torso/conv_2/w:0': [4, 4, 2, 3],
+        'atari_torso/conv_2/b:0': [3],
+        'atari_torso/conv_3/w:0': [3, 3, 3, 4],
+        'atari_torso/conv_3/b:0': [4],
+        'atari_torso/linear/w:0': [rows * columns * 4, 8],
+        'atari_torso/linear/b:0': [8],
+      },
+    )
+
+  def test_relu_after_each_layer(self):
+    torso = networks.AtariTorso((1, 1, 1), 1)
+    image = tf.ones([1, 36, 36, 1])
+    torso(image)
+    weights = {variable.name: variable for variable in torso.variables}
+    for name, variable in weights.items():
+      variable.assign(tf.ones_like(variable) * float(name.endswith('/w:0')))
+    # All ones: each layer multiplies by the number of its inputs.
+    np.testing.assert_allclose(torso(image), [[64 * 16 * 9 * 1]])
+    layers = ['conv_1', 'conv_2', 'conv_3', 'linear']
+    for layer, following in zip(layers, [*layers[1:], None], strict=True):
+      with self.subTest(layer):
+        # Far below 0; without the ReLU the next layer would turn it far above.
+        weights[f'atari_torso/{layer}/b:0'].assign([-1e6])
+        if following:
+          w = weights[f'atari_torso/{following}/w:0']
+          w.assign(-w)
+        np.testing.assert_array_equal(torso(image), [[0]])
+        weights[f'atari_torso/{layer}/b:0'].assign([0])
+        if following:
+          w.assign(-w)
+
+  def test_small_images_name_the_cure(self):
+    torso = networks.AtariTorso((2, 3, 4), 8)
+    with self.assertRaisesRegex(ValueError, '35x36 pixels.*resize.*36x36'):
+      torso(tf.zeros([1, 35, 36, 1]))
+
+  def test_integers_other_than_uint8_raise(self):
+    torso = networks.AtariTorso((2, 3, 4), 8)
+    with self.assertRaisesRegex(ValueError, 'uint8 or float, not int32'):
+      torso(tf.zeros([1, 36, 36, 1], tf.int32))
+
+  def test_normalized_torso_sees_no_constant_and_no_scale(self):
+    tf.random.set_seed(0)
+    images = tf.cast(_random_images([5, 40, 36, 2]), tf.float32) / 255
+    torso = networks.AtariTorso((2, 3, 4), 64, normalize=True)
+    features = torso(images)
+    # The layer norm starts as the identity: mean 0 and variance 1 before the ReLU.
+    np.testing.assert_allclose(
+      tf.reduce_mean(features**2, axis=-1), 0.5 * np.ones(5), atol=0.25
+    )
+    brighter = images + tf.constant([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None, None]
+    np.testing.assert_allclose(torso(brighter), features, atol=1e-4)
+    np.testing.assert_allclose(torso(2 * images), features, atol=2e-2)
+    plain = networks.AtariTorso((2, 3, 4), 64)
+    self.assertGreater(np.ptp(plain(brighter) - plain(images)), 1e-3)
+    self.assertLen(torso.trainable_variables, len(plain.trainable_variables) + 2)
+
+  def test_bfloat16_is_float32_but_for_its_rounding(self):
+    if not runtime.multiplies_bfloat16():
+      self.skipTest('this CPU has no bfloat16')
+    # As many as in a learner step: what is summed over them is not summed in bfloat16.
+    images = _random_images([5_000, 40, 36, 4])
+    outputs = []
+    for dtype in (tf.float32, tf.bfloat16):
+      tf.random.set_seed(0)
+      torso = networks.AtariTorso((8, 16, 16), 32, dtype=dtype)
+      torso(images[:1])
+
+      @tf.function
+      def features_and_gradients(torso=torso):
+        with tf.GradientTape() as tape:
+          features = torso(images)
+          loss = tf.reduce_sum(features + features**2)
+        return [features, *tape.gradient(loss, torso.variables)]
+
+      outputs.append(features_and_gradients())
+    for exact, rounded in zip(*outputs, strict=True):
+      self.assertEqual(rounded.dtype, tf.float32)
+      error = tf.norm(rounded - exact) / tf.norm(exact)
+      # A product is good to 2^-8 = 0.4 %.
+      self.assertBetween(float(error), 1e-4, 1e-2)
+
+
+class ScalingTest(parameterized.TestCase):
+  """What the network makes of an observation's numbers by their spec."""
+
+  def _features(self, spec, observations, stack=2):
+    """Of the same weights for each spec of one shape."""
+    tf.random.set_seed(0)
+    config = dataclasses.replace(_CONFIG, frame_stack=stack)
+    network = networks.make_network(config, _spec(spec))
+    return network._torso(tf.constant(observations)).numpy()
+
+  @parameterized.product(
+    dtype=[np.uint8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64],
+    bounds=[(0, 255), (0, 1), (0, 10), (-3, 5), (100, 101)],
+  )
+  def test_images_are_scaled_by_their_bounds(self, dtype, bounds):
+    low, high = bounds
+    if dtype == np.uint8 and low < 0:
+      return
+    rng = np.random.default_rng(0)
+    images = rng.integers(low, high, [5, 40, 36, 2], endpoint=True).astype(dtype)
+    spec = specs.BoundedArray([40, 36, 1], dtype, low, high)
+    scaled = (images.astype(np.float32) - low) / np.float32(high - low)
+    plain = specs.Array([40, 36, 1], np.float32)
+    expected = self._features(plain, scaled)
+    np.testing.assert_allclose(
+      self._features(spec, images), expected, rtol=1e-4, atol=1e-6
+    )
+    self.assertGreater(np.ptp(expected), 0)
+
+  def test_all_images_of_one_range_are_seen_alike(self):
+    images = np.random.default_rng(0).integers(0, 256, [3, 40, 36, 2])
+    results = [
+      self._features(spec, images.astype(spec.dtype))
+      for spec in (
+        _IMAGE,
+        *(specs.BoundedArray([40, 36, 1], t, 0, 255) for t in (np.uint8, 'f4', 'i4')),
+      )
+    ]
+    np.testing.assert_array_equal(results[0], results[1])  # bit for bit
+    for result in results[2:]:
+      np.testing.assert_allclose(result, results[0], rtol=1e-4, atol=1e-6)
+
+  @parameterized.parameters(False, True)
+  def test_elements_are_scaled_each_by_its_own_bounds(self, in_function):
+    shape = [40, 36, 2]
+    low = np.zeros(shape, np.float32)
+    high = np.full(shape, 255, np.float32)
+    low[:3], high[:3] = -np.inf, np.inf  # these and the next but one stay as they are
+    low[3:5] = high[3:5] = 7  # constant: these become 0
+    low[5:7], high[5:7] = -3e38, 3e38
+    low[7:9], high[7:9] = np.nan, np.nan
+    low[..., 1], high[..., 1] = -1, 3  # in another channel
+    frames = np.random.default_rng(0).normal(size=[4, *shape, 2]).astype(np.float32)
+    expected = frames.copy()  # [N, H, W, C, frames]
+    expected[:, 3:5, :, 0] -= 7
+    expected[:, 9:, :, 0] /= 255
+    expected[:, :, :, 1] = (frames[:, :, :, 1] + 1) / 4
+
+    def stack(x):  # as the actor does: all channels of the oldest frame first
+      return np.moveaxis(x, -1, -2).reshape(4, 40, 36, 4)
+
+    scaling = networks._stack(
+      layouts.scaling(specs.BoundedArray(shape, np.float32, low, high)), 2
+    )
+    scale = lambda x: networks._scale(x, scaling)  # noqa: E731
+    scale = tf.function(scale) if in_function else scale
+    scaled = scale(tf.constant(stack(frames)))
+    np.testing.assert_allclose(scaled, stack(expected), rtol=1e-6)
+
+  @parameterized.parameters(np.float32, np.int32)
+  def test_bounds_of_a_dtype_are_no_bounds(self, dtype):
+    info = np.iinfo(dtype) if dtype == np.int32 else np.finfo(dtype)
+    spec = specs.BoundedArray([4], dtype, info.min, info.max)
+    scaling = layouts.scaling(spec)
+    vectors = tf.constant(np.ones([1, 4], dtype))
+    np.testing.assert_array_equal(networks._scale(vectors, scaling), vectors)
+
+  @parameterized.parameters(np.uint8, np.int32, np.int64)
+  def test_vectors_of_integers_are_scaled_by_their_bounds(self, dtype):
+    ram = np.random.default_rng(0).integers(0, 256, [3, 128]).astype(dtype)
+    spec = specs.BoundedArray([128], dtype, 0, 255)
+    plain = specs.Array([128], np.float32)
+    expected = self._features(plain, ram.astype(np.float32) / 255)
+    np.testing.assert_allclose(
+      self._features(spec, ram), expected, rtol=1e-4, atol=1e-6
+    )
+
+  def test_uint8_without_bounds_ends_at_255(self):
+    ram = np.random.default_rng(0).integers(0, 256, [3, 128], dtype=np.uint8)
+    spec, bounded = (
+      specs.Array([128], np.uint8),
+      specs.BoundedArray([128], np.uint8, 0, 255),
+    )
+    np.testing.assert_array_equal(
+      self._features(spec, ram), self._features(bounded, ram)
+    )
+
+  def test_vectors_of_floats_stay_as_they_are(self):
+    vectors = np.random.default_rng(0).normal(size=[3, 4]).astype(np.float32)
+    spec = specs.BoundedArray([4], np.float32, -10, 10)
+    np.testing.assert_array_equal(
+      self._features(spec, vectors), self._features(_VECTOR, vectors)
+    )
+
+  @parameterized.parameters(np.float32, np.float64)
+  def test_images_of_floats_without_bounds_stay_as_they_are(self, dtype):
+    images = np.random.default_rng(0).normal(size=[3, 40, 36, 2]).astype(dtype)
+    for spec in (
+      specs.Array([40, 36, 1], dtype),
+      specs.BoundedArray([40, 36, 1], dtype, -np.inf, np.inf),
+    ):
+      np.testing.assert_array_equal(
+        networks._scale(tf.constant(images), layouts.scaling(spec)),
+        images.astype(np.float32),
+      )
+
+  @parameterized.parameters([([40, 36, 1],)], [([4],)])
+  def test_bools_are_0_and_1(self, shapes):
+    (shape,) = shapes
+    rng = np.random.default_rng(0)
+    bools = rng.integers(0, 2, [3, *shape[:-1], 2 * shape[-1] if shape[2:] else 4]) > 0
+    expected = self._features(specs.Array(shape, np.float32), bools.astype(np.float32))
+    for spec in (
+      specs.Array(shape, bool),
+      specs.BoundedArray(shape, bool, False, True),
+    ):
+      np.testing.assert_array_equal(self._features(spec, bools), expected)
+
+  def test_bfloat16_and_gradients_see_scaled_images(self):
+    if not runtime.multiplies_bfloat16():
+      self.skipTest('this CPU has no bfloat16')
+    images = np.random.default_rng(0).normal(size=[64, 40, 36, 2]).astype(np.float32)
+    results = []
+    for spec, inputs in (
+      (specs.BoundedArray([40, 36, 1], np.float32, -500, 500), 1000 * images),
+      (specs.Array([40, 36, 1], np.float32), images + 0.5),
+    ):
+      tf.random.set_seed(0)
+      torso = networks.make_network(_CONFIG, _spec(spec), tf.bfloat16)._torso
+
+      @tf.function
+      def features_and_gradients(x, torso=torso):
+        with tf.GradientTape() as tape:
+          features = torso(x)
+        return [features, *tape.gradient(features, torso.trainable_variables)]
+
+      results.append(features_and_gradients(tf.constant(inputs)))
+    for actual, expected in zip(*results, strict=True):
+      self.assertLess(tf.norm(actual - expected) / tf.norm(expected), 1e-2)
+
+  def test_learner_and_actor_scale_alike(self):
+    spec = specs.BoundedArray([40, 36, 1], np.float32, -500, 500)
+    network = networks.make_network(_CONFIG, _spec(spec))
+    _, observations, state, _ = _case(_IMAGE, 4, 2, False)
+    observations = observations._replace(
+      observation=2 * tf.cast(observations.observation, tf.float32) - 255
+    )
+    q, _ = network.unroll(observations, state)
+    expected, _ = _loop(network, observations, state)
+    _assert_close(q, expected)
+
+
+class MLPTorsoTest(absltest.TestCase):
+  def test_hand_values(self):
+    torso = networks.MLPTorso(2)
+    torso(tf.zeros([1, 2]))
+    b, w = torso.trainable_variables
+    w.assign([[1.0, -1.0], [2.0, -2.0]])
+    b.assign([0.5, 0.5])
+    expected = [[1 + 2 * 3 + 0.5, 0.0], [0.0, 1 + 2 * 3 + 0.5]]
+    for dtype in (tf.float32, tf.float64, tf.int64):
+      features = torso(tf.constant([[1, 3], [-1, -3]], dtype))
+      self.assertEqual(features.dtype, tf.float32)
+      np.testing.assert_allclose(features, expected)
+
+
+class DuellingHeadTest(absltest.TestCase):
+  def test_hand_values(self):
+    head = networks.DuellingHead(num_actions=3, hidden_size=1)
+    head(tf.zeros([1, 1]))
+    weights = {v.name: v for v in head.variables}
+    self.assertLen(weights, 8)
+    for name, value in {
+      'value/linear_0/w': [[1.0]],
+      'value/linear_0/b': [1.0],
+      'value/linear_1/w': [[2.0]],
+      'value/linear_1/b': [-3.0],
+      'advantage/linear_0/w': [[3.0]],
+      'advantage/linear_0/b': [0.0],
+      'advantage/linear_1/w': [[1.0, 2.0, 6.0]],
+      'advantage/linear_1/b': [0.0, 0.0, 3.0],
+    }.items():
+      weights[f'duelling_head/{name}:0'].assign(value)
+    # x = 2: V = 2 (2 + 1) - 3 = 3; A = [6, 12, 36 + 3], mean 19.
+    # x = -2: both hidden layers are cut off at 0, V = -3; A = [0, 0, 3], mean 1.
+    np.testing.assert_allclose(
+      head(tf.constant([[2.0], [-2.0]])),
+      [[3 + 6 - 19, 3 + 12 - 19, 3 + 39 - 19], [-3 - 1, -3 - 1, -3 + 2]],
+    )
+
+  def test_mean_over_actions_is_the_value(self):
+    head = networks.DuellingHead(num_actions=5, hidden_size=7)
+    features = tf.random.stateless_normal([4, 6], seed=[0, 1])
+    q = head(features)
+    self.assertEqual(q.shape, [4, 5])
+    value = head._value(features)
+    np.testing.assert_allclose(np.mean(q, axis=1), value[:, 0], rtol=1e-5, atol=1e-6)
+
+
+class R2D2NetworkTest(parameterized.TestCase):
+  @parameterized.product(
+    frame=[_IMAGE, _VECTOR],
+    sizes=[(6, 4), (6, 1), (1, 4), (1, 1)],
+    with_keep=[False, True],
+  )
+  def test_unroll_equals_repeated_call(self, frame, sizes, with_keep):
+    network, observations, state, keep = _case(frame, *sizes, with_keep)
+    q, final_state = network.unroll(observations, state, keep)
+    self.assertEqual(q.shape, [*sizes, _NUM_ACTIONS])
+    self.assertEqual(q.dtype, tf.float32)
+    expected_q, expected_state = _loop(network, observations, state, keep)
+    _assert_close(q, expected_q)
+    _assert_close(final_state, expected_state)
+    _assert_close(network.burn_in(observations, state, keep), expected_state)
+
+  @parameterized.parameters(False, True)
+  def test_gradients_equal_those_of_repeated_call(self, with_keep):
+    network, *case = _case(_IMAGE, 4, 2, with_keep)
+
+    def gradients(unroll):
+      with tf.GradientTape() as tape:
+        q, _ = unroll(*case)
+        loss = tf.reduce_sum(q**2)
+      return tape.gradient(loss, network.trainable_variables)
+
+    actual = gradients(network.unroll)
+    for variable, gradient in zip(network.trainable_variables, actual, strict=True):
+      self.assertGreater(np.abs(gradient).max(), 0, variable.name)
+    _assert_close(actual, gradients(lambda *args: _loop(network, *args)))
+
+  def test_torso_is_applied_once_to_all_steps(self):
+    network, observations, state, _ = _case(_VECTOR, 6, 4, False)
+    shapes = []
+    torso = network._torso
+
+    def spy(inputs):
+      shapes.append(inputs.shape.as_list())
+      return torso(inputs)
+
+    network._torso = spy
+    network.unroll(observations, state)
+    self.assertEqual(shapes, [[24, 4]])
+
+  def test_padding_leaves_no_trace(self):
+    network, observations, state, _ = _case(_IMAGE, 4, 2, False)
+    keep = tf.constant([[0, 1]] * 4, tf.float32)
+    burned_in = network.burn_in(observations, state, keep)
+    initial = network.initial_state(1)
+    tree.map_structure(
+      lambda x, y: np.testing.assert_array_equal(x[:1], y), burned_in, initial
+    )
+    self.assertGreater(np.abs(burned_in.hidden[1]).min(), 0)
+
+  def test_core_sees_features_previous_action_and_previous_reward(self):
+    network, _, _, _ = _case(_VECTOR, 1, 1, False)
+    vectors = tf.random.stateless_normal([3, 4], seed=[0, 1])
+    features = network.features(
+      types.Observation(
+        observation=vectors,
+        action=tf.constant([2, 0, 1]),
+        reward=tf.constant([0.0, -0.5, 3000.0]),
+      )
+    )
+    self.assertEqual(features.dtype, tf.float32)
+    np.testing.assert_allclose(features[:, :8], network._torso(vectors))
+    np.testing.assert_allclose(
+      features[:, 8:],
+      [[0, 0, 1, 0], [1, 0, 0, np.tanh(-0.5)], [0, 1, 0, 1]],
+      rtol=1e-6,
+    )
+
+  @parameterized.parameters(_IMAGE, _VECTOR)
+  def test_q_depends_on_every_input(self, frame):
+    network, observations, state, _ = _case(frame, 1, 1, False)
+    inputs = tree.map_structure(lambda x: x[0], observations)
+    q, _ = network(inputs, state)
+    for name, other in {
+      'observation': 1 + inputs.observation,
+      'action': (1 + inputs.action) % _NUM_ACTIONS,
+      'reward': 1 + inputs.reward,
+    }.items():
+      other_q, _ = network(inputs._replace(**{name: other}), state)
+      self.assertGreater(np.abs(other_q - q).max(), 1e-5, name)
+    other_q, _ = network(inputs, network.initial_state(1))
+    self.assertGreater(np.abs(other_q - q).max(), 1e-5)
+
+  def test_function_of_unknown_batch_size(self):
+    network, observations, _, _ = _case(_IMAGE, 6, 4, False)
+    spec = tree.map_structure(
+      lambda x: tf.TensorSpec([None, None, *x.shape[2:]], x.dtype), observations
+    )
+
+    @tf.function(input_signature=[spec])
+    def unroll(observations):
+      state = network.initial_state(tf.shape(observations.reward)[1])
+      return network.unroll(observations, state)
+
+    for batch_size in (4, 2):
+      inputs = tree.map_structure(lambda x, n=batch_size: x[:, :n], observations)
+      expected = network.unroll(inputs, network.initial_state(batch_size))
+      _assert_close(unroll(inputs), expected)
+
+  def test_initial_state_is_zero(self):
+    network, *_ = _case(_VECTOR, 1, 1, False)
+    state = network.initial_state(3)
+    self.assertIsInstance(state, snt.LSTMState)
+    for x in state:
+      self.assertEqual(x.dtype, tf.float32)
+      np.testing.assert_array_equal(x, np.zeros([3, 6]))
+
+  def test_copy_has_weights_of_its_own(self):
+    network, observations, state, _ = _case(_VECTOR, 2, 3, False)
+    other = copy.deepcopy(network)
+    expected, _ = network.unroll(observations, state)
+    for variable in network.variables:
+      variable.assign(variable + 1)
+    np.testing.assert_array_equal(other.unroll(observations, state)[0], expected)
+
+
+class MakeNetworkTest(parameterized.TestCase):
+  def test_parameter_count_of_the_papers_network(self):
+    frame = specs.Array([84, 84, 1], np.uint8)
+    network = networks.make_network(config_lib.paper(), _spec(frame, num_actions=18))
+    convolutions = 8 * 8 * 4 * 32 + 32 + 4 * 4 * 32 * 64 + 64 + 3 * 3 * 64 * 64 + 64
+    torso = convolutions + (7 * 7 * 64) * 512 + 512
+    core = (512 + 18 + 1) * 4 * 512 + 512 * 4 * 512 + 4 * 512
+    head = 2 * (512 * 512 + 512) + (512 * 1 + 1) + (512 * 18 + 18)
+    self.assertEqual(torso + core + head, 4_357_299)
+    sizes = [np.prod(variable.shape) for variable in network.trainable_variables]
+    self.assertEqual(sum(sizes), 4_357_299)
+    self.assertLen(sizes, 8 + 3 + 8)
+    self.assertLen(network.variables, len(sizes))
+
+  def test_returns_all_variables(self):
+    for frame in (_IMAGE, _VECTOR):
+      network, observations, state, _ = _case(frame, 2, 3, False)
+      before = [variable.ref() for variable in network.variables]
+      network.unroll(observations, state)
+      network.burn_in(observations, state)
+      self.assertEqual([variable.ref() for variable in network.variables], before)
+
+  @parameterized.parameters(
+    dict(conv_channels=(3, 3, 4)),
+    dict(conv_channels=(2, 4, 4)),
+    dict(conv_channels=(2, 3, 5)),
+    dict(torso_size=9),
+    dict(core_size=7),
+    dict(head_size=6),
+    dict(frame_stack=3),
+  )
+  def test_every_size_matters(self, **change):
+    def shapes(config):
+      network = networks.make_network(config, _spec(_IMAGE))
+      return [variable.shape.as_list() for variable in network.variables]
+
+    changed = dataclasses.replace(_CONFIG, **change)
+    self.assertNotEqual(shapes(changed), shapes(_CONFIG))
+
+  def test_without_recurrence_the_state_and_the_past_do_not_matter(self):
+    def last_q(recurrent, observations, state):
+      tf.random.set_seed(0)
+      config = dataclasses.replace(_CONFIG, recurrent=recurrent)
+      network = networks.make_network(config, _spec(_VECTOR))
+      return network.unroll(observations, state)[0][-1]
+
+    _, observations, state, _ = _case(_VECTOR, 4, 3, False)
+    other_past = tree.map_structure(lambda x: x[-1:], observations)
+    no_state = tree.map_structure(tf.zeros_like, state)
+    for recurrent in (True, False):
+      whole = last_q(recurrent, observations, state)
+      alone = last_q(recurrent, other_past, no_state)
+      self.assertEqual(np.allclose(whole, alone, atol=1e-6), not recurrent)
+
+  def test_images_are_stacked_and_vectors_are_not(self):
+    rgb = specs.Array([36, 36, 3], np.uint8)
+    network = networks.make_network(_CONFIG, _spec(rgb))
+    self.assertIn([8, 8, 3 * 2, 2], [v.shape.as_list() for v in network.variables])
+    network = networks.make_network(_CONFIG, _spec(_VECTOR))
+    self.assertIn([4, 8], [v.shape.as_list() for v in network.variables])
+
+  def test_seed_fixes_the_weights(self):
+    def weights(seed):
+      tf.random.set_seed(seed)
+      network = networks.make_network(_CONFIG, _spec(_IMAGE))
+      return [variable.numpy() for variable in network.variables]
+
+    tree.map_structure(np.testing.assert_array_equal, weights(1), weights(1))
+    differs = [np.any(x != y) for x, y in zip(weights(1), weights(2), strict=True)]
+    self.assertEqual(sum(differs), 4 + 2 + 4)  # all but the biases
+
+  @parameterized.parameters(
+    ([84, 84], r'images \[H, W, C\] or vectors \[D\], not of shape \[84, 84\]'),
+    ([], r'not of shape \[\]'),
+    ([3, 84, 84], 'axis 0, of size 3, holds the channels'),
+    ([20, 36, 1], '20x36 pixels.*resize'),
+  )
+  def test_unsupported_observations_raise(self, shape, message):
+    frame = specs.Array(shape, np.uint8)
+    with self.assertRaisesRegex(ValueError, message):
+      networks.make_network(_CONFIG, _spec(frame))
+
+  def test_continuous_actions_raise(self):
+    actions = specs.BoundedArray([2], np.float32, -1, 1)
+    with self.assertRaisesRegex(ValueError, 'actions must be discrete'):
+      networks.make_network(_CONFIG, _spec(_VECTOR)._replace(actions=actions))
+
+
+def _spec(frame, num_actions=_NUM_ACTIONS):
+  return specs.EnvironmentSpec(
+    observations=frame,
+    actions=specs.DiscreteArray(num_actions),
+    rewards=specs.Array([], np.float32),
+    discounts=specs.BoundedArray([], np.float32, 0, 1),
+  )
+
+
+def _random_images(shape):
+  return tf.constant(np.random.default_rng(0).integers(0, 256, shape), tf.uint8)
+
+
+def _case(frame, length, batch_size, with_keep):
+  """A network, its inputs [T, B, ...], a state and keep [T, B] or None."""
+  rng = np.random.default_rng(1)
+  axes = [length, batch_size]
+  tf.random.set_seed(2)
+  network = networks.make_network(_CONFIG, _spec(frame))
+  if len(frame.shape) == 3:
+    observation = _random_images([*axes, *frame.shape[:2], 2])
+  else:
+    observation = tf.constant(rng.normal(size=[*axes, *frame.shape]), tf.float32)
+  observations = types.Observation(
+    observation=observation,
+    action=tf.constant(rng.integers(0, _NUM_ACTIONS, axes), tf.int32),
+    reward=tf.constant(rng.normal(size=axes), tf.float32),
+  )
+  state = tree.map_structure(
+    lambda x: tf.constant(rng.normal(size=x.shape), tf.float32),
+    network.initial_state(batch_size),
+  )
+  keep = tf.constant(rng.choice([0, 0.5, 1], axes), tf.float32) if with_keep else None
+  return network, observations, state, keep
+
+
+def _loop(network, observations, state, keep=None):
+  """What `unroll` must equal."""
+  values = []
+  for t in range(observations.reward.shape[0]):
+    q, state = network(tree.map_structure(lambda x, t=t: x[t], observations), state)
+    values.append(q)
+    if keep is not None:
+      state = tree.map_structure(lambda x, k=keep[t][:, None]: x * k, state)
+  return tf.stack(values), state
+
+
+def _assert_close(actual, expected):
+  def check(x, y):
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
+
+  tree.map_structure(check, actual, expected)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,268 @@
+"""Which specs fit R2D2, and that the agents refuse the others when they start."""
+
+import collections
+import contextlib
+
+import acme
+import dm_env
+import gymnasium
+import numpy as np
+import pytest
+from acme import wrappers
+from dm_env import specs
+
+from r2d2_acme import config as config_lib
+from r2d2_acme.agent import R2D2
+from r2d2_acme.observations import layouts
+from r2d2_acme.program import make_program
+
+_VECTOR = specs.Array((3,), np.float32)
+_RGB = specs.BoundedArray((84, 84, 3), np.uint8, 0, 255)
+_ACTIONS = specs.DiscreteArray(3)
+_REWARDS = specs.Array((), np.float32)
+_Senses = collections.namedtuple('_Senses', 'eye ear')
+
+
+class _Silent(dm_env.Environment):
+  """Has specs and nothing else."""
+
+  def __init__(self, observations=_VECTOR, actions=_ACTIONS, rewards=_REWARDS):
+    self._specs = observations, actions, rewards
+    self.is_closed = False
+
+  def observation_spec(self):
+    return self._specs[0]
+
+  def action_spec(self):
+    return self._specs[1]
+
+  def reward_spec(self):
+    return self._specs[2]
+
+  def close(self):
+    self.is_closed = True
+
+  def reset(self):
+    raise AssertionError('never reset')
+
+  def step(self, action):
+    raise AssertionError('never stepped')
+
+
+def _image(*shape, dtype=np.uint8):
+  return specs.Array(shape, dtype)
+
+
+# A spec, and words of the error: what is wrong, and what to do.
+_OBSERVATIONS = {
+  'dict': (
+    {'speed': _VECTOR, 'image': _RGB},
+    ["a dict of ['speed'] (float32 [3]), ['image'] (uint8 [84, 84, 3])"],
+    ["return ['image'] alone, or all of it as one vector"],
+  ),
+  'dict in dict in list': (
+    [{'a': {'b': _VECTOR}}],
+    ["a list of [0]['a']['b'] (float32 [3])"],
+    ["return [0]['a']['b'] alone"],
+  ),
+  'tuple': ((_VECTOR, _VECTOR), ['a tuple of [0] (float32 [3]), [1]'], ['[0] alone']),
+  'named tuple': (
+    _Senses(_image(84, 84), _VECTOR),
+    ['a _Senses of .eye (uint8 [84, 84]), .ear (float32 [3])'],
+    ['.ear alone'],
+  ),
+  'nothing that fits': (
+    {'name': specs.StringArray(()), 'grid': _image(7, 7)},
+    ["['name'] (text []), ['grid'] (uint8 [7, 7])"],
+    ['return all of it as one vector'],
+  ),
+  'many keys': ({str(i): _VECTOR for i in range(99)}, ["['7'] (float32 [3]), …;"], []),
+  'empty dict': ({}, ['the dict of observation_spec() is empty'], []),
+  'no spec': (None, ['must be a dm_env.specs.Array, not a NoneType'], []),
+  'Gymnasium space': (
+    gymnasium.spaces.Box(0, 1, (3,)),
+    ['must be a dm_env.specs.Array, not a Box'],
+    [],
+  ),
+  'one of a few numbers': (
+    specs.DiscreteArray(5),
+    ['not one of 5 numbers'],
+    ['one-hot vector of shape [5]'],
+  ),
+  'text': (specs.StringArray((3,)), ['not text'], ['encode it as a vector']),
+  'complex': (_image(3, dtype=np.complex64), ['no complex64'], ['make them float32']),
+  'objects': (_image(3, dtype=object), ['no object'], ['make them float32']),
+  'dates': (_image(3, dtype='datetime64[s]'), ['datetime64'], ['make them float32']),
+  'no axis': (_image(), ['shape []: it has no axis'], ['the shape [1]']),
+  'no size': (_image(84, 0, 3), ['axis 1 has size 0'], ['give every axis a size']),
+  'matrix': (_image(4, 8), ['two axes make no image'], ['flatten it to [32]']),
+  'no channels': (_image(84, 84), ['no axis for channels'], ['[84, 84, 1]']),
+  'channels first': (_image(3, 84, 80), ['axis 0, of size 3'], ['[84, 80, 3]']),
+  'one channel first': (_image(1, 84, 80), ['axis 0, of size 1'], ['[84, 80, 1]']),
+  'stack of grey frames': (
+    _image(4, 84, 80),
+    ['axis 0, of size 4, is a stack of frames or the channels'],
+    ['[84, 80, 1], because the agent stacks them itself', '[84, 80, 4]'],
+  ),
+  'stack of images': (
+    _image(4, 84, 80, 3),
+    ['axis 0, of size 4, is a stack of frames'],
+    ['return single frames, as in [84, 80, 3]'],
+  ),
+  'five axes': (_image(2, 2, 2, 2, 2), ['5 axes'], ['flatten it to [32]']),
+  'channels in the middle': (
+    _image(84, 3, 84),
+    ['axis 1, of size 3, holds the channels'],
+    ['numpy.moveaxis(x, 1, -1)'],
+  ),
+  'small': (
+    _image(20, 84, 1),
+    ['20x84 pixels are too small'],
+    ['resize them to at least 36x36, or flatten them to [1680]'],
+  ),
+  'integers without bounds': (
+    _image(84, 84, 1, dtype=np.int32),
+    ['images of int32 need bounds'],
+    ['BoundedArray'],
+  ),
+}
+
+_FIT = {
+  'vector': _VECTOR,
+  'image': _RGB,
+  'bools': _image(3, dtype=bool),
+  'image of bools': _image(84, 84, 1, dtype=bool),
+  'doubles': _image(84, 84, 1, dtype=np.float64),
+  'halves': _image(3, dtype=np.float16),
+  'integers': _image(3, dtype=np.int64),
+  'image of integers': specs.BoundedArray((84, 84, 1), np.int64, 0, 9),
+  'smallest': _image(36, 36, 1),
+}
+
+
+_ACTION_SPECS = {
+  'integer from 0': (
+    specs.BoundedArray((), np.int32, 0, 3),
+    ['return DiscreteArray(4)'],
+  ),
+  'integer from 2': (
+    specs.BoundedArray((), np.int32, 2, 4),
+    ['return DiscreteArray(3), and add 2 to the action in step()'],
+  ),
+  'integer in an array': (
+    specs.BoundedArray((1,), np.int32, 0, 3),
+    ['not int32 [1]', 'return DiscreteArray(4)'],
+  ),
+  'integer of any size': (specs.Array((), np.int64), ['DiscreteArray(number of']),
+  'several integers': (
+    specs.BoundedArray((2,), np.int32, 0, 3),
+    ['not int32 [2]', 'make each combination one action'],
+  ),
+  'float': (specs.BoundedArray((), np.float32, -1, 1), ['choose some of the values']),
+  'floats': (specs.BoundedArray((2,), np.float64, -1, 1), ['not float64 [2]']),
+  'dict': (
+    {'legs': _ACTIONS, 'arms': _VECTOR},
+    ["a dict of ['legs'] (int32 []), ['arms'] (float32 [3])", 'each combination'],
+  ),
+  'tuple': ((_ACTIONS, _ACTIONS), ['a tuple of [0]', 'each combination']),
+  'nothing': (None, ['not a NoneType']),
+}
+
+
+def _message(function, *args, **kwargs):
+  with pytest.raises(ValueError) as error:
+    function(*args, **kwargs)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize('kind', _FIT)
+def test_what_fits_is_let_through(kind):
+  layouts.check(_FIT[kind], _ACTIONS, _REWARDS)
+
+
+@pytest.mark.parametrize('kind', _OBSERVATIONS)
+def test_observations_that_cannot_work_name_fault_and_cure(kind):
+  spec, faults, cures = _OBSERVATIONS[kind]
+  message = _message(layouts.check, spec, _ACTIONS, _REWARDS)
+  assert message.startswith('observations ')
+  assert all(words in message for words in faults + cures), message
+
+
+@pytest.mark.parametrize('kind', _ACTION_SPECS)
+def test_actions_that_cannot_work_name_fault_and_cure(kind):
+  spec, expected = _ACTION_SPECS[kind]
+  message = _message(layouts.check, _VECTOR, spec, _REWARDS)
+  assert message.startswith(
+    'actions must be discrete (dm_env.specs.DiscreteArray), not'
+  )
+  assert all(words in message for words in expected), message
+
+
+def test_actions_beyond_number_are_refused():
+  for number in (2**40, 2**31 - 1):
+    spec = specs.DiscreteArray(number, np.int64)
+    message = _message(layouts.check, _VECTOR, spec, _REWARDS)
+    assert message.startswith(f'there are {number:,} actions')
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    *(_VECTOR, {'a': _REWARDS}, (_REWARDS,)),
+    *(specs.StringArray(()), specs.Array((), np.complex64), specs.Array((), object)),
+  ],
+  ids=str,
+)
+def test_rewards_that_are_not_one_number_are_refused(spec):
+  message = _message(layouts.check, _VECTOR, _ACTIONS, spec)
+  assert message.startswith('rewards must be single numbers, not ')
+
+
+def test_acmes_observation_action_reward_wrapper_must_go():
+  wrapped = wrappers.ObservationActionRewardWrapper(_Silent())
+  message = _message(_start_program, wrapped)
+  assert 'take ObservationActionRewardWrapper off' in message
+  assert 'the agent feeds the previous action and reward itself' in message
+  _start_program(wrapped.environment)
+
+
+_CONFIG = config_lib.R2D2Config(num_actors=1, envs_per_actor=1)
+
+
+def _start_program(environment):
+  make_program(_CONFIG, lambda seed: environment)
+
+
+def _start_agent(environment):
+  R2D2(acme.make_environment_spec(environment), _CONFIG)
+
+
+@pytest.mark.parametrize('start', [_start_program, _start_agent])
+@pytest.mark.parametrize(
+  ('environment', 'words'),
+  [
+    (_Silent(observations={'image': _RGB}), "['image'] (uint8 [84, 84, 3])"),
+    (_Silent(observations=_image(3, 84, 84)), 'holds the channels'),
+    (_Silent(observations=_image(84, 84, 1, dtype=complex)), 'complex128'),
+    (_Silent(actions=specs.BoundedArray((), np.int32, 0, 3)), 'DiscreteArray(4)'),
+    (_Silent(actions={'legs': _ACTIONS}), "a dict of ['legs']"),
+    (_Silent(rewards=_VECTOR), 'rewards must be single numbers'),
+  ],
+  ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_agents_refuse_at_their_start(start, environment, words):
+  assert words in _message(start, environment)
+
+
+def test_environment_made_for_its_specs_is_closed():
+  for environment in (_Silent(), _Silent(actions=_VECTOR)):
+    with contextlib.suppress(ValueError):
+      _start_program(environment)
+    assert environment.is_closed
+
+
+def test_program_refuses_what_is_no_dm_env_environment():
+  message = _message(_start_program, gymnasium.make('CartPole-v1'))
+  assert 'must be dm_env.Environments, not ' in message
+  assert 'GymnasiumAdapter' in message

@@ -1,0 +1,904 @@
+"""The programs in `launch/` as processes: how they run, end, fail and go on.
+
+Starts are dear, some 30 seconds of CPU time each, so one serves many tests, and each
+goes on in the workdir of the one before.
+"""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import psutil
+import pytest
+
+from r2d2_acme.running import launching
+from r2d2_acme.system import runtime, stopping
+from r2d2_acme.workdir import checkpointing, locking, sittings
+from tests import helpers
+
+pytestmark = pytest.mark.timeout(900)
+
+_LAUNCH = helpers.LAUNCH
+_TIMEOUT = 240  # seconds to start in
+_STOP_TIMEOUT = 20  # seconds; promised to the user
+_SMALL = (
+  '--envs_per_actor=2',
+  '--config.burn_in_length=2',
+  '--config.trace_length=4',
+  '--config.sequence_period=4',
+  '--config.n_step=2',
+  '--config.batch_size=4',
+  '--config.conv_channels=(2,2,2)',
+  '--config.torso_size=8',
+  '--config.core_size=8',
+  '--config.head_size=8',
+  '--config.min_replay_size=20',
+  '--config.samples_per_insert=1',
+  '--config.samples_per_insert_tolerance=1',
+  '--config.evaluation_period=0.5',
+)
+_NODES = {'replay/0', 'counter/0', 'learner/0', 'actor/0', 'evaluator/0'}
+_ROW = re.compile(
+  r'\[(Learner|Actor|Actor 1|Evaluator)\] (\w+( \w+)* = [-\d.]+( \| )?)+'
+)
+
+
+class _Program:
+  """A program of `launch/` in a process group of its own, as from a terminal.
+
+  Attributes:
+    workdir: its workdir.
+    pid: of the process that a user starts, and sees.
+    code: its exit code.
+    seconds: from start to end.
+    seen: all nodes that were ever seen, by name, such as 'actor/0'.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *flags: str,
+    script: str = 'atari_distributed',
+    env: Mapping[str, str] | None = None,
+    nohup: bool = False,
+    terminal: bool = False,
+  ):
+    self.workdir = workdir
+    self.seen: dict[str, psutil.Process] = {}
+    self.code = 0
+    self.seconds = 0.0
+    number = len(list(workdir.parent.glob('*.out')))
+    self._path = workdir.with_name(f'{number}.out')
+    self._started = time.time()
+    # A user's, who has not imported what these tests have.
+    environ = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
+    self._terminal = -1
+    with contextlib.ExitStack() as stack:
+      if terminal:
+        self._terminal, child_side = pty.openpty()
+        stack.callback(os.close, child_side)
+      else:
+        child_side = stack.enter_context(self._path.open('w')).fileno()
+
+      def prepare():
+        if terminal:
+          fcntl.ioctl(child_side, termios.TIOCSCTTY, 0)
+        if nohup:
+          signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+      self._popen = subprocess.Popen(
+        [sys.executable, _LAUNCH / f'{script}.py', f'--workdir={workdir}', *flags],
+        stdin=child_side if terminal else subprocess.DEVNULL,
+        stdout=child_side,
+        stderr=subprocess.STDOUT,
+        env={**environ, **(env or {})},
+        start_new_session=True,
+        preexec_fn=prepare,
+      )
+    self._process = psutil.Process(self._popen.pid)
+
+  @property
+  def pid(self) -> int:
+    return self._popen.pid
+
+  @property
+  def lines(self) -> list[str]:
+    """What the user sees."""
+    return self._path.read_text().splitlines()
+
+  def nodes(self) -> dict[str, psutil.Process]:
+    """Those that run, each by the file that it writes to."""
+    prefix = f'{self.workdir}/output/'
+    with contextlib.suppress(psutil.NoSuchProcess):
+      for process in self._process.children():  # not an environment's, of theirs
+        with contextlib.suppress(OSError):
+          path = os.readlink(f'/proc/{process.pid}/fd/1')
+          if path.startswith(prefix):
+            self.seen[path.removeprefix(prefix)] = process
+    return {name: p for name, p in self.seen.items() if _is_running(p)}
+
+  def rows(self, label: str) -> list[dict[str, float]]:
+    return helpers.read_rows(self.workdir / 'logs' / label / 'logs.csv')
+
+  def counts(self) -> dict[str, float]:
+    return checkpointing.verify(str(self.workdir))
+
+  def wait_until(self, condition: Callable[[], bool]):
+    def is_so():
+      self.nodes()
+      assert self._popen.poll() is None, '\n'.join(self.lines)
+      return condition()
+
+    helpers.wait_until(is_so, timeout=_TIMEOUT)
+
+  def wait(self, timeout: float = _TIMEOUT) -> '_Program':
+    deadline = time.time() + timeout
+    while self._popen.poll() is None and time.time() < deadline:
+      self.nodes()
+      time.sleep(0.05)
+    self.code = self._popen.wait(0)
+    self.seconds = time.time() - self._started
+    return self
+
+  def hang_up(self):
+    """Closes its terminal: it gets SIGHUP, and whatever it prints is an error."""
+    os.close(self._terminal)
+
+  def kill(self):
+    for process in [*self.nodes().values(), self._process]:
+      with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    self._popen.wait()
+
+
+def _is_running(process: psutil.Process) -> bool:
+  with contextlib.suppress(psutil.NoSuchProcess):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+  return False
+
+
+@contextlib.contextmanager
+def _started(*arguments, **keywords) -> Iterator[_Program]:
+  program = _Program(*arguments, **keywords)
+  try:
+    yield program
+  finally:
+    program.kill()
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+  return tmp_path_factory.mktemp('distributed') / 'run'
+
+
+def _statuses(program: _Program) -> set[str]:
+  return {process.status() for process in program.nodes().values()}
+
+
+_LOCAL_MP = '--lp_launch_type=local_mp'
+
+# Each has two processes of its own, in sessions of their own, one of them without any
+# environment variable. They work in the folder of this file, and it notes whether it is
+# closed.
+_WORLDS = """
+import ctypes, os, pathlib, subprocess
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+_FOLDER = pathlib.Path(__file__).parent
+
+class Helped(CartPoleEnv):
+  def __init__(self):
+    super().__init__()
+    self.helpers = [
+      subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1, env=env)
+      for env in (None, {})
+    ]
+
+  def step(self, action):
+    if os.path.exists(os.environ.get('BREAK', '')):
+      raise RuntimeError('the ball is out of reach')
+    if os.path.exists(os.environ.get('HANG', '')):
+      ctypes.PyDLL(None).sleep(1000)  # with Python's lock
+    return super().step(action)
+
+  def close(self):
+    with open(_FOLDER / 'closed', 'a') as file:
+      print(os.getpid(), file=file)
+    for helper in self.helpers:
+      helper.kill()
+      helper.wait()
+
+class Leaving(Helped):
+  def close(self):
+    pass
+
+gymnasium.register('Helped-v0', Helped, max_episode_steps=500)
+gymnasium.register('Leaving-v0', Leaving, max_episode_steps=500)
+"""
+
+
+@pytest.fixture(scope='module')
+def worlds(tmp_path_factory) -> Mapping[str, str]:
+  """The environment variables of a user who has environments of their own."""
+  folder = tmp_path_factory.mktemp('worlds')
+  (folder / 'worlds.py').write_text(_WORLDS)
+  return {
+    'PYTHONPATH': f'{folder}:{os.environ.get("PYTHONPATH", "")}',
+    'TMPDIR': str(folder),
+    'WORLDS': str(folder),
+  }
+
+
+def _helpers(worlds: Mapping[str, str]) -> list[psutil.Process]:
+  """The processes of environments that run."""
+  found = []
+  for process in psutil.process_iter():
+    with contextlib.suppress(psutil.Error):
+      if process.name() == 'sleep' and process.cwd() == worlds['WORLDS']:
+        found.append(process)
+  return [process for process in found if _is_running(process)]
+
+
+@pytest.fixture(scope='module')
+def terminated(worlds, workdir):
+  """A first start, which learns until the user's SIGTERM."""
+  flags = (_LOCAL_MP, '--env=worlds:Helped-v0', *_SMALL)
+  with _started(workdir, *flags, env=worlds) as program:
+    program.wait_until(
+      lambda: (
+        len(program.rows('learner')) > 2
+        and program.rows('actor')
+        and program.rows('evaluator')
+      )
+    )
+    program.visible_gpus = {
+      name.split('/')[0]: process.environ().get('CUDA_VISIBLE_DEVICES')
+      for name, process in program.nodes().items()
+    }
+    os.kill(program.pid, signal.SIGTSTP)  # Ctrl-Z
+    helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
+    os.kill(program.pid, signal.SIGCONT)
+    helpers.wait_until(lambda: psutil.STATUS_STOPPED not in _statuses(program))
+    node_pids = {str(process.pid) for process in program.nodes().values()}
+    program.num_helpers = len(_helpers(worlds))
+    os.kill(program.pid, signal.SIGTERM)
+    program.wait(_STOP_TIMEOUT)
+    closed = pathlib.Path(worlds['WORLDS'], 'closed').read_text().split()
+    program.num_closed = sum(pid in node_pids for pid in closed)
+    yield program
+
+
+@pytest.fixture(scope='module')
+def without_counter(worlds, terminated, workdir):
+  """A second, whose counter hangs, and is then killed."""
+  num_rows = len(terminated.rows('learner'))
+  with _started(workdir, _LOCAL_MP, '--noevaluator', env=worlds) as program:
+    program.before = terminated.counts()
+    program.wait_until(lambda: len(program.rows('learner')) > num_rows)
+    program.first_row = program.rows('learner')[num_rows]
+    counter = program.nodes()['counter/0']
+    counter.suspend()
+    time.sleep(3)  # by now all that ask it wait
+    program.last_row = program.rows('learner')[-1]
+    counter.kill()
+    yield program.wait(_STOP_TIMEOUT)
+
+
+@pytest.fixture(scope='module')
+def limited(worlds, without_counter, workdir):
+  """A third, with one more actor, to a number of learner steps."""
+  before = without_counter.counts()
+  limit = int(before['learner_steps']) + 20
+  flags = (_LOCAL_MP, '--num_actors=2', f'--max_learner_steps={limit}', '--noevaluator')
+  with _started(workdir, *flags, env=worlds) as program:
+    program.before, program.limit = before, limit
+    yield program.wait()
+
+
+@pytest.fixture(scope='module')
+def interrupted(worlds, limited, workdir):
+  """A fourth, until the user's Ctrl-C."""
+  num_rows = len(limited.rows('actor'))
+  flags = (_LOCAL_MP, '--num_actors=1', '--noevaluator')
+  with _started(workdir, *flags, env=worlds) as program:
+    program.before = limited.counts()
+    # Counts that are saved may be some seconds old.
+    program.wait_until(lambda: len(program.rows('actor')) > num_rows)
+    time.sleep(3)
+    os.killpg(program.pid, signal.SIGINT)
+    yield program.wait(_STOP_TIMEOUT)
+
+
+@pytest.fixture(scope='module')
+def orphaned(worlds, interrupted, workdir, tmp_path_factory):
+  """A fifth, whose launcher is killed while all are suspended and a node hangs."""
+  num_rows = len(interrupted.rows('learner'))
+  folder = tmp_path_factory.mktemp('tmp')
+  env = {**worlds, 'TMPDIR': str(folder), 'HANG': str(folder / 'hang')}
+  with _started(workdir, _LOCAL_MP, '--noevaluator', env=env) as program:
+    program.wait_until(lambda: len(program.rows('learner')) > num_rows)
+    time.sleep(3)
+    program.last_row = program.rows('learner')[-1]
+    program.actor_pid = program.nodes()['actor/0'].pid
+    (folder / 'hang').touch()
+    time.sleep(1)
+    os.kill(program.pid, signal.SIGTSTP)
+    helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
+    os.kill(program.pid, signal.SIGKILL)
+    helpers.wait_until(lambda: set(program.nodes()) == {'actor/0'}, _STOP_TIMEOUT)
+    with pytest.raises(locking.WorkdirInUse) as program.refused:
+      locking.hold_program(str(workdir))  # as a start does
+    helpers.wait_until(lambda: not program.nodes(), _STOP_TIMEOUT)
+    yield program.wait(0)
+
+
+@pytest.fixture(scope='module')
+def impatient(worlds, orphaned, workdir):
+  """A sixth under nohup, which gets SIGHUP, and then Ctrl-C twice."""
+  num_rows = len(orphaned.rows('learner'))
+  flags = (_LOCAL_MP, '--noevaluator')
+  with _started(workdir, *flags, env=worlds, nohup=True) as program:
+    program.wait_until(lambda: len(program.rows('learner')) > num_rows)
+    os.killpg(program.pid, signal.SIGHUP)
+    time.sleep(2)
+    program.survived = set(program.nodes())
+    program.nodes()['counter/0'].suspend()
+    os.killpg(program.pid, signal.SIGINT)
+    time.sleep(1)
+    os.killpg(program.pid, signal.SIGINT)
+    again_at = time.time()
+    program.wait(_STOP_TIMEOUT)
+    program.seconds_to_quit = time.time() - again_at
+    yield program
+
+
+@pytest.fixture(scope='module')
+def broken(worlds, tmp_path_factory):
+  """One whose environment raises, and leaves a process behind when it is closed."""
+  workdir = tmp_path_factory.mktemp('broken') / 'run'
+  env = {**worlds, 'BREAK': __file__}  # from the start
+  flags = (_LOCAL_MP, '--env=worlds:Leaving-v0', '--noevaluator', *_SMALL)
+  with _started(workdir, *flags, env=env) as program:
+    yield program.wait()
+
+
+@pytest.fixture(scope='module')
+def unsaved(tmp_path_factory):
+  """One that cannot save any more when its terminal is closed."""
+  workdir = tmp_path_factory.mktemp('unsaved') / 'run'
+  flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
+  with _started(workdir, *flags) as program:
+    program.wait_until(lambda: bool(program.rows('learner')))
+    shutil.rmtree(workdir / 'checkpoints')
+    (workdir / 'checkpoints').touch()
+    for _ in range(2):  # of the terminal, and of its shell
+      os.killpg(program.pid, signal.SIGHUP)
+      time.sleep(0.01)
+    yield program.wait(_STOP_TIMEOUT)
+
+
+@pytest.fixture(scope='module')
+def without_learner(tmp_path_factory):
+  """One whose learner is killed while another node hangs."""
+  workdir = tmp_path_factory.mktemp('without_learner') / 'run'
+  flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
+  with _started(workdir, *flags, '--lp_termination_notice_secs=5') as program:
+    program.wait_until(lambda: bool(program.rows('actor')))
+    nodes = program.nodes()
+    nodes['counter/0'].suspend()
+    nodes['learner/0'].kill()
+    yield program.wait(_STOP_TIMEOUT)
+
+
+def test_sigterm_ends_it_with_code_0(terminated):
+  assert terminated.code == 0
+
+
+def test_nodes_are_suspended_and_go_on_with_the_launcher(terminated):
+  assert terminated.seen.keys() == _NODES  # its fixture waits for both
+
+
+def test_sigterm_saves(terminated):
+  *_, before, last = terminated.rows('learner')
+  counts = terminated.counts()
+  assert counts['learner_steps'] >= last['learner_steps']
+  # Those of others may be a second or two old; the rows are five apart.
+  assert counts['actor_steps'] >= before['actor_steps'] > 0
+  assert counts['wall_time'] >= before['wall_time'] > 0
+
+
+def test_only_the_learner_sees_the_gpu(terminated):
+  gpus = dict(terminated.visible_gpus)
+  assert gpus.pop('learner') == os.environ.get('CUDA_VISIBLE_DEVICES')
+  assert gpus == dict.fromkeys(['replay', 'counter', 'actor', 'evaluator'], '-1')
+
+
+def test_user_sees_rows_and_nothing_else(limited):
+  assert [line for line in limited.lines if not _ROW.fullmatch(line)] == []
+
+
+def test_user_who_stops_it_is_told_once_what_that_means(terminated, interrupted):
+  for program in (terminated, interrupted):
+    others = [line for line in program.lines if not _ROW.fullmatch(line)]
+    assert others == [stopping._STOPPING.strip()]
+
+
+def test_user_sees_at_most_a_line_a_second_of_each_node(terminated):
+  rows = [line for line in terminated.lines if _ROW.fullmatch(line)]
+  labels = [line[: line.index(']')] for line in rows]
+  assert set(labels) == {'[Learner', '[Actor', '[Evaluator'}
+  for label in set(labels):
+    assert labels.count(label) <= terminated.seconds
+
+
+def test_all_that_a_node_says_is_in_its_file(terminated):
+  files = {f'{p.parent.name}/{p.name}' for p in terminated.workdir.glob('output/*/*')}
+  assert _NODES <= files
+  assert terminated.seen.keys() == _NODES
+
+
+def test_resumed_program_counts_on(without_counter):
+  before = without_counter.before
+  row = without_counter.first_row
+  assert row['learner_steps'] == before['learner_steps'] + 1
+  assert row['actor_steps'] > before['actor_steps']
+  assert row['wall_time'] > before['wall_time']
+
+
+def test_resumed_program_goes_on_in_the_same_files(limited):
+  for label in ('learner', 'actor', 'evaluator'):
+    lines = (limited.workdir / 'logs' / label / 'logs.csv').read_text().splitlines()
+    assert [line.startswith('actor_') for line in lines].count(True) == 1  # the header
+  steps = [row['learner_steps'] for row in limited.rows('learner')]
+  assert steps == sorted(steps)
+  for label in ('learner', 'actor'):
+    numbers = [row['sitting'] for row in limited.rows(label)]
+    assert numbers == sorted(numbers)
+    assert set(numbers) == set(range(int(numbers[-1]) + 1))
+    assert numbers[-1] >= 2
+
+
+def test_dead_counter_ends_it_and_is_named(without_counter):
+  assert without_counter.code == 1
+  assert without_counter.lines[-1].startswith('counter/0 was killed by signal 9')
+
+
+def test_learner_saves_although_the_counter_is_gone(without_counter):
+  last = without_counter.last_row['learner_steps']
+  assert without_counter.counts()['learner_steps'] >= last
+
+
+def test_limit_of_learner_steps_ends_it_with_code_0(limited):
+  assert limited.code == 0
+  assert limited.counts()['learner_steps'] >= limited.limit
+  # The counter looks once a second.
+  assert limited.counts()['learner_steps'] < limited.limit + 1_000
+
+
+def test_number_of_actors_may_change(limited):
+  assert {'actor/0', 'actor/1'} <= limited.seen.keys()
+  assert limited.rows('actor_1')
+
+
+def test_ctrl_c_ends_it_with_code_0(interrupted):
+  assert interrupted.code == 0
+
+
+def test_ctrl_c_saves(interrupted):
+  assert interrupted.counts()['actor_steps'] > interrupted.before['actor_steps']
+
+
+def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
+  assert broken.code == 1
+  cause, last = broken.lines[-2:]
+  assert 'Leaving-v0 failed in step 1 of episode 1: RuntimeError: the ball' in cause
+  assert last == (
+    f'actor/0 failed with exit code 1; full output: {broken.workdir}/output/actor/0'
+  )
+
+
+def test_dead_learner_ends_it_and_is_named_although_another_node_hangs(without_learner):
+  assert without_learner.code == 1
+  assert without_learner.lines[-1].startswith('learner/0 was killed by signal 9')
+
+
+def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
+  assert unsaved.code == 1
+  assert unsaved.lines[-1].startswith('learner/0 failed with exit code 1')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('terminated', 'without_counter', 'limited', 'interrupted', 'orphaned'),
+    *('impatient', 'broken', 'without_learner', 'unsaved'),
+  ],
+)
+def test_no_process_is_left(name, worlds, request):
+  program = request.getfixturevalue(name)
+  assert {'replay/0', 'counter/0', 'learner/0', 'actor/0'} <= program.seen.keys()
+  assert not program.nodes()
+  assert not _helpers(worlds)
+
+
+def test_environments_are_closed_at_the_end(terminated):
+  # Two environments of the actor and one of the evaluator.
+  assert terminated.num_helpers == 2 * 3
+  assert terminated.num_closed == 3
+
+
+def test_folders_of_launchpad_are_removed(worlds, terminated, limited, broken):
+  assert list(pathlib.Path(worlds['WORLDS']).glob('*/job.pkl')) == []
+
+
+def test_learner_saves_when_the_launcher_is_killed(orphaned):
+  last = orphaned.last_row['learner_steps']
+  assert orphaned.counts()['learner_steps'] >= last
+
+
+def test_start_is_refused_while_orphans_live(orphaned, impatient):
+  assert f'(process {orphaned.actor_pid})' in str(orphaned.refused.value)
+  assert impatient.rows('learner')  # a later start in the same workdir
+
+
+def test_nohup_takes_no_notice_of_a_hangup(impatient):
+  assert _NODES - {'evaluator/0'} <= impatient.survived
+
+
+def test_second_ctrl_c_quits_at_once_with_code_130(impatient):
+  assert impatient.code == 130
+  assert impatient.seconds_to_quit < 5
+  others = [line for line in impatient.lines if not _ROW.fullmatch(line)]
+  assert others == [stopping._STOPPING.strip()]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('when', ['at_once', 'while_importing'])
+def test_stop_before_the_start_is_code_0(tmp_path, number, when):
+  with _started(tmp_path / 'run', _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
+    time.sleep({'at_once': 0.3, 'while_importing': 1.5}[when])
+    os.killpg(program.pid, number)
+    program.wait(_STOP_TIMEOUT)
+  assert (program.code, program.lines) == (0, [])
+
+
+@pytest.mark.parametrize(
+  ('seconds', 'number'),
+  [(0.0, signal.SIGTERM), (1.0, signal.SIGINT), (4.0, signal.SIGHUP)],
+)
+def test_stop_while_nodes_start_is_code_0(tmp_path, seconds, number):
+  with _started(tmp_path / 'run', _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:
+    program.wait_until(lambda: bool(program.nodes()))
+    time.sleep(seconds)
+    os.killpg(program.pid, number)
+    program.wait(_STOP_TIMEOUT)
+    assert program.code == 0
+    others = [line for line in program.lines if not _ROW.fullmatch(line)]
+    assert others == [stopping._STOPPING.strip()]
+    assert not program.nodes()
+
+
+def test_nodes_that_do_not_stop_in_time_are_named(tmp_path):
+  flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
+  with _started(tmp_path / 'run', *flags, '--lp_termination_notice_secs=1') as program:
+    program.wait_until(lambda: 'counter/0' in program.nodes())
+    program.nodes()['counter/0'].suspend()
+    os.kill(program.pid, signal.SIGTERM)
+    program.wait(_STOP_TIMEOUT)
+    assert program.code == 1
+    assert program.lines[-1].startswith('These nodes did not stop within 1 s and were ')
+    assert 'counter/0' in program.lines[-1]
+    assert not program.nodes()
+
+
+def _is_expected_of_one_process(line: str) -> bool:
+  # Reverb's server writes notices to stderr, here the user's.
+  return bool(_ROW.fullmatch(line)) or line.startswith('[reverb/cc/')
+
+
+def test_threads_of_one_process_run_to_the_limit(tmp_path):
+  flags = ('--lp_launch_type=local_mt', '--env=CartPole-v1', *_SMALL)
+  with _started(tmp_path / 'run', *flags, '--max_actor_steps=3000') as program:
+    program.wait()
+  assert program.code == 0
+  assert program.rows('actor')
+  assert program.counts()['actor_steps'] > 0
+
+
+def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
+  worlds, tmp_path
+):
+  flags = ('--lp_launch_type=local_mt', '--env=worlds:Helped-v0', '--noevaluator')
+  env = {**worlds, 'BREAK': str(tmp_path / 'break')}
+  with _started(tmp_path / 'run', *flags, *_SMALL, env=env) as program:
+    program.wait_until(lambda: bool(program.rows('learner')))
+    time.sleep(2)
+    last = program.rows('learner')[-1]
+    (tmp_path / 'break').touch()
+    program.wait(_STOP_TIMEOUT + 5)
+  assert program.code == 1
+  assert program.lines[-1].startswith('actor/0 failed: Helped-v0 failed in step ')
+  assert 'RuntimeError: the ball is out of reach' in program.lines[-1]
+  assert program.counts()['learner_steps'] >= last['learner_steps']
+  assert not _helpers(worlds)
+
+
+_BY_HAND = """
+import signal, sys, threading
+from r2d2_acme import environments, make_program
+from r2d2_acme.running import launching
+from tests import helpers
+
+def launch(workdir, steps):
+  program = make_program(
+    helpers.make_config(), lambda seed: environments.make('CartPole-v1', seed=seed),
+    workdir=workdir, evaluator=False, max_learner_steps=steps)
+  return launching.launch(program, 'local_mt', workdir)
+
+def in_a_thread():
+  try:
+    launch(sys.argv[1], 1)
+  except RuntimeError as error:
+    print(error)
+
+thread = threading.Thread(target=in_a_thread)
+thread.start()
+thread.join()
+print(launch(sys.argv[1], 5), launch(sys.argv[1], 10))
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+
+
+def test_launch_returns_its_code_to_a_script_twice_and_takes_the_main_thread(tmp_path):
+  ended = subprocess.run(
+    [sys.executable, '-c', _BY_HAND, str(tmp_path / 'run')],
+    env={**os.environ, 'PYTHONPATH': f'{_LAUNCH.parent}:{_LAUNCH.parent.parent}'},
+    stdout=subprocess.PIPE,
+    text=True,
+    timeout=_TIMEOUT,
+  )
+  refused, *lines = [x for x in ended.stdout.splitlines() if not _ROW.fullmatch(x)]
+  assert 'main thread' in refused
+  assert lines == ['0 0', 'True']
+  assert ended.returncode == 0
+  assert checkpointing.verify(str(tmp_path / 'run'))['learner_steps'] >= 10
+
+
+_LEAVING = """
+import os, signal, sys, time
+import launchpad as lp
+from r2d2_acme.running import launching
+
+class Waiting:
+  def run(self):
+    lp.wait_for_stop()
+
+class Leaving:
+  def run(self):
+    time.sleep(1)  # the others wait by now
+    {leave}
+
+program = lp.Program('leaving')
+for name, node in (('waiting', Waiting), ('leaving', Leaving)):
+  with program.group(name):
+    program.add_node(lp.PyClassNode(node))
+sys.exit(launching.launch(program, {launch_type!r}, sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+  ('launch_type', 'leave'),
+  [
+    ('local_mp', 'os._exit(0)'),
+    ('local_mp', 'os.kill(os.getpid(), signal.SIGTERM); lp.wait_for_stop()'),
+    ('local_mt', 'return'),
+  ],
+)
+def test_node_that_ends_unasked_ends_the_program_whatever_its_code(
+  tmp_path, launch_type, leave
+):
+  code = _LEAVING.format(launch_type=launch_type, leave=leave)
+  ended = subprocess.run(
+    [sys.executable, '-c', code, str(tmp_path / 'output')],
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=60,
+  )
+  assert ended.returncode == 1
+  last = ended.stderr.splitlines()[-1]
+  assert last.startswith('leaving/0 ended although nobody asked it to')
+
+
+def test_single_process_runs_saves_and_resumes(tmp_path):
+  flags = ('--env=CartPole-v1', '--max_learner_steps=3', *_SMALL)
+  with _started(tmp_path / 'run', *flags, script='single_process') as first:
+    first.wait()
+  assert first.code == 0
+  assert [line for line in first.lines if not _is_expected_of_one_process(line)] == []
+  before = first.counts()
+  assert before['learner_steps'] >= 3
+  num_rows = len(first.rows('actor'))
+  # A terminal that is closed.
+  with _started(tmp_path / 'run', script='single_process', terminal=True) as second:
+    second.wait_until(lambda: len(second.rows('actor')) > num_rows)
+    second.hang_up()
+    second.wait(_STOP_TIMEOUT)
+  assert second.code == 0
+  first_row = second.rows('actor')[num_rows]
+  assert first_row['actor_steps'] > before['actor_steps']
+  assert first_row['wall_time'] > before['wall_time']
+  assert [second.rows('actor')[i]['sitting'] for i in (num_rows - 1, num_rows)] == [
+    0,
+    1,
+  ]
+  after = second.counts()
+  assert after['actor_steps'] > before['actor_steps']
+  assert after['learner_steps'] >= before['learner_steps']
+
+
+_ENDLESS_ENVIRONMENT = """
+import gymnasium
+
+class Endless(gymnasium.Env):
+  observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+  action_space = gymnasium.spaces.Discrete(2)
+
+  def reset(self, *, seed=None, options=None):
+    return self.observation_space.sample(), {}
+
+  def step(self, action):
+    return self.observation_space.sample(), 1.0, False, False, {}
+
+gymnasium.register('Endless-v0', Endless)
+"""
+
+
+def test_episode_that_never_ends_does_not_keep_one_process_from_training(tmp_path):
+  (tmp_path / 'endless.py').write_text(_ENDLESS_ENVIRONMENT)
+  env = {'PYTHONPATH': f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}'}
+  flags = ('--env=endless:Endless-v0', '--max_learner_steps=9', *_SMALL)
+  flags += ('--config.max_evaluation_steps=70', '--config.evaluation_period=0.1')
+  with _started(tmp_path / 'run', *flags, script='single_process', env=env) as first:
+    first.wait()
+  assert first.code == 0
+  rows = first.rows('evaluator')
+  assert rows
+  for row in rows:
+    assert row['episode_return'] == row['episode_length'] == 70
+    assert row['is_cut'] == 1
+  said = [line for line in first.lines if 'cut off' in line]
+  assert len(said) == len(rows)
+  # The limit is free to change. Where there is none, a stop is heeded.
+  flags = ('--config.max_evaluation_steps=1000000000',)
+  with _started(tmp_path / 'run', *flags, script='single_process', env=env) as second:
+    second.wait_until(lambda: len(sittings.read(str(second.workdir))) == 2)
+    time.sleep(5)  # by now it is in an episode of that many steps
+    os.kill(second.pid, signal.SIGTERM)
+    second.wait()  # it may be tracing the learner's step
+  assert second.code == 0
+  assert len(second.rows('evaluator')) == len(rows)
+
+
+def test_first_limit_of_threads_counts():
+  """In `local_mt` each node sets one, in any order."""
+  subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'from r2d2_acme.system import runtime\n'
+      'runtime.limit_threads(3)\n'
+      'runtime.limit_threads(1)\n'
+      'import tensorflow as tf\n'
+      'assert tf.config.threading.get_intra_op_parallelism_threads() == 3\n'
+      'assert tf.config.threading.get_inter_op_parallelism_threads() == 3\n',
+    ],
+    check=True,
+  )
+
+
+# The output of nodes.
+
+
+@pytest.fixture
+def small_output(monkeypatch, tmp_path):
+  """Output that is kept below 20 kB a file."""
+  monkeypatch.setattr(launching, '_MAX_OUTPUT_SIZE', 20_000)
+  return launching._Output(str(tmp_path / 'actor' / '0'))
+
+
+_TALKER = """
+import sys
+for i in range(20_000):
+  print(f'line {i} \N{GREEK SMALL LETTER EPSILON}', flush=True)
+"""
+
+
+def test_output_stays_small_and_is_followed_to_its_end(small_output, capfd):
+  path = pathlib.Path(small_output.path)
+  sizes = []
+  with (
+    launching._following({'actor/0': small_output}),
+    path.open('ab') as file,
+    subprocess.Popen([sys.executable, '-c', _TALKER], stdout=file) as talker,
+  ):
+    while talker.poll() is None:
+      sizes.append(path.stat().st_size)
+      time.sleep(0.01)
+  printed = capfd.readouterr().out.splitlines()
+  numbers = [int(line.split()[2]) for line in printed]
+  assert numbers == sorted(set(numbers))  # none twice, in order
+  # What comes while a file is cut may be lost.
+  assert len(numbers) >= 19_900
+  assert numbers[0] == 0
+  assert numbers[-1] == 19_999
+  assert printed[-1] == '[actor/0] line 19999 \N{GREEK SMALL LETTER EPSILON}'
+  assert path.stat().st_size <= 20_000
+  assert small_output.last_lines()[-1] == 'line 19999 \N{GREEK SMALL LETTER EPSILON}'
+
+
+def test_output_that_was_cut_is_in_a_second_file(small_output):
+  path = pathlib.Path(small_output.path)
+  seen = []
+  with path.open('ab', buffering=0) as file:
+    for i in range(5_000):
+      file.write(b'%d\n' % i)
+      if i % 100 == 0:
+        seen += small_output.new_lines()
+  seen += small_output.new_lines()
+  assert seen == [str(i) for i in range(5_000)]
+  kept = [*pathlib.Path(f'{path}.1').read_text().split(), *path.read_text().split()]
+  assert kept == seen[-len(kept) :]
+  assert len(kept) > 4_000
+  assert small_output.last_lines() == [str(i) for i in range(4_980, 5_000)]
+
+
+def test_partial_lines_and_characters_are_put_together(small_output):
+  with open(small_output.path, 'ab', buffering=0) as file:
+    lines = []
+    for byte in 'aé\nb'.encode():
+      file.write(bytes([byte]))
+      lines += small_output.new_lines()
+  assert lines == ['aé']
+
+
+def test_progress_bars_are_split_and_what_has_no_end_is_cut(small_output):
+  lines = []
+  with open(small_output.path, 'ab', buffering=0) as file:
+    for i in range(3):
+      file.write(b'\r%d of 3' % i)
+      lines += small_output.new_lines()
+    assert lines == ['', '0 of 3', '1 of 3']
+    file.write(b'\n')
+    list(small_output.new_lines())
+    lines = []
+    for _ in range(20):
+      file.write(b'x' * 10_000)
+      lines += small_output.new_lines()
+  assert [len(line) for line in lines] == [launching._MAX_LINE_LENGTH] * 3
+  assert len(small_output._partial) == 200_000 - 3 * launching._MAX_LINE_LENGTH
+  assert max(map(len, small_output.last_lines())) <= launching._MAX_LINE_LENGTH
+
+
+def test_launch_type_that_there_is_none_of_is_one_line():
+  with pytest.raises(ValueError, match="'foo'.*local_mp, local_mt"):
+    launching.launch(None, 'foo', '')
+
+
+def test_output_is_that_since_the_last_start(small_output):
+  path = pathlib.Path(small_output.path)
+  path.write_text('before')
+  pathlib.Path(f'{path}.1').write_text('long before')
+  launching._Output(str(path))
+  assert path.read_text() == ''
+  assert not pathlib.Path(f'{path}.1').exists()

@@ -1,0 +1,141 @@
+"""Rows reach the terminal, the CSV file and TensorBoard, in a second sitting too."""
+
+import csv
+import glob
+import math
+import os
+import time
+
+import pytest
+import tensorflow as tf
+from acme.utils import counting
+
+from r2d2_acme.workdir import loggers
+
+_ROLES = ('learner', 'actor', 'evaluator')
+
+
+def _read_csv(workdir, label: str) -> list[dict[str, str]]:
+  with open(os.path.join(workdir, 'logs', label, 'logs.csv')) as file:
+    return list(csv.DictReader(file))
+
+
+def _read_scalars(workdir, label: str) -> dict[str, list[tuple[int, float]]]:
+  """(step, value) pairs by tag."""
+  scalars: dict[str, list[tuple[int, float]]] = {}
+  for path in sorted(glob.glob(os.path.join(workdir, 'tb', label, 'events.*'))):
+    for event in tf.compat.v1.train.summary_iterator(path):
+      for value in event.summary.value:
+        pair = event.step, float(tf.make_ndarray(value.tensor))
+        scalars.setdefault(value.tag, []).append(pair)
+  return scalars
+
+
+@pytest.mark.parametrize('role', _ROLES)
+def test_csv_has_the_roles_columns_whatever_a_row_lacks(tmp_path, role):
+  logger = loggers.make_logger(str(tmp_path), role)
+  logger.write({'learner_steps': 3, 'unheard_of': 1})
+  (row,) = _read_csv(tmp_path, role)
+  assert row.keys() == set(loggers.COLUMNS[role])
+  assert row['learner_steps'] == '3'
+  assert row['actor_steps'] == '0'
+
+
+def test_row_is_on_disk_as_soon_as_it_is_written(tmp_path):
+  logger = loggers.make_logger(str(tmp_path), 'learner')
+  for step in (1, 2, 3):
+    logger.write({'learner_steps': step})
+    assert len(_read_csv(tmp_path, 'learner')) == step
+
+
+def test_second_sitting_appends_in_the_same_columns(tmp_path):
+  first = loggers.make_logger(str(tmp_path), 'actor')
+  first.write({'episode_return': 1.5, 'actor_steps': 10, 'actor_episodes': 1})
+  first.close()
+  second = loggers.make_logger(str(tmp_path), 'actor')
+  second.write({'actor_steps': 20})  # it has not counted the rest yet
+  second.close()
+  rows = _read_csv(tmp_path, 'actor')
+  assert [row['actor_steps'] for row in rows] == ['10', '20']
+  assert [float(row['episode_return']) for row in rows] == [1.5, 0]
+
+
+def test_each_node_has_its_own_files(tmp_path):
+  for index in range(3):
+    loggers.make_logger(str(tmp_path), 'actor', index).write({'actor_steps': index})
+  labels = ['actor', 'actor_1', 'actor_2']
+  assert sorted(os.listdir(tmp_path / 'logs')) == labels
+  assert sorted(os.listdir(tmp_path / 'tb')) == labels
+  rows = [row for label in labels for row in _read_csv(tmp_path, label)]
+  assert [row['actor_steps'] for row in rows] == ['0', '1', '2']
+
+
+@pytest.mark.parametrize(
+  ('role', 'step'),
+  [
+    ('learner', 'learner_steps'),
+    ('actor', 'actor_steps'),
+    ('evaluator', 'actor_steps'),
+  ],
+)
+def test_tensorboard_counts_in_the_roles_steps(tmp_path, role, step):
+  counts = {'learner_steps': 2**24 + 1, 'actor_steps': 2**33 + 1}  # no float32 has them
+  logger = loggers.make_logger(str(tmp_path), role)
+  logger.write({**counts, 'wall_time': 0.5})
+  logger.close()
+  scalars = _read_scalars(tmp_path, role)
+  assert scalars[f'{role}/WallTime'] == [(counts[step], 0.5)]
+  assert len(scalars) == len(loggers.COLUMNS[role]) - 1  # the step is the axis
+
+
+def test_terminal_gets_at_most_a_line_a_second_and_files_get_all(tmp_path, capsys):
+  logger = loggers.make_logger(str(tmp_path), 'learner')
+  started = time.time()
+  for step in range(20):
+    logger.write({'learner_steps': step})
+  seconds = time.time() - started
+  lines = capsys.readouterr().out.splitlines()
+  assert 1 <= len(lines) <= 1 + seconds
+  assert lines[0].startswith('[Learner] ')
+  assert len(_read_csv(tmp_path, 'learner')) == 20
+  logger.close()
+  assert len(_read_scalars(tmp_path, 'learner')['learner/Loss']) == 20
+
+
+def test_tensors_are_logged_as_numbers(tmp_path):
+  logger = loggers.make_logger(str(tmp_path), 'learner')
+  logger.write({'loss': tf.constant(0.25), 'max_q': float('nan')})
+  logger.close()
+  (row,) = _read_csv(tmp_path, 'learner')
+  assert float(row['loss']) == 0.25
+  assert math.isnan(float(row['max_q']))
+
+
+def test_without_a_workdir_there_is_the_terminal_only(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('HOME', str(tmp_path))
+  logger = loggers.make_logger(None, 'learner')
+  logger.write({'learner_steps': 7})
+  logger.close()
+  assert 'Learner Steps = 7' in capsys.readouterr().out
+  assert not os.listdir(tmp_path)
+
+
+def test_wall_time_goes_on_where_the_last_sitting_ended():
+  counts = {'wall_time': 1000.0, 'actor_steps': 5}
+  started = time.time()
+  root = loggers.WallTimeCounter(counts)
+  child = counting.Counter(root, prefix='actor', time_delta=0.0)
+  before = child.increment(steps=2)
+  time.sleep(0.01)
+  after = root.get_counts()
+  assert before['actor_steps'] == after['actor_steps'] == 7
+  assert 1000 <= before['wall_time'] < after['wall_time']
+  assert after['wall_time'] <= 1000 + time.time() - started
+  assert counts == {'wall_time': 1000.0, 'actor_steps': 5}
+
+
+def test_new_counter_starts_at_nothing():
+  counts = loggers.WallTimeCounter().get_counts()
+  assert counts.keys() == {'wall_time'}
+  assert 0 <= counts['wall_time'] < 60
