@@ -263,7 +263,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
           run.config,
           run.environment_factory,
           run.environment_spec,
-          run.workdir,
+          workdir,
           num_episodes=args.episodes,
           seed=run.config.seed,
           checkpoint=args.checkpoint,

@@ -14,9 +14,10 @@ if __name__ == '__main__':
   stopping.end_at_once(0)  # there is nothing to save yet
 doctor.check_installation()
 
+import experiment_flags  # noqa: E402
 from absl import flags  # noqa: E402
 
-from r2d2_acme import experiment, program  # noqa: E402
+from r2d2_acme import program  # noqa: E402
 from r2d2_acme.running import launching  # noqa: E402
 from r2d2_acme.system import machine, runtime  # noqa: E402
 
@@ -26,29 +27,21 @@ _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.
 def main() -> int:
   launch_type = flags.FLAGS.lp_launch_type
   if launch_type not in launching.LAUNCH_TYPES:
-    raise experiment.BadInput(
+    raise experiment_flags.BadInput(
       f'--lp_launch_type={launch_type} is not for this program: give one of '
       f'{", ".join(launching.LAUNCH_TYPES)}'
     )
   if launch_type == 'local_mp':
     runtime.hide_gpu()  # the learner, another process, needs all of it
   runtime.limit_threads(machine.num_cores())
-  run = experiment.from_flags()
+  experiment = experiment_flags.from_flags(evaluator=_EVALUATOR.value)
   code = launching.launch(
-    program.make_program(
-      run.config,
-      run.environment_factory,
-      workdir=run.workdir,
-      evaluator=_EVALUATOR.value,
-      max_actor_steps=flags.FLAGS.max_actor_steps,
-      max_learner_steps=flags.FLAGS.max_learner_steps,
-      environment_spec=run.environment_spec,
-    ),
-    launch_type=launch_type,
-    output_dir=os.path.join(run.workdir, 'output'),
+    program.make_program(experiment),
+    launch_type,
+    os.path.join(str(experiment.workdir), 'output'),
   )
   runtime.exit_now(code)  # threads of `local_mt` may still wait in C++
 
 
 if __name__ == '__main__':
-  experiment.run(main)
+  experiment_flags.run(main)

@@ -17,11 +17,12 @@ if __name__ == '__main__':
   stopping.end_at_once()
 doctor.check_installation()
 
+import experiment_flags  # noqa: E402
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 from rich import console, table  # noqa: E402
 
-from r2d2_acme import experiment  # noqa: E402
+from r2d2_acme import environments, experiment  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
 from r2d2_acme.results import atari_scores, evaluation, video  # noqa: E402
 from r2d2_acme.system import processes, runtime  # noqa: E402
@@ -50,16 +51,17 @@ _USED = ('workdir', 'checkpoint', 'seed')
 def main() -> int:
   _refuse_unused()
   if not flags.FLAGS.workdir:
-    raise experiment.BadInput('whose network? give --workdir=, that of a run')
+    raise experiment_flags.BadInput('whose network? give --workdir=, that of a run')
   processes.guard_children()
   runtime.hide_gpu()  # a run may need all of it
   runtime.limit_threads(1)
-  run = experiment.from_workdir(flags.FLAGS.workdir)
+  workdir = paths.resolve(flags.FLAGS.workdir)
+  run = experiment.from_workdir(workdir)
   config = _with_flags(run.config)
   recorders = []
 
   def record(environment, checkpoint: str) -> video.Recorder:
-    folder = os.path.join(run.workdir, 'videos')
+    folder = os.path.join(workdir, 'videos')
     os.makedirs(folder, exist_ok=True)
     name = f'{os.path.basename(checkpoint)}_seed_{config.seed}'
     if _EPSILON.value is not None:
@@ -80,7 +82,7 @@ def main() -> int:
       config,
       run.environment_factory,
       run.environment_spec,
-      run.workdir,
+      workdir,
       num_episodes=_EPISODES.value,
       seed=config.seed,
       checkpoint=flags.FLAGS.checkpoint,
@@ -88,11 +90,12 @@ def main() -> int:
       on_episode=tell,
     )
   except OSError as error:
-    raise experiment.BadInput(str(error)) from error
+    raise experiment_flags.BadInput(str(error)) from error
   for recorder in recorders:
     recorder.close()
     print(f'video: {paths.shown(recorder.path)}')
-  _print_table(run.environment_name, result, config.evaluator_epsilon)
+  (name,) = environments.describe(run.environment_factory).values()
+  _print_table(name, result, config.evaluator_epsilon)
   return 0
 
 
@@ -112,18 +115,20 @@ def _with_flags(config: R2D2Config) -> R2D2Config:
       try:
         config = dataclasses.replace(config, **{field: flag.value})
       except ValueError as error:  # NaN is within all bounds
-        raise experiment.BadInput(f'--{flag.name}={flag.value}: {error}') from error
+        raise experiment_flags.BadInput(
+          f'--{flag.name}={flag.value}: {error}'
+        ) from error
   return config
 
 
 def _refuse_unused():
   """The run says what it is; to take another's flags silently would mislead."""
-  shared = flags.FLAGS.flags_by_module_dict()[experiment.__name__]
+  shared = flags.FLAGS.flags_by_module_dict()[experiment_flags.__name__]
   unused = [f.name for f in shared if f.present and f.name not in _USED]
   overridden = config_flags.get_override_values(flags.FLAGS['config'])
   unused += [f'config.{name}' for name in overridden]
   if unused:
-    raise experiment.BadInput(
+    raise experiment_flags.BadInput(
       f'--{unused[0]} cannot be changed here: the config is that of --workdir'
     )
 
@@ -157,4 +162,4 @@ def _print_table(name: str, result: evaluation.Evaluation, epsilon: float):
 
 
 if __name__ == '__main__':
-  experiment.run(main)
+  experiment_flags.run(main)

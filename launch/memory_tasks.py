@@ -40,14 +40,14 @@ from rich import console, table  # noqa: E402
 
 from r2d2_acme import builder as builder_lib  # noqa: E402
 from r2d2_acme import config as config_lib  # noqa: E402
-from r2d2_acme import environments, experiment  # noqa: E402
+from r2d2_acme import environments  # noqa: E402
 from r2d2_acme.acting.loop import VectorEnvironmentLoop  # noqa: E402
 from r2d2_acme.acting.policy import BatchedActor  # noqa: E402
 from r2d2_acme.agent import R2D2  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
 from r2d2_acme.results import evaluation, plotting  # noqa: E402
 from r2d2_acme.system import machine, processes, runtime  # noqa: E402
-from r2d2_acme.workdir import paths  # noqa: E402
+from r2d2_acme.workdir import description, paths  # noqa: E402
 
 _SHARE_OF_MAX = 0.95  # of the maximal return, where the task knows it
 
@@ -272,7 +272,7 @@ def _train_and_write(task, seed, recurrent, max_steps, path, setup, threads):
   )
   new = path.with_suffix('.new')
   stored = {
-    'revision': experiment.revision(),
+    'revision': description.revision(),
     'setup': setup,
     'curve': dataclasses.asdict(curve),
   }

@@ -24,13 +24,13 @@ from acme.utils import counting
 
 from r2d2_acme import builder as builder_lib
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, experiment
+from r2d2_acme import environments
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import plotting
 from r2d2_acme.system import machine, processes, runtime
-from r2d2_acme.workdir import loggers, paths, sittings
+from r2d2_acme.workdir import description, loggers, paths, sittings
 
 NUM_BINS = 20  # points of a curve over training
 CURVE_COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
@@ -188,7 +188,7 @@ def main(
 
 def finish(study: Study, name: str, workdir: pathlib.Path):
   """Marks the run `<case>/<seed>` as finished, and by what."""
-  finished = {'revision': experiment.revision(), 'config': _config(study, name)}
+  finished = {'revision': description.revision(), 'config': _config(study, name)}
   (workdir / name / _FINISHED).write_text(json.dumps(finished))
 
 

@@ -11,10 +11,12 @@ from r2d2_acme.system import runtime
 runtime.set_environment_variables()
 
 _PUBLIC = {
+  'Experiment': 'r2d2_acme.experiment',
   'R2D2': 'r2d2_acme.agent',
   'R2D2Builder': 'r2d2_acme.builder',
   'R2D2Config': 'r2d2_acme.config',
   'make_program': 'r2d2_acme.program',
+  'run_experiment': 'r2d2_acme.agent',
 }
 
 __all__ = sorted(_PUBLIC)  # noqa: PLE0605 (resolved by __getattr__)

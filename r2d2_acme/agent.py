@@ -1,7 +1,8 @@
-"""`R2D2`: the same parts in one process, as an Acme agent."""
+"""R2D2 in one process: the agent, and training with it."""
 
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import acme
 import dm_env
@@ -11,9 +12,14 @@ from acme import specs
 from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
+from r2d2_acme import builder as builder_lib
+from r2d2_acme import environments
+from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.acting.actor import R2D2Actor
-from r2d2_acme.builder import R2D2Builder
+from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.experiment import Experiment, Run
+from r2d2_acme.results import evaluation
 from r2d2_acme.system import machine, runtime
 from r2d2_acme.workdir import checkpointing, locking, loggers, paths
 
@@ -40,6 +46,8 @@ class R2D2(acme.Actor, acme.VariableSource):
     As long as the agent lives, other processes are kept out of the workdir.
 
     Args:
+      environment_spec: of the environments to act in.
+      config: the hyperparameters.
       workdir: of the run. To make an agent there begins a sitting.
       counter: the root counter, by default a `WallTimeCounter`. If it has counted
         nothing yet, it goes on from the checkpoint's counts; from its `wall_time`
@@ -52,46 +60,76 @@ class R2D2(acme.Actor, acme.VariableSource):
       CheckpointError: the workdir's newest checkpoint is corrupt.
       WorkdirInUse: another program runs in the workdir.
     """
-    if config.num_actors != 1:
-      raise ValueError(
-        f'R2D2 in one process is one actor: set num_actors=1, not {config.num_actors}'
-      )
+    _check_is_one_actor(config)
     runtime.limit_threads(machine.num_cores())
-    self._config = config
     counts = {}
     if workdir is not None:
       workdir = paths.resolve(workdir)
       weakref.finalize(self, locking.hold(workdir, 'learner'))
       counts = checkpointing.verify(workdir)
+    experiment = Experiment(
+      config, _make_nothing, environment_spec=environment_spec, workdir=workdir
+    )
+    run = experiment_lib.begin_sitting(experiment, counts)
+    if workdir is not None and logger is None:
+      logger = run.make_logger('learner')
+    self._build(run, counter, logger)
+
+  @classmethod
+  def from_run(cls, run: Run) -> 'R2D2':
+    """Returns the agent of a sitting that has begun; its logger is the run's.
+
+    Raises:
+      ValueError: the config is for more than one actor.
+      WorkdirInUse: another program runs in the workdir.
+    """
+    _check_is_one_actor(run.experiment.config)
+    runtime.limit_threads(machine.num_cores())
+    agent = cls.__new__(cls)
+    if run.experiment.workdir is not None:
+      weakref.finalize(agent, locking.hold(run.experiment.workdir, 'learner'))
+    agent._build(run, None, run.make_logger('learner'))
+    return agent
+
+  def _build(
+    self,
+    run: Run,
+    counter: counting.Counter | None,
+    logger: acme_loggers.Logger | None,
+  ):
+    config, workdir = run.experiment.config, run.experiment.workdir
+    self._config = config
+    self._sitting = run.sitting
     counter = counter if counter is not None else loggers.WallTimeCounter()
     if not _has_counted(counter):
       keeps_time = 'wall_time' in counter.get_counts()
       # In a counter that does not, it would stand still.
       counter.increment(
-        **{name: n for name, n in counts.items() if name != 'wall_time' or keeps_time}
+        **{
+          name: count
+          for name, count in run.counts.items()
+          if name != 'wall_time' or keeps_time
+        }
       )
     self._counter = counter
-    self._sitting = loggers.begin_sitting(workdir, counts)
-    if workdir is not None and logger is None:
-      logger = loggers.make_logger(workdir, 'learner', sitting=self._sitting)
-    builder = R2D2Builder(config, environment_spec, self._sitting)
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
     min_size = reverb.rate_limiters.MinSize(config.min_replay_size)
-    self._server = reverb.Server(builder.make_tables(min_size), port=None)
-    self._client = reverb.Client(f'localhost:{self._server.port}')
-    self.learner = builder.make_learner(
-      iter(builder.make_dataset(f'localhost:{self._server.port}', prefetch=0)),
-      replay_client=self._client,
+    self._server = reverb.Server(run.builder.make_tables(min_size), port=None)
+    address = f'localhost:{self._server.port}'
+    client = reverb.Client(address)
+    self.learner = run.builder.make_learner(
+      iter(run.builder.make_dataset(address, prefetch=0)),
+      replay_client=client,
       counter=counting.Counter(counter, prefix='learner', time_delta=0.0),
       logger=logger,
     )
     self._checkpointer = None
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
-        workdir, self.learner, {**counts, **counter.get_counts()}, config
+        workdir, self.learner, {**run.counts, **counter.get_counts()}, config
       )
-    self._batched_actor = builder.make_actor(
-      replay_client=self._client, variable_source=self.learner
+    self._batched_actor = run.builder.make_actor(
+      replay_client=client, variable_source=self.learner
     )
     self._actor = R2D2Actor(self._batched_actor)
     self._num_learned = 0  # steps, in this process
@@ -162,6 +200,103 @@ class R2D2(acme.Actor, acme.VariableSource):
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self.learner.get_variables(names)
+
+
+def run_experiment(
+  experiment: Experiment,
+  *,
+  should_stop: Callable[[], bool] = lambda: False,
+  observe: Callable[[R2D2, int], object] = lambda agent, steps: None,
+):
+  """Trains in this process, to a limit of the experiment or until it should stop.
+
+  Every `evaluation_period` seconds training waits for an episode of the evaluator. At
+  the end, and when an environment fails, the agent saves.
+
+  Args:
+    experiment: what to train, where and until when; its config has one actor.
+    should_stop: is asked after each step of all environments.
+    observe: is called with the agent and the steps so far, at the start and after each
+      step of all environments.
+
+  Raises:
+    BadInput: the experiment cannot work, alone, on this machine or in its workdir.
+    BadWorkdir: no folder can have the workdir's path.
+    CheckpointError: the checkpoint to resume from is corrupt.
+    EnvironmentFailed: an environment raised an error.
+    ValueError: the config is for more than one actor.
+  """
+  _check_is_one_actor(experiment.config)
+  run = experiment_lib.begin(experiment)
+  config = run.experiment.config
+  agent = R2D2.from_run(run)
+  seeds = [
+    builder_lib.environment_seed(config, i, run.sitting)
+    for i in range(config.envs_per_actor)
+  ]
+  if experiment.evaluator:
+    seeds.append(builder_lib.evaluator_seed(config, run.sitting))
+  with environments.opened(experiment.environment_factory, seeds) as opened:
+    fleet, evaluated = opened[: config.envs_per_actor], opened[config.envs_per_actor :]
+    _train(run, agent, fleet, evaluated, should_stop, observe)
+
+
+def _train(
+  run: Run,
+  agent: R2D2,
+  fleet: Sequence[dm_env.Environment],
+  evaluated: Sequence[dm_env.Environment],
+  should_stop: Callable[[], bool],
+  observe: Callable[[R2D2, int], object],
+):
+  """See `run_experiment`; `evaluated` is the evaluator's environment, if any."""
+  config, limits = run.experiment.config, run.experiment.limits
+  loop = VectorEnvironmentLoop(
+    fleet,
+    agent,
+    counting.Counter(agent.counter, prefix='actor', time_delta=0.0),
+    run.make_logger('actor'),
+    should_stop=should_stop,
+  )
+  evaluators = [
+    evaluation.Evaluator(
+      run.builder.make_evaluator(),
+      environment,
+      agent,
+      max_steps=config.max_evaluation_steps,
+      counter=agent.counter,
+      logger=run.make_logger('evaluator'),
+      should_stop=should_stop,
+      observe_return=agent.observe_return,
+    )
+    for environment in evaluated
+  ]
+  last_evaluation = time.time()
+  try:
+    while True:
+      counts = agent.counter.get_counts()
+      observe(agent, int(counts.get('actor_steps', 0)))
+      if should_stop() or loggers.is_at_limit(counts, limits):
+        return
+      loop.run(num_steps=config.envs_per_actor)
+      if time.time() - last_evaluation > config.evaluation_period:
+        for evaluator in evaluators:
+          evaluator.run_episode()
+        last_evaluation = time.time()
+  finally:
+    agent.save()
+
+
+def _check_is_one_actor(config: R2D2Config):
+  if config.num_actors != 1:
+    raise ValueError(
+      f'R2D2 in one process is one actor: set num_actors=1, not {config.num_actors}'
+    )
+
+
+def _make_nothing(seed: int):
+  """The factory of an agent whose environments are made elsewhere."""
+  raise NotImplementedError
 
 
 def _has_counted(counter: counting.Counter) -> bool:

@@ -1,88 +1,32 @@
-"""From flags to a checked experiment: config, environment and workdir.
+"""The experiment: what is trained, where, and until when; and how a run of it begins.
 
-Whatever a user can get wrong ends here, in one line and before any process starts.
+Whatever can be wrong with it is found here, before any process starts.
 """
 
 import contextlib
 import dataclasses
-import datetime
-import functools
-import importlib.metadata
-import json
 import os
-import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import dm_env
-from absl import app, flags
 from acme import specs
-from ml_collections import config_dict, config_flags
+from acme.utils import loggers as acme_loggers
 
-from r2d2_acme import builder, environments
-from r2d2_acme import config as config_lib
+from r2d2_acme import builder as builder_lib
+from r2d2_acme import environments
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.environments import EnvironmentFactory
 from r2d2_acme.learning import networks
 from r2d2_acme.replay import tables
-from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.system import machine
 from r2d2_acme.workdir import checkpointing, description, locking, loggers, paths
 from r2d2_acme.workdir.paths import shown
 
-# A resumed run may change these; `config.json` keeps when it did.
-_FREE_FIELDS = (
-  # How it learns from here on.
-  'learning_rate',
-  'adam_epsilon',
-  'max_gradient_norm',
-  'target_update_period',
-  # How it uses the machine.
-  'num_actors',
-  'envs_per_actor',
-  'checkpoint_period',
-  'num_checkpoints',
-  'checkpoint_keep_period',
-  'num_best_episodes',
-  'evaluation_period',
-  'max_evaluation_steps',
-  'torso_dtype',
-)
+# From workdir, role ('learner', 'actor' or 'evaluator') and the node's index.
+LoggerFactory = Callable[[str | None, str, int], acme_loggers.Logger]
+
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
-
-_GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
-_ENV = flags.DEFINE_string(
-  'env',
-  None,
-  'Instead, a Gymnasium id such as CartPole-v1, or memory/cue_recall, memory/t_maze, '
-  'bsuite/memory_len/15.',
-)
-_PRESET = flags.DEFINE_enum(
-  'preset', 'laptop', sorted(config_lib.PRESETS), 'Where the config starts from.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Logs and checkpoints; used again, it resumes. [runs/<game>]'
-)
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint',
-  None,
-  "Resume from this one of the workdir's (`ckpt-3`, or `best`), setting later ones "
-  'aside.',
-)
-_NUM_ACTORS = flags.DEFINE_integer('num_actors', None, 'As --config.num_actors.')
-_ENVS_PER_ACTOR = flags.DEFINE_integer(
-  'envs_per_actor', None, 'As --config.envs_per_actor.'
-)
-_SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
-
-flags.DEFINE_integer(
-  'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
-)
-flags.DEFINE_integer(
-  'max_learner_steps', None, 'Stop after so many learner steps.', lower_bound=1
-)
 
 
 class BadInput(ValueError):
@@ -91,124 +35,154 @@ class BadInput(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What `launch/` hands on to the agent.
+  """What is trained, where, and until when.
+
+  It is the one argument of `make_program`, which trains in many processes, and of
+  `run_experiment`, which trains in this one.
 
   Attributes:
     config: the hyperparameters.
-    environment_factory: an environment from a seed.
-    environment_spec: of those environments.
-    workdir: absolute, exists, and holds this experiment's `config.json`.
-    environment_name: as the user gave it.
+    environment_factory: makes an environment, of `dm_env` or of Gymnasium, from a seed.
+      Images are single frames: the agent stacks them. For a program of several
+      processes it must pickle. If it is a function of a module, `evaluate.py` can make
+      the same environments later.
+    environment_spec: of those environments; by default that of an environment which is
+      made for the purpose.
+    workdir: for logs and checkpoints. A run that begins in it again resumes. Without a
+      workdir nothing is kept.
+    logger_factory: makes the logger of a node from the workdir, the node's role
+      ('learner', 'actor' or 'evaluator') and its index; must pickle. By default rows go
+      to the terminal, to CSV files and to TensorBoard, see `loggers.make_logger`.
+    evaluator: whether to evaluate beside, or between, the training.
+    max_actor_steps, max_learner_steps: training ends at the first one reached. Steps
+      are counted over all sittings.
+    checkpoint: the checkpoint to go back to, such as 'ckpt-3' or 'best'; later ones are
+      set aside. By default the run goes on from the newest.
   """
 
   config: R2D2Config
-  environment_factory: Callable[[int], dm_env.Environment]
-  environment_spec: specs.EnvironmentSpec
-  workdir: str
-  environment_name: str
+  environment_factory: EnvironmentFactory
+  environment_spec: specs.EnvironmentSpec | None = None
+  workdir: str | None = None
+  logger_factory: LoggerFactory | None = None
+  evaluator: bool = True
+  max_actor_steps: int | None = None
+  max_learner_steps: int | None = None
+  checkpoint: str | None = None
+
+  @property
+  def limits(self) -> Mapping[str, int | None]:
+    """The limits by the names of what they limit."""
+    return {
+      'actor_steps': self.max_actor_steps,
+      'learner_steps': self.max_learner_steps,
+    }
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-  """Parses the flags and runs a program's main; the process ends with its code.
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A sitting of an experiment, from which the parts of the agent are made. It pickles.
 
-  Bad input is one line on stderr and exit code 2. A failure of the environment is its
-  own traceback, if it has one, then one line, and code 1. Ctrl-C, where the program
-  does not handle it, is code 130. No child of the process is left.
+  Attributes:
+    experiment: with an absolute workdir, if any, and with an environment spec.
+    counts: of the checkpoint that the run goes on from; empty without one.
+    sitting: the number of earlier starts in the workdir.
+    builder: of the agent's parts.
   """
 
-  def parse(argv: Sequence[str]) -> Sequence[str]:
-    try:
-      # Not when this module is imported, since it reads the arguments at once.
-      config_flags.DEFINE_config_dict(
-        'config',
-        config_dict.ConfigDict(dataclasses.asdict(config_lib.laptop())),
-        'Any field of R2D2Config, as --config.<field>=; shown are those of laptop.',
-      )
-      # Warnings and errors only; the default is INFO.
-      return flags.FLAGS([argv[0], '--verbosity=-1', *argv[1:]])
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
-      runtime.exit_with_error(str(error))
+  experiment: Experiment
+  counts: Mapping[str, float]
+  sitting: int
+  builder: builder_lib.R2D2Builder
 
-  def checked(argv: Sequence[str]) -> NoReturn:
-    try:
-      if argv[1:]:
-        raise BadInput(f'{argv[1]!r} is not a flag: see --help')
-      code = main()
-    except (
-      BadInput,
-      checkpointing.CheckpointError,
-      paths.BadWorkdir,
-    ) as error:
-      runtime.exit_with_error(str(error))
-    except environments.EnvironmentFailed as error:
-      _exit_with_failure(error)
-    except KeyboardInterrupt:
-      code = stopping.QUIT_CODE
-    finally:
-      processes.kill_descendants()
-    sys.exit(code)
-
-  app.run(checked, flags_parser=parse)
+  def make_logger(self, role: str, index: int = 0) -> acme_loggers.Logger:
+    """Makes the logger of the `index`-th node of a role."""
+    make = self.experiment.logger_factory
+    if make is not None:
+      return make(self.experiment.workdir, role, index)
+    return loggers.make_logger(
+      self.experiment.workdir, role, index, sitting=self.sitting
+    )
 
 
-def _exit_with_failure(error: environments.EnvironmentFailed) -> NoReturn:
-  """Prints why an environment failed, and ends with code 1."""
-  cause = error.__cause__
-  # Where a check of ours failed the line says it all.
-  if cause is not None and not isinstance(cause, environments.base.BadValue):
-    traceback.print_exception(cause)
-  runtime.exit_with_error(str(error), code=1)
+def begin(experiment: Experiment) -> Run:
+  """Begins a sitting: checks everything, then writes `config.json` in the workdir.
 
-
-def from_flags(**fixed: Any) -> Experiment:
-  """Builds the experiment that the flags describe.
-
-  Flags that contradict `fixed`, fields of the config, are refused.
-
-  In a workdir with a `config.json` the experiment described there goes on, and
-  flags that say otherwise are refused. No other process may then use the workdir, until
-  this one ends.
+  From then on this process keeps other programs out of the workdir. In a workdir with a
+  `config.json` the run described there goes on; only `description.FREE_FIELDS` may be
+  other than they were.
 
   Raises:
-    BadInput: the flags cannot work, alone, together or on this machine.
+    BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  default = f'runs/{_default_name()}'
-  workdir = paths.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
-  stored = _read_resumed(workdir)
-  flag, name = _environment_from_flags(stored, workdir)
-  config = _config_from_flags(stored, workdir, fixed)
-  run = _make_experiment(config, flag, name, workdir)
-  _check_memory(config, run.environment_spec)
-  if _CHECKPOINT.value is not None:
-    checkpointing.choose(workdir, _CHECKPOINT.value)  # is there one?
-  _claim(workdir, config, _CHECKPOINT.value)
+  experiment = _with_spec(experiment)
+  _check_memory(experiment)
+  if experiment.workdir is None:
+    return begin_sitting(experiment, {})
+  workdir = paths.resolve(experiment.workdir)
+  experiment = dataclasses.replace(experiment, workdir=workdir)
+  stored = read_resumed(workdir)
+  environment = environments.describe(experiment.environment_factory)
+  if stored:
+    _check_resumed(workdir, stored, experiment.config, environment)
+  if experiment.checkpoint is not None:
+    checkpointing.choose(workdir, experiment.checkpoint)  # is there one?
+  counts = _claim(workdir, experiment.config, experiment.checkpoint)
   # Last: a start that is refused leaves the description of the one before it.
   with _writing(workdir):
-    _write_stored(workdir, config, {flag: name}, stored)
-  return run
+    description.write(workdir, experiment.config, environment, stored)
+    return begin_sitting(experiment, counts)
+
+
+def begin_sitting(experiment: Experiment, counts: Mapping[str, float]) -> Run:
+  """Numbers a sitting that goes on from the counts of a checkpoint.
+
+  Args:
+    experiment: checked, with an absolute workdir, if any, and an environment spec.
+    counts: of the checkpoint; empty without one.
+
+  Raises:
+    ValueError: R2D2 does not fit the environment, see `layouts.check`.
+    OSError: the workdir cannot be written.
+  """
+  assert experiment.environment_spec is not None
+  sitting = loggers.begin_sitting(experiment.workdir, counts)
+  builder = builder_lib.R2D2Builder(
+    experiment.config, experiment.environment_spec, sitting
+  )
+  return Run(experiment, counts, sitting, builder)
 
 
 def from_workdir(workdir: str) -> Experiment:
-  """The experiment of a run, which may be going on: writes nothing, reads no flags.
+  """Returns the experiment of a run, which may be going on; writes nothing.
 
   Raises:
-    BadInput: there is no such run, or it is of another version.
+    BadInput: there is no such run, it is of another version, or its environments can
+      no longer be made.
     BadWorkdir: no folder can have that path.
   """
   workdir = paths.resolve(workdir)
-  stored = _read_stored(workdir)
-  if not stored.get('environment'):
+  stored = read_stored(workdir)
+  if not stored:
     raise BadInput(
       f'{shown(workdir)} is not the workdir of a run: it has no config.json'
     )
-  ((flag, name),) = stored['environment'].items()
-  return _make_experiment(R2D2Config(**stored['config']), flag, name, workdir)
+  config = R2D2Config(**stored['config'])
+  ((kind, name),) = stored['environment'].items()
+  if not name:
+    raise BadInput(
+      f'the environments of {shown(workdir)} were made by a function that is in no '
+      'module, so that no other program can make them: train with a function of a '
+      'module as environment_factory'
+    )
+  factory = environments.NamedFactory(kind, name, config.full_action_space)
+  return _with_spec(Experiment(config, factory, workdir=workdir))
 
 
 def check_workdir(workdir: str):
-  """Refuses, in a process without flags, what any start in a workdir would refuse.
+  """Refuses what any start in a workdir would refuse, whatever its flags.
 
   If it does not, other programs are kept out until this process ends.
 
@@ -216,93 +190,92 @@ def check_workdir(workdir: str):
     BadInput: what is there is no run, is in use, or cannot be written.
     CheckpointError: the newest checkpoint cannot be resumed from.
   """
-  stored = _read_resumed(workdir)
+  stored = read_resumed(workdir)
   _claim(workdir, R2D2Config(**stored.get('config', {})))
 
 
-def _make_experiment(
-  config: R2D2Config, flag: str, name: str, workdir: str
-) -> Experiment:
-  make_environment = functools.partial(
-    _make_environment, flag=flag, name=name, full_action_space=config.full_action_space
-  )
+def read_stored(workdir: str) -> Mapping[str, Any]:
+  """Reads what `config.json` says of the run in a workdir; empty for a new one.
+
+  Raises:
+    BadInput: it describes no run of this version.
+  """
   try:
-    environment_spec = builder.make_environment_spec(config, make_environment)
-    networks.make_network(config, environment_spec)  # does one fit?
-  except ValueError as error:
+    return description.read_experiment(workdir)
+  except description.BadDescription as error:
     raise BadInput(str(error)) from error
-  return Experiment(config, make_environment, environment_spec, workdir, name)
 
 
-def _make_environment(
-  seed: int, *, flag: str, name: str, full_action_space: bool
-) -> dm_env.Environment:
-  make = environments.make_atari if flag == 'game' else environments.make
-  return make(name, seed=seed, full_action_space=full_action_space)
+def read_resumed(workdir: str) -> Mapping[str, Any]:
+  """As `read_stored`, for a start there.
 
-
-def _default_name() -> str:
-  return (_ENV.value or _GAME.value or 'pong').replace('/', '_')
-
-
-def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[str, str]:
-  """The flag that names the environment, and the name."""
-  given = [(f.name, f.value) for f in (_GAME, _ENV) if f.value]
-  if len(given) > 1:
-    raise BadInput('give --game or --env, not both')
-  before = list(stored.get('environment', {}).items())
-  environment = (given or before or [('game', 'pong')])[0]
-  if before and environment != before[0]:
+  Raises:
+    BadInput: it describes no run of this version, or is missing beside checkpoints.
+    CheckpointError: the checkpoints' folder cannot be read.
+  """
+  stored = read_stored(workdir)
+  if not stored and os.path.isdir(workdir) and checkpointing.find(workdir):
     raise BadInput(
-      f'{shown(workdir)} is a run of --{before[0][0]}={before[0][1]}, not '
-      f'--{environment[0]}={environment[1]}: give another --workdir, or leave the '
-      'flag out to resume'
+      f'{shown(workdir)} has checkpoints but no config.json, which says of what they '
+      'are: restore it, or give another --workdir'
     )
-  return environment
+  return stored
 
 
-def _config_from_flags(
-  stored: Mapping[str, Any], workdir: str, fixed: Mapping[str, Any]
-) -> R2D2Config:
-  given = dict(config_flags.get_override_values(flags.FLAGS['config']))
-  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
-    if flag.value is not None:
-      given[flag.name] = flag.value
-  for name, value in fixed.items():
-    if given.setdefault(name, value) != value:
-      raise BadInput(f'this program is for {name}={value}, not {given[name]}')
-  base = stored.get('config')
-  try:
-    preset = config_lib.PRESETS[_PRESET.value]()
-    if base is None:
-      return dataclasses.replace(preset, **given)
-    before = R2D2Config(**base)
-    # A free field goes on as it was last, whatever the preset says.
-    given = {name: getattr(before, name) for name in _FREE_FIELDS} | given
-    start = preset if flags.FLAGS['preset'].present else before
-    config = dataclasses.replace(start, **given)
-  except (TypeError, ValueError) as error:
-    raise BadInput(str(error)) from error
-  for name, (old, new) in _changes(before, config).items():
-    if name not in _FREE_FIELDS:
+def check_environment(
+  workdir: str, before: Mapping[str, str], environment: Mapping[str, str]
+):
+  """Refuses another environment than that of the run in a workdir.
+
+  Args:
+    workdir: of the run.
+    before: kind and name of its environment, as `environments.describe` returns them.
+    environment: the same of what is to be trained now.
+
+  Raises:
+    BadInput: they differ.
+  """
+  (was,), (now,) = before.items(), environment.items()
+  if was != now and was[1] and now[1]:
+    raise BadInput(
+      f'{shown(workdir)} is a run of --{"=".join(was)}, not --{"=".join(now)}: give '
+      'another --workdir, or leave the flag out to resume'
+    )
+
+
+def _check_resumed(
+  workdir: str,
+  stored: Mapping[str, Any],
+  config: R2D2Config,
+  environment: Mapping[str, str],
+):
+  """Refuses an experiment that is not the one that a workdir holds."""
+  check_environment(workdir, stored['environment'], environment)
+  before = R2D2Config(**stored['config'])
+  for name, (old, new) in description.changes(before, config).items():
+    if name not in description.FREE_FIELDS:
       raise BadInput(
         f'{shown(workdir)} was started with {name}={old}, not {new}: give another '
         '--workdir, or leave the flag out to resume'
       )
-  return config
 
 
-def _changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]]:
-  """The fields that differ: what they were, and what they are."""
-  fields = dataclasses.asdict(after)
-  pairs = {name: (getattr(before, name), value) for name, value in fields.items()}
-  return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+def _with_spec(experiment: Experiment) -> Experiment:
+  """Returns the experiment with the spec of its environments, which a network fits."""
+  config, spec = experiment.config, experiment.environment_spec
+  try:
+    if spec is None:
+      spec = builder_lib.make_environment_spec(config, experiment.environment_factory)
+    networks.make_network(config, spec)  # does one fit?
+  except ValueError as error:
+    raise BadInput(str(error)) from error
+  return dataclasses.replace(experiment, environment_spec=spec)
 
 
-def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
-  replay_bytes = tables.estimate_bytes(config, environment_spec)
-  # Replay, counter, learner and evaluator besides the actors.
-  num_processes = config.num_actors + 4
+def _check_memory(experiment: Experiment):
+  config = experiment.config
+  replay_bytes = tables.estimate_bytes(config, experiment.environment_spec)
+  num_processes = config.num_actors + 3  # replay, learner and evaluator
   processes_bytes = num_processes * _PROCESS_BYTES
   available = machine.memory_limit()
   if replay_bytes + processes_bytes > available:
@@ -315,8 +288,13 @@ def _check_memory(config: R2D2Config, environment_spec: specs.EnvironmentSpec):
     )
 
 
-def _claim(workdir: str, config: R2D2Config, checkpoint: str | None = None):
+def _claim(
+  workdir: str, config: R2D2Config, checkpoint: str | None = None
+) -> dict[str, float]:
   """Keeps other programs out of a workdir that this one can resume and write in.
+
+  Returns:
+    The counts of the checkpoint to resume from; empty without one.
 
   Raises:
     BadInput: another program runs there, or something there cannot be written.
@@ -339,7 +317,7 @@ def _claim(workdir: str, config: R2D2Config, checkpoint: str | None = None):
     )
     if checkpoint is not None:
       checkpointing.go_back(workdir, checkpoint)
-    checkpointing.verify(workdir)
+    return checkpointing.verify(workdir)
 
 
 @contextlib.contextmanager
@@ -358,106 +336,3 @@ def _writing(workdir: str) -> Iterator[None]:
     raise BadInput(
       f'cannot write in {shown(path)} ({error.strerror}): give another --workdir'
     ) from error
-
-
-def _read_stored(workdir: str) -> Mapping[str, Any]:
-  """Returns the description of the run in a workdir; empty for a new one.
-
-  Raises:
-    BadInput: it makes no experiment.
-  """
-  try:
-    stored = description.read(workdir)
-    if not stored:
-      return {}
-    try:
-      R2D2Config(**stored['config'])
-    except (TypeError, ValueError) as error:
-      raise description.refusal(workdir, error) from error
-  except description.BadDescription as error:
-    raise BadInput(str(error)) from error
-  # Of a version that kept no history: its last start is all that is known.
-  start = {
-    'time': _utc(os.path.getmtime(description.path(workdir))),
-    'command': stored.get('command'),
-    'revision': stored.get('revision'),
-  }
-  return {'history': [start], **stored}
-
-
-def _read_resumed(workdir: str) -> Mapping[str, Any]:
-  """As `_read_stored`, for a start there.
-
-  Raises:
-    BadInput: it makes no experiment, or is missing beside checkpoints.
-    CheckpointError: the checkpoints' folder cannot be read.
-  """
-  stored = _read_stored(workdir)
-  if not stored and os.path.isdir(workdir) and checkpointing.find(workdir):
-    raise BadInput(
-      f'{shown(workdir)} has checkpoints but no config.json, which says of what they '
-      'are: restore it, or give another --workdir'
-    )
-  return stored
-
-
-def _write_stored(
-  workdir: str,
-  config: R2D2Config,
-  environment: Mapping[str, str],
-  before: Mapping[str, Any],
-):
-  """Writes what runs from now on, and adds it to the history `before` this start."""
-  versions = {
-    distribution.metadata['Name']: distribution.version
-    for distribution in importlib.metadata.distributions()
-  }
-  start: dict[str, Any] = {
-    'time': _utc(time.time()),
-    'command': sys.argv,
-    'revision': revision(),
-  }
-  if before:
-    old = before.get('versions', versions)
-    start['changed_versions'] = {
-      name: [old.get(name), versions.get(name)]
-      for name in sorted(old.keys() | versions.keys())
-      if old.get(name) != versions.get(name)
-    }
-    start['changed_fields'] = _changes(R2D2Config(**before['config']), config)
-  content = {
-    'environment': environment,
-    'config': dataclasses.asdict(config),
-    'seed': config.seed,
-    'command': start['command'],
-    'revision': start['revision'],
-    'versions': versions,
-    'history': [*before.get('history', []), start],
-  }
-  path = description.path(workdir)
-  with open(f'{path}.new', 'w') as file:
-    json.dump(content, file, indent=2)
-    file.flush()
-    os.fsync(file.fileno())  # or a crash could leave an empty file under the name
-  os.replace(f'{path}.new', path)
-
-
-def _utc(seconds: float) -> str:
-  """A time since the epoch, such as 2026-11-25T22:05:11+00:00."""
-  return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(
-    timespec='seconds'
-  )
-
-
-def revision() -> str:
-  """The checkout's commit, with `+` if files differ; else 'unknown'."""
-  directory = os.path.dirname(os.path.abspath(__file__))
-  try:
-    return subprocess.run(
-      ['git', '-C', directory, 'describe', '--always', '--abbrev=40', '--dirty=+'],
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    return 'unknown'

@@ -28,6 +28,7 @@ _ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT
 # Runs scripts, each in a fork of a process that has the imports behind it.
 _SERVER = """
 import json, os, runpy, signal, sys, time, traceback
+import experiment_flags
 from r2d2_acme import agent, experiment, program
 from r2d2_acme.running import launching
 
@@ -63,10 +64,11 @@ for line in sys.stdin:
 # A program that says what it was asked for.
 _DESCRIBE = """
 import dataclasses, json, os
+import experiment_flags
 from r2d2_acme import experiment
 
 def main():
-  run = experiment.from_flags()
+  run = experiment.begin(experiment_flags.from_flags()).experiment
   spec = run.environment_factory(7).observation_spec()
   assert spec == run.environment_spec.observations
   with open(os.path.join(run.workdir, 'config.json')) as file:
@@ -75,7 +77,7 @@ def main():
   print(json.dumps([config, environment, spec.shape, run.workdir]))
   return 0
 
-experiment.run(main)
+experiment_flags.run(main)
 """
 
 
@@ -104,7 +106,7 @@ def server(home):
     [sys.executable, '-c', _SERVER],
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
-    env={**_ENVIRON, 'HOME': str(home)},
+    env={**_ENVIRON, 'HOME': str(home), 'PYTHONPATH': str(_LAUNCH)},
     text=True,
   ) as process:
     yield process
@@ -271,12 +273,12 @@ def test_module_in_the_current_directory_is_found_in_every_process(start, tmp_pa
   script.parent.mkdir()
   script.write_text(
     'import pathlib, pickle\n'
-    'from r2d2_acme import experiment\n'
+    'import experiment_flags\n'
     'def main():\n'
-    '  run = experiment.from_flags()\n'
+    '  run = experiment_flags.from_flags()\n'
     '  pathlib.Path("factory").write_bytes(pickle.dumps(run.environment_factory))\n'
     '  return 0\n'
-    'experiment.run(main)\n'
+    'experiment_flags.run(main)\n'
   )
   assert start('--env=my_task:Found-v0', script=script) == _Ended(0, '', '')
   worker = script.with_name('worker.py')
@@ -669,7 +671,7 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
       ['--config.max_replay_size=1000000000'],
       ['GiB of memory', 'max_replay_size=1000000000 windows', 'processes', 'lower'],
     ),
-    (['--num_actors=100000'], ['GiB for 100004 processes', '--num_actors']),
+    (['--num_actors=100000'], ['GiB for 100003 processes', '--num_actors']),
     (['--max_actor_steps=0'], ['max_actor_steps', '0']),
     (['--max_learner_steps=-1'], ['max_learner_steps', '-1']),
     (['--lp_launch_type=vertex_ai'], ['vertex_ai', 'local_mp, local_mt']),
@@ -697,9 +699,9 @@ def test_ctrl_c_is_no_traceback(start, tmp_path):
   script = tmp_path / 'interrupted.py'
   script.write_text(
     'import os, signal\n'
-    'from r2d2_acme import experiment\n'
+    'import experiment_flags\n'
     'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
-    'experiment.run(lambda: os.kill(os.getpid(), signal.SIGINT))\n'
+    'experiment_flags.run(lambda: os.kill(os.getpid(), signal.SIGINT))\n'
   )
   assert start(script=script) == _Ended(130, '', '')
 
@@ -739,7 +741,8 @@ def test_file_in_the_place_of_a_folder_is_refused(refuse, workdir, path):
 @pytest.mark.parametrize('path', ['sittings.csv', 'actor/logs.csv', 'learner/logs.csv'])
 def test_log_that_cannot_be_written_is_refused(refuse, workdir, path, make):
   path = workdir / 'logs' / path
-  path.parent.mkdir(parents=True)
+  path.parent.mkdir(exist_ok=True)
+  path.unlink(missing_ok=True)
   make(path)
   assert f'cannot write in {path}' in refuse('--workdir=run')
 

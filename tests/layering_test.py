@@ -20,8 +20,10 @@ _LAYERS = (
   {'environments', 'replay', 'learning'},
   {'acting', 'workdir'},
   {'builder'},
+  {'experiment'},
   {'results'},
-  {'agent', 'experiment', 'program', 'running'},
+  {'running'},
+  {'agent', 'program'},
   {'launch'},
 )
 _LAYER = {name: index for index, layer in enumerate(_LAYERS) for name in layer}

@@ -24,6 +24,7 @@ from r2d2_acme import program as program_lib
 from r2d2_acme.acting.exploration import epsilon_ladder
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
+from r2d2_acme.experiment import Experiment
 from r2d2_acme.workdir import checkpointing
 from r2d2_acme.workdir import sittings as sittings_lib
 from tests import helpers
@@ -63,6 +64,7 @@ class _Run(NamedTuple):
     priorities: of windows in the table.
     initial: the network's variables before the first learner step.
     final: what the learner served at the end: variables and learner steps.
+    learner_steps: of the last row before that.
     counts: of the last checkpoint.
     seeds: of the environments that nodes made.
     fetched: learner steps behind the parameters that the evaluator fetched.
@@ -74,6 +76,7 @@ class _Run(NamedTuple):
   priorities: list[float]
   initial: list[np.ndarray]
   final: list[Any]
+  learner_steps: int
   counts: dict[str, float]
   seeds: list[int]
   fetched: list[int]
@@ -124,7 +127,9 @@ def fetched():
 @contextlib.contextmanager
 def _launched(workdir: pathlib.Path):
   """The nodes of a program that runs for as long."""
-  program = program_lib.make_program(_CONFIG, _make_pong, workdir=str(workdir))
+  program = program_lib.make_program(
+    Experiment(_CONFIG, _make_pong, workdir=str(workdir))
+  )
   nodes = program.groups
   _seeds.clear()
   cleanups: list[Any] = []
@@ -151,6 +156,7 @@ def workdir(tmp_path_factory) -> pathlib.Path:
 def run(launchpad, fetched, workdir) -> _Run:
   with _launched(workdir) as nodes:
     helpers.wait_until(lambda: _is_done(_read_rows(workdir)), timeout=_TIMEOUT)
+    rows = _read_rows(workdir)
     learner = courier.Client(nodes['learner'][0].courier_address.resolve())
     (final,) = learner.get_variables(['policy'])
     replay = reverb.Client(nodes['replay'][0].reverb_address.resolve())
@@ -163,6 +169,7 @@ def run(launchpad, fetched, workdir) -> _Run:
     priorities=[sample.info.priority for sample in samples],
     initial=[v.numpy() for v in R2D2Builder(_CONFIG, spec).make_network().variables],
     final=final,
+    learner_steps=int(rows['learner'][-1]['learner_steps']),
     counts=checkpointing.verify(str(workdir)),
     seeds=seeds,
     fetched=list(fetched),
@@ -173,7 +180,6 @@ def run(launchpad, fetched, workdir) -> _Run:
 def test_every_part_is_a_node(run):
   assert run.groups == {
     'replay': 1,
-    'counter': 1,
     'learner': 1,
     'actor': 2,
     'evaluator': 1,
@@ -194,7 +200,7 @@ def test_learner_learns(run):
   steps = [row['learner_steps'] for row in run.rows['learner']]
   assert steps == sorted(set(steps))
   *final, num_steps = run.final
-  assert num_steps >= steps[-1]
+  assert num_steps >= run.learner_steps
   moved = [not np.array_equal(a, b) for a, b in zip(run.initial, final, strict=True)]
   assert all(moved)
 
@@ -259,7 +265,7 @@ def test_corrupt_checkpoint_is_found_before_any_node_starts(tmp_path):
   folder.mkdir(parents=True)
   (folder / 'ckpt-1.index').touch()
   with pytest.raises(checkpointing.CheckpointError):
-    program_lib.make_program(_CONFIG, _make_pong, workdir=str(tmp_path))
+    program_lib.make_program(Experiment(_CONFIG, _make_pong, workdir=str(tmp_path)))
 
 
 def test_rows_and_the_list_of_sittings_have_its_number(run):
@@ -289,8 +295,8 @@ def test_resumed_program_has_other_seeds_and_counts_on(run, workdir):
 
 
 def test_evaluator_is_optional():
-  program = program_lib.make_program(_CONFIG, _make_pong, evaluator=False)
-  assert set(program.groups) == {'replay', 'counter', 'learner', 'actor'}
+  program = program_lib.make_program(Experiment(_CONFIG, _make_pong, evaluator=False))
+  assert set(program.groups) == {'replay', 'learner', 'actor'}
 
 
 _SMALL = (
@@ -321,7 +327,7 @@ _DIVERGING = """
 import sys
 from absl import app
 from acme import wrappers
-from r2d2_acme import environments, program
+from r2d2_acme import environments, experiment, program
 from r2d2_acme.running import launching
 from tests import helpers
 
@@ -332,10 +338,12 @@ class Exploding(wrappers.EnvironmentWrapper):
 def main(_):
   return launching.launch(
     program.make_program(
-      helpers.make_config(),
-      lambda seed: Exploding(environments.make_cue_recall(seed=seed)),
-      workdir=sys.argv[1],
-      evaluator=False,
+      experiment.Experiment(
+        helpers.make_config(),
+        lambda seed: Exploding(environments.make_cue_recall(seed=seed)),
+        workdir=sys.argv[1],
+        evaluator=False,
+      )
     ),
     sys.argv[2],
     sys.argv[1] + '/output',
@@ -361,16 +369,18 @@ def test_learner_that_fails_saves(tmp_path, launch_type):
 _WITHOUT_WORKDIR = """
 import sys
 from absl import app
-from r2d2_acme import environments, program
+from r2d2_acme import environments, experiment, program
 from r2d2_acme.running import launching
 from tests import helpers
 
 def main(_):
   return launching.launch(
     program.make_program(
-      helpers.make_config(),
-      lambda seed: environments.make_cue_recall(seed=seed),
-      max_actor_steps=300,
+      experiment.Experiment(
+        helpers.make_config(),
+        lambda seed: environments.make_cue_recall(seed=seed),
+        max_actor_steps=300,
+      )
     ),
     'local_mt',
     sys.argv[1],

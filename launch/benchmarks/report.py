@@ -13,8 +13,8 @@ import psutil
 from rich import console, table
 
 from benchmarks import measuring
-from r2d2_acme import experiment
 from r2d2_acme.results import plotting
+from r2d2_acme.workdir import description
 
 # Sides; the ratios are to the first two.
 ACME = 'Acme'
@@ -177,7 +177,7 @@ def describe_run() -> dict[str, Any]:
       'system': platform.platform(),
     },
     'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-    'revision': experiment.revision(),
+    'revision': description.revision(),
     'versions': {
       'python': platform.python_version(),
       **{name: importlib.metadata.version(name) for name in _VERSIONS},

@@ -67,14 +67,19 @@ def make_gymnasium(
   except base.FAULTS as error:  # whatever its own code raises
     raise ValueError(_cannot_make(id, error)) from error
   try:
-    return _adapt(env, id, seed)
+    return adapt(env, id, seed)
   except BaseException:
     with contextlib.suppress(*base.FAULTS):
       env.close()  # nobody else can
     raise
 
 
-def _adapt(env: gymnasium.Env, id: str, seed: int | None) -> GymnasiumAdapter:
+def adapt(env: gymnasium.Env, id: str, seed: int | None) -> GymnasiumAdapter:
+  """Makes a Gymnasium environment a `dm_env` one; `id` is its name in errors.
+
+  Raises:
+    ValueError: R2D2 does not fit it.
+  """
   frames_per_step = _frames_per_step(env, id)
   try:
     return GymnasiumAdapter(env, seed=seed, frames_per_step=frames_per_step)
@@ -88,7 +93,7 @@ def _find(id: str) -> registration.EnvSpec:
   """Returns the spec of an id, after the import of its module."""
   module, colon, name = id.rpartition(':')
   if colon:
-    _import(module)
+    import_module(module)
   if name in gymnasium.registry:
     return gymnasium.registry[name]
   game = atari.guess_game(name)
@@ -107,7 +112,7 @@ def _find(id: str) -> registration.EnvSpec:
     raise ValueError(_cannot_make(id, error) + where) from error
 
 
-def _import(module: str):
+def import_module(module: str):
   """Imports a module, which may be in the current directory.
 
   That directory comes after what is installed, so that nothing in it hides a module of

@@ -2,40 +2,50 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import dm_env
+import gymnasium
 
 from r2d2_acme.environments import base
 from r2d2_acme.environments.checks import EnvironmentFailed, checked
+from r2d2_acme.environments.factories import EnvironmentFactory
+from r2d2_acme.environments.gymnasium_ids import adapt
 
 
 @contextlib.contextmanager
 def opened(
-  factory: Callable[[int], dm_env.Environment], seeds: Iterable[int]
+  factory: EnvironmentFactory, seeds: Iterable[int]
 ) -> Iterator[list[dm_env.Environment]]:
   """Makes a `checked` environment from each seed; closes all of them at the end.
 
   An error of `close` is printed, not raised: it must not hide why the end came.
 
   Args:
-    factory: makes an environment from a seed. If it raises, those that it has made are
-      closed.
+    factory: makes a `dm_env` or Gymnasium environment from a seed. If it raises, those
+      that it has made are closed.
     seeds: of the environments.
 
   Raises:
-    ValueError: what it makes is no `dm_env.Environment`.
+    ValueError: what it makes is neither, or R2D2 does not fit it.
   """
   with contextlib.ExitStack() as stack:
     environments = []
     for seed in seeds:
       environment = factory(seed)
       try:
+        if isinstance(environment, gymnasium.Env):
+          environment = adapt(environment, _name(environment), seed)
         environment = checked(environment)
       finally:
         stack.callback(_close, environment)
       environments.append(environment)
     yield environments
+
+
+def _name(environment: gymnasium.Env) -> str:
+  spec = environment.spec
+  return spec.id if spec else type(environment.unwrapped).__name__
 
 
 def _close(environment: dm_env.Environment):

@@ -1,15 +1,41 @@
-"""`config.json`: what the run in a workdir is, as far as its readers rely on it."""
+"""`config.json`: what the run in a workdir is, and the history of its starts."""
 
+import dataclasses
+import datetime
+import importlib.metadata
 import json
 import math
 import os
 import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.workdir.paths import shown
 
-_FLAGS = ('game', 'env')  # one of them names the environment
+# A resumed run may change these fields; `config.json` keeps when it did.
+FREE_FIELDS = (
+  # How it learns from here on.
+  'learning_rate',
+  'adam_epsilon',
+  'max_gradient_norm',
+  'target_update_period',
+  # How it uses the machine.
+  'num_actors',
+  'envs_per_actor',
+  'checkpoint_period',
+  'num_checkpoints',
+  'checkpoint_keep_period',
+  'num_best_episodes',
+  'evaluation_period',
+  'max_evaluation_steps',
+  'torso_dtype',
+)
+
+_KINDS = ('game', 'env', 'environment')  # flags: one of them names the environment
 _CURE = 'restore it, or give another --workdir'
 # What reading foreign JSON may raise, if it is other than expected.
 _NOT_OURS = (
@@ -31,13 +57,13 @@ def read(workdir: str) -> dict[str, Any]:
   """Reads a workdir's description.
 
   Returns:
-    What it says, empty if there is none. `environment` is one pair of a flag and a
-    name; `config` holds fields of `R2D2Config` with values of their types, and perhaps
-    fields of another version; where there are `versions` and a `history`, they are a
-    dict and a list of dicts.
+    The content, or an empty dict if there is no file. `environment` is one pair of a
+    flag and a name, as `environments.describe` has it; `config` holds fields of
+    `R2D2Config` with values of their types, and perhaps fields of another version;
+    where there are `versions` and a `history`, they are a dict and a list of dicts.
 
   Raises:
-    BadDescription: it is damaged, or of something else.
+    BadDescription: the file is damaged, or it is not a description.
   """
   file = path(workdir)
   if not os.path.lexists(file):
@@ -50,11 +76,107 @@ def read(workdir: str) -> dict[str, Any]:
     _check(stored)
     return stored
   except _NOT_OURS as error:
-    raise refusal(workdir, error) from error
+    raise _refusal(workdir, error) from error
 
 
-def refusal(workdir: str, error: Exception) -> BadDescription:
-  """Returns what to raise where a workdir's description makes no experiment."""
+def read_experiment(workdir: str) -> dict[str, Any]:
+  """Reads a description whose config must be one of this version.
+
+  Returns:
+    As `read`, always with a `history` if there is a file: of a version that kept none
+    only the last start is known.
+
+  Raises:
+    BadDescription: as `read`, or a field of the config is not one of this version.
+  """
+  stored = read(workdir)
+  if not stored:
+    return {}
+  try:
+    R2D2Config(**stored['config'])
+  except (TypeError, ValueError) as error:
+    raise _refusal(workdir, error) from error
+  start = {
+    'time': _utc(os.path.getmtime(path(workdir))),
+    'command': stored.get('command'),
+    'revision': stored.get('revision'),
+  }
+  return {'history': [start], **stored}
+
+
+def write(
+  workdir: str,
+  config: R2D2Config,
+  environment: Mapping[str, str],
+  before: Mapping[str, Any],
+):
+  """Writes what runs from now on, and adds this start to the history.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    environment: one pair, as `environments.describe` returns it.
+    before: what `read_experiment` has returned.
+
+  Raises:
+    OSError: the file cannot be written. The old one is still there.
+  """
+  versions = {
+    distribution.metadata['Name']: distribution.version
+    for distribution in importlib.metadata.distributions()
+  }
+  start: dict[str, Any] = {
+    'time': _utc(time.time()),
+    'command': sys.argv,
+    'revision': revision(),
+  }
+  if before:
+    old = before.get('versions', versions)
+    start['changed_versions'] = {
+      name: [old.get(name), versions.get(name)]
+      for name in sorted(old.keys() | versions.keys())
+      if old.get(name) != versions.get(name)
+    }
+    start['changed_fields'] = changes(R2D2Config(**before['config']), config)
+  content = {
+    'environment': dict(environment),
+    'config': dataclasses.asdict(config),
+    'seed': config.seed,
+    'command': start['command'],
+    'revision': start['revision'],
+    'versions': versions,
+    'history': [*before.get('history', []), start],
+  }
+  file = path(workdir)
+  with open(f'{file}.new', 'w') as opened:
+    json.dump(content, opened, indent=2)
+    opened.flush()
+    os.fsync(opened.fileno())  # or a crash could leave an empty file under the name
+  os.replace(f'{file}.new', file)
+
+
+def changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields that differ, each with its old and its new value."""
+  fields = dataclasses.asdict(after)
+  pairs = {name: (getattr(before, name), value) for name, value in fields.items()}
+  return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def revision() -> str:
+  """Returns the checkout's commit, with `+` if files differ, or 'unknown'."""
+  directory = os.path.dirname(os.path.abspath(__file__))
+  try:
+    return subprocess.run(
+      ['git', '-C', directory, 'describe', '--always', '--abbrev=40', '--dirty=+'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+
+
+def _refusal(workdir: str, error: Exception) -> BadDescription:
   reason = ' '.join(str(error).split()) if isinstance(error, ValueError) else ''
   return BadDescription(
     f'{shown(path(workdir))} is not a config of this version '
@@ -64,9 +186,9 @@ def refusal(workdir: str, error: Exception) -> BadDescription:
 
 def _check(stored: Any):
   """Raises one of `_NOT_OURS` if this is no description."""
-  ((flag, name),) = dict(stored['environment']).items()
-  if flag not in _FLAGS or not isinstance(name, str):
-    raise ValueError(f'the environment is {flag}={name!r}')
+  ((kind, name),) = dict(stored['environment']).items()
+  if kind not in _KINDS or not isinstance(name, str):
+    raise ValueError(f'the environment is {kind}={name!r}')
   for key, value in dict(stored['config']).items():
     annotation = get_type_hints(R2D2Config).get(key)
     if annotation is not None and not _has_type(value, annotation):
@@ -85,3 +207,10 @@ def _has_type(value: Any, annotation: Any) -> bool:
   if annotation in (bool, int, str):
     return type(value) is annotation
   return isinstance(value, list) and all(type(x) is int for x in value)
+
+
+def _utc(seconds: float) -> str:
+  """Returns a time since the epoch as in 2026-11-25T22:05:11+00:00."""
+  return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(
+    timespec='seconds'
+  )

@@ -13,6 +13,7 @@ from dm_env import specs
 
 from r2d2_acme import config as config_lib
 from r2d2_acme.agent import R2D2
+from r2d2_acme.experiment import Experiment
 from r2d2_acme.observations import layouts
 from r2d2_acme.program import make_program
 
@@ -231,7 +232,7 @@ _CONFIG = config_lib.R2D2Config(num_actors=1, envs_per_actor=1)
 
 
 def _start_program(environment):
-  make_program(_CONFIG, lambda seed: environment)
+  make_program(Experiment(_CONFIG, lambda seed: environment))
 
 
 def _start_agent(environment):

@@ -588,6 +588,7 @@ for argv in json.loads(sys.argv[1]):
       path = os.path.join(argv[1], str(number))
       os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
     sys.argv = [argv[0], *argv[2:]]
+    sys.path.insert(0, os.path.dirname(argv[0]))
     runpy.run_path(argv[0], run_name='__main__')
   except SystemExit as error:
     code = error.code

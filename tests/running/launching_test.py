@@ -47,7 +47,7 @@ _SMALL = (
   '--config.samples_per_insert_tolerance=1',
   '--config.evaluation_period=0.5',
 )
-_NODES = {'replay/0', 'counter/0', 'learner/0', 'actor/0', 'evaluator/0'}
+_NODES = {'replay/0', 'learner/0', 'actor/0', 'evaluator/0'}
 _ROW = re.compile(
   r'\[(Learner|Actor|Actor 1|Evaluator)\] (\w+( \w+)* = [-\d.]+( \| )?)+'
 )
@@ -280,25 +280,25 @@ def terminated(worlds, workdir):
 
 
 @pytest.fixture(scope='module')
-def without_counter(worlds, terminated, workdir):
-  """A second, whose counter hangs, and is then killed."""
+def without_replay(worlds, terminated, workdir):
+  """A second, whose replay hangs, and is then killed."""
   num_rows = len(terminated.rows('learner'))
   with _started(workdir, _LOCAL_MP, '--noevaluator', env=worlds) as program:
     program.before = terminated.counts()
     program.wait_until(lambda: len(program.rows('learner')) > num_rows)
     program.first_row = program.rows('learner')[num_rows]
-    counter = program.nodes()['counter/0']
-    counter.suspend()
+    replay = program.nodes()['replay/0']
+    replay.suspend()
     time.sleep(3)  # by now all that ask it wait
     program.last_row = program.rows('learner')[-1]
-    counter.kill()
+    replay.kill()
     yield program.wait(_STOP_TIMEOUT)
 
 
 @pytest.fixture(scope='module')
-def limited(worlds, without_counter, workdir):
+def limited(worlds, without_replay, workdir):
   """A third, with one more actor, to a number of learner steps."""
-  before = without_counter.counts()
+  before = without_replay.counts()
   limit = int(before['learner_steps']) + 20
   flags = (_LOCAL_MP, '--num_actors=2', f'--max_learner_steps={limit}', '--noevaluator')
   with _started(workdir, *flags, env=worlds) as program:
@@ -353,7 +353,7 @@ def impatient(worlds, orphaned, workdir):
     os.killpg(program.pid, signal.SIGHUP)
     time.sleep(2)
     program.survived = set(program.nodes())
-    program.nodes()['counter/0'].suspend()
+    program.nodes()['replay/0'].suspend()
     os.killpg(program.pid, signal.SIGINT)
     time.sleep(1)
     os.killpg(program.pid, signal.SIGINT)
@@ -396,7 +396,7 @@ def without_learner(tmp_path_factory):
   with _started(workdir, *flags, '--lp_termination_notice_secs=5') as program:
     program.wait_until(lambda: bool(program.rows('actor')))
     nodes = program.nodes()
-    nodes['counter/0'].suspend()
+    nodes['replay/0'].suspend()
     nodes['learner/0'].kill()
     yield program.wait(_STOP_TIMEOUT)
 
@@ -421,7 +421,7 @@ def test_sigterm_saves(terminated):
 def test_only_the_learner_sees_the_gpu(terminated):
   gpus = dict(terminated.visible_gpus)
   assert gpus.pop('learner') == os.environ.get('CUDA_VISIBLE_DEVICES')
-  assert gpus == dict.fromkeys(['replay', 'counter', 'actor', 'evaluator'], '-1')
+  assert gpus == dict.fromkeys(['replay', 'actor', 'evaluator'], '-1')
 
 
 def test_user_sees_rows_and_nothing_else(limited):
@@ -448,9 +448,9 @@ def test_all_that_a_node_says_is_in_its_file(terminated):
   assert terminated.seen.keys() == _NODES
 
 
-def test_resumed_program_counts_on(without_counter):
-  before = without_counter.before
-  row = without_counter.first_row
+def test_resumed_program_counts_on(without_replay):
+  before = without_replay.before
+  row = without_replay.first_row
   assert row['learner_steps'] == before['learner_steps'] + 1
   assert row['actor_steps'] > before['actor_steps']
   assert row['wall_time'] > before['wall_time']
@@ -469,20 +469,20 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
     assert numbers[-1] >= 2
 
 
-def test_dead_counter_ends_it_and_is_named(without_counter):
-  assert without_counter.code == 1
-  assert without_counter.lines[-1].startswith('counter/0 was killed by signal 9')
+def test_dead_replay_ends_it_and_is_named(without_replay):
+  assert without_replay.code == 1
+  assert without_replay.lines[-1].startswith('replay/0 was killed by signal 9')
 
 
-def test_learner_saves_although_the_counter_is_gone(without_counter):
-  last = without_counter.last_row['learner_steps']
-  assert without_counter.counts()['learner_steps'] >= last
+def test_learner_saves_although_the_replay_is_gone(without_replay):
+  last = without_replay.last_row['learner_steps']
+  assert without_replay.counts()['learner_steps'] >= last
 
 
 def test_limit_of_learner_steps_ends_it_with_code_0(limited):
   assert limited.code == 0
   assert limited.counts()['learner_steps'] >= limited.limit
-  # The counter looks once a second.
+  # The learner looks once a second.
   assert limited.counts()['learner_steps'] < limited.limit + 1_000
 
 
@@ -521,13 +521,13 @@ def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
 @pytest.mark.parametrize(
   'name',
   [
-    *('terminated', 'without_counter', 'limited', 'interrupted', 'orphaned'),
+    *('terminated', 'without_replay', 'limited', 'interrupted', 'orphaned'),
     *('impatient', 'broken', 'without_learner', 'unsaved'),
   ],
 )
 def test_no_process_is_left(name, worlds, request):
   program = request.getfixturevalue(name)
-  assert {'replay/0', 'counter/0', 'learner/0', 'actor/0'} <= program.seen.keys()
+  assert {'replay/0', 'learner/0', 'actor/0'} <= program.seen.keys()
   assert not program.nodes()
   assert not _helpers(worlds)
 
@@ -592,13 +592,13 @@ def test_stop_while_nodes_start_is_code_0(tmp_path, seconds, number):
 def test_nodes_that_do_not_stop_in_time_are_named(tmp_path):
   flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
   with _started(tmp_path / 'run', *flags, '--lp_termination_notice_secs=1') as program:
-    program.wait_until(lambda: 'counter/0' in program.nodes())
-    program.nodes()['counter/0'].suspend()
+    program.wait_until(lambda: 'replay/0' in program.nodes())
+    program.nodes()['replay/0'].suspend()
     os.kill(program.pid, signal.SIGTERM)
     program.wait(_STOP_TIMEOUT)
     assert program.code == 1
     assert program.lines[-1].startswith('These nodes did not stop within 1 s and were ')
-    assert 'counter/0' in program.lines[-1]
+    assert 'replay/0' in program.lines[-1]
     assert not program.nodes()
 
 
@@ -636,14 +636,14 @@ def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
 
 _BY_HAND = """
 import signal, sys, threading
-from r2d2_acme import environments, make_program
+from r2d2_acme import Experiment, environments, make_program
 from r2d2_acme.running import launching
 from tests import helpers
 
 def launch(workdir, steps):
-  program = make_program(
+  program = make_program(Experiment(
     helpers.make_config(), lambda seed: environments.make('CartPole-v1', seed=seed),
-    workdir=workdir, evaluator=False, max_learner_steps=steps)
+    workdir=workdir, evaluator=False, max_learner_steps=steps))
   return launching.launch(program, 'local_mt', workdir)
 
 def in_a_thread():

@@ -12,6 +12,7 @@ import pytest
 from r2d2_acme import program
 from r2d2_acme.agent import R2D2
 from r2d2_acme.environments import make_cue_recall
+from r2d2_acme.experiment import BadInput, Experiment
 from r2d2_acme.workdir import locking, sittings
 from tests import helpers
 
@@ -142,8 +143,10 @@ def test_agent_by_hand_keeps_others_out_as_long_as_it_lives(tmp_path):
 def test_program_made_by_hand_is_refused_and_begins_no_sitting(tmp_path, holder):
   """Readers of the logs would cut the other program's rows at its start."""
   with _holding(holder, tmp_path) as (pid, _):
-    with pytest.raises(locking.WorkdirInUse, match=str(pid)):
+    with pytest.raises(BadInput, match=str(pid)):
       program.make_program(
-        helpers.make_config(), lambda seed: make_cue_recall(), workdir=str(tmp_path)
+        Experiment(
+          helpers.make_config(), lambda seed: make_cue_recall(), workdir=str(tmp_path)
+        )
       )
   assert sittings.read(str(tmp_path)) == []

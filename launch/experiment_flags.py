@@ -1,0 +1,174 @@
+"""The flags of the programs here, and the experiment that they describe."""
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from absl import app, flags
+from ml_collections import config_dict, config_flags
+
+from r2d2_acme import config as config_lib
+from r2d2_acme import environments, experiment
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.experiment import BadInput, Experiment
+from r2d2_acme.system import processes, runtime, stopping
+from r2d2_acme.workdir import checkpointing, description, paths
+
+_GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
+_ENV = flags.DEFINE_string(
+  'env',
+  None,
+  'Instead, a Gymnasium id such as CartPole-v1, or memory/cue_recall, memory/t_maze, '
+  'bsuite/memory_len/15.',
+)
+_ENVIRONMENT = flags.DEFINE_string(
+  'environment',
+  None,
+  'Instead, a function from a seed to a dm_env or Gymnasium environment, such as '
+  'my_module:make_environment; the module may be in the current directory.',
+)
+_PRESET = flags.DEFINE_enum(
+  'preset', 'laptop', sorted(config_lib.PRESETS), 'Where the config starts from.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Logs and checkpoints; used again, it resumes. [runs/<game>]'
+)
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint',
+  None,
+  "Resume from this one of the workdir's (`ckpt-3`, or `best`), setting later ones "
+  'aside.',
+)
+_NUM_ACTORS = flags.DEFINE_integer('num_actors', None, 'As --config.num_actors.')
+_ENVS_PER_ACTOR = flags.DEFINE_integer(
+  'envs_per_actor', None, 'As --config.envs_per_actor.'
+)
+_SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
+_MAX_ACTOR_STEPS = flags.DEFINE_integer(
+  'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
+)
+_MAX_LEARNER_STEPS = flags.DEFINE_integer(
+  'max_learner_steps', None, 'Stop after so many learner steps.', lower_bound=1
+)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+  """Parses the flags and runs a program's main; the process ends with its code.
+
+  Bad input is one line on stderr and exit code 2. A failure of the environment is its
+  own traceback, if it has one, then one line, and code 1. Ctrl-C, where the program
+  does not handle it, is code 130. No child of the process is left.
+  """
+
+  def parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+      # Not when this module is imported, since it reads the arguments at once.
+      config_flags.DEFINE_config_dict(
+        'config',
+        config_dict.ConfigDict(dataclasses.asdict(config_lib.laptop())),
+        'Any field of R2D2Config, as --config.<field>=; shown are those of laptop.',
+      )
+      # Warnings and errors only; the default is INFO.
+      return flags.FLAGS([argv[0], '--verbosity=-1', *argv[1:]])
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+      runtime.exit_with_error(str(error))
+
+  def checked(argv: Sequence[str]) -> NoReturn:
+    try:
+      if argv[1:]:
+        raise BadInput(f'{argv[1]!r} is not a flag: see --help')
+      code = main()
+    except (BadInput, checkpointing.CheckpointError, paths.BadWorkdir) as error:
+      runtime.exit_with_error(str(error))
+    except environments.EnvironmentFailed as error:
+      _exit_with_failure(error)
+    except KeyboardInterrupt:
+      code = stopping.QUIT_CODE
+    finally:
+      processes.kill_descendants()
+    sys.exit(code)
+
+  app.run(checked, flags_parser=parse)
+
+
+def _exit_with_failure(error: environments.EnvironmentFailed) -> NoReturn:
+  """Prints why an environment failed, and ends with code 1."""
+  cause = error.__cause__
+  # Where a check of ours failed the line says it all.
+  if cause is not None and not isinstance(cause, environments.base.BadValue):
+    traceback.print_exception(cause)
+  runtime.exit_with_error(str(error), code=1)
+
+
+def from_flags(*, evaluator: bool = True, **fixed: Any) -> Experiment:
+  """Builds the experiment that the flags describe.
+
+  In a workdir with a `config.json` the experiment described there goes on, and
+  flags that say otherwise are refused.
+
+  Args:
+    evaluator: as in `Experiment`.
+    **fixed: fields of the config that flags must not contradict.
+
+  Raises:
+    BadInput: the flags cannot work, alone, together or in that workdir.
+    BadWorkdir: no folder can have the workdir's path.
+    CheckpointError: the checkpoints' folder cannot be read.
+  """
+  default = f'runs/{_default_name()}'
+  workdir = paths.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
+  stored = experiment.read_resumed(workdir)
+  kind, name = _environment_from_flags(stored, workdir)
+  config = _config_from_flags(stored, fixed)
+  return Experiment(
+    config,
+    environments.NamedFactory(kind, name, config.full_action_space),
+    workdir=workdir,
+    evaluator=evaluator,
+    max_actor_steps=_MAX_ACTOR_STEPS.value,
+    max_learner_steps=_MAX_LEARNER_STEPS.value,
+    checkpoint=_CHECKPOINT.value,
+  )
+
+
+def _default_name() -> str:
+  name = _ENVIRONMENT.value or _ENV.value or _GAME.value or 'pong'
+  return name.replace('/', '_')
+
+
+def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[str, str]:
+  """Returns the flag that names the environment, and the name."""
+  given = {f.name: f.value for f in (_GAME, _ENV, _ENVIRONMENT) if f.value}
+  if len(given) > 1:
+    raise BadInput(f'give {" or ".join(f"--{flag}" for flag in given)}, not both')
+  before = stored.get('environment', {})
+  if given and before:
+    experiment.check_environment(workdir, before, given)
+  ((kind, name),) = (given or before or {'game': 'pong'}).items()
+  return kind, name
+
+
+def _config_from_flags(
+  stored: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> R2D2Config:
+  """Returns the config of a new run, or that of a stored one with changes."""
+  given = dict(config_flags.get_override_values(flags.FLAGS['config']))
+  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
+    if flag.value is not None:
+      given[flag.name] = flag.value
+  for name, value in fixed.items():
+    if given.setdefault(name, value) != value:
+      raise BadInput(f'this program is for {name}={value}, not {given[name]}')
+  try:
+    preset = config_lib.PRESETS[_PRESET.value]()
+    if not stored:
+      return dataclasses.replace(preset, **given)
+    before = R2D2Config(**stored['config'])
+    # A free field goes on as it was last, whatever the preset says.
+    free = {name: getattr(before, name) for name in description.FREE_FIELDS}
+    start = preset if flags.FLAGS['preset'].present else before
+    return dataclasses.replace(start, **{**free, **given})
+  except (TypeError, ValueError) as error:
+    raise BadInput(str(error)) from error
