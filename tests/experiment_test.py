@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -729,6 +730,7 @@ def test_unwritable_workdir_is_refused(refuse, tmp_path, workdir):
 )
 def test_file_in_the_place_of_a_folder_is_refused(refuse, workdir, path):
   before = (workdir / 'config.json').read_bytes()
+  shutil.rmtree(workdir / path, ignore_errors=True)
   (workdir / path).parent.mkdir(parents=True, exist_ok=True)
   (workdir / path).touch()
   line = refuse('--workdir=run', '--config.learning_rate=0.5')

@@ -20,6 +20,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from r2d2_acme import environments
+from r2d2_acme import experiment as experiment_lib
 from r2d2_acme import program as program_lib
 from r2d2_acme.acting.exploration import epsilon_ladder
 from r2d2_acme.acting.policy import BatchedActor
@@ -261,11 +262,13 @@ def test_replay_is_filled_at_the_ratio(run):
 
 
 def test_corrupt_checkpoint_is_found_before_any_node_starts(tmp_path):
+  experiment = Experiment(_CONFIG, _make_pong, workdir=str(tmp_path))
+  experiment_lib.begin(experiment)
   folder = pathlib.Path(checkpointing.directory(str(tmp_path)))
   folder.mkdir(parents=True)
   (folder / 'ckpt-1.index').touch()
   with pytest.raises(checkpointing.CheckpointError):
-    program_lib.make_program(Experiment(_CONFIG, _make_pong, workdir=str(tmp_path)))
+    program_lib.make_program(experiment)
 
 
 def test_rows_and_the_list_of_sittings_have_its_number(run):

@@ -89,11 +89,12 @@ def test_nodes_train_to_the_limit_and_save_counts_with_the_weights(tmp_path):
   assert counts['actor_steps'] > 0
   assert counts['actor_episodes'] > 0
   assert counts['evaluator_episodes'] > 0
-  saved = {name: counts[name] for name in counts if name != 'wall_time'}
   served = learner.get_counts()
-  assert saved == {name: served[name] for name in saved}
+  for name in ('actor_steps', 'actor_episodes', 'evaluator_episodes'):
+    assert served[name] == counts[name]
+  # Learning goes on until the process ends.
   *_, num_steps = learner.get_variables(['policy'])[0]
-  assert num_steps == counts['learner_steps']
+  assert num_steps >= counts['learner_steps']
 
   resumed = _work(
     Experiment(_CONFIG, make_cue_recall, workdir=workdir, max_learner_steps=60)
