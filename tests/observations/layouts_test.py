@@ -263,7 +263,8 @@ def test_environment_made_for_its_specs_is_closed():
     assert environment.is_closed
 
 
-def test_program_refuses_what_is_no_dm_env_environment():
-  message = _message(_start_program, gymnasium.make('CartPole-v1'))
-  assert 'must be dm_env.Environments, not ' in message
+def test_program_takes_gymnasiums_environments_and_refuses_what_is_none():
+  _start_program(gymnasium.make('CartPole-v1'))
+  message = _message(_start_program, object())
+  assert 'must be dm_env.Environments, not object' in message
   assert 'GymnasiumAdapter' in message
