@@ -14,7 +14,7 @@ from acme.tf import variable_utils
 
 from r2d2_acme import calls
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import kinds
 from r2d2_acme.types import Observation, Step
 
 _NUM_DRAWS = 256  # steps whose random numbers are drawn together
@@ -59,7 +59,6 @@ class BatchedActor:
     adders: Sequence[Adder] | None = None,
   ):
     """Epsilons, seeds and adders are one for each environment."""
-    frame = environment_spec.observations
     self._num_actions = environment_spec.actions.num_values
     self._epsilons = epsilons
     self._rngs = [np.random.default_rng(seed) for seed in seeds]
@@ -69,23 +68,21 @@ class BatchedActor:
     self._variables = network.variables
     self._update_period = config.variable_update_period
     num_envs = len(epsilons)
-    *shape, self._num_channels = frame.shape
-    num_channels = self._num_channels * layouts.num_stacked(config, frame)
-    # The newest frames, oldest first, stacked along the channels.
-    self._stacks = np.zeros((num_envs, *shape, num_channels), frame.dtype)
+    self._kind = kinds.make(environment_spec.observations, config)
+    self._inputs = self._kind.make_inputs(num_envs)
     self._core_state = tree.map_structure(np.array, network.initial_state(num_envs))
     self._is_over = [True] * num_envs  # whether the next timestep starts an episode
     self.q = np.zeros((num_envs, self._num_actions), np.float32)
 
-    def policy(stacks, actions, rewards, *core_state):
+    def policy(inputs, actions, rewards, *core_state):
       q, next_state = network(
-        Observation(stacks, actions, rewards), snt.LSTMState(*core_state)
+        Observation(inputs, actions, rewards), snt.LSTMState(*core_state)
       )
       return [q, *next_state]
 
     self._policy = calls.Traced(
       policy,
-      tf.TensorSpec(self._stacks.shape, self._stacks.dtype),
+      tf.TensorSpec(self._inputs.shape, self._inputs.dtype),
       tf.TensorSpec([num_envs], tf.int32),
       tf.TensorSpec([num_envs], tf.float32),
       *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
@@ -141,9 +138,10 @@ class BatchedActor:
     for i, timestep in enumerate(timesteps):
       if not is_first[i]:
         rewards[i] = timestep.reward
-    self._push_frames(timesteps, is_first)
+    frames = [timestep.observation for timestep in timesteps]
+    self._kind.push_frames(self._inputs, frames, is_first)
     self.q, *next_state = self._policy(
-      self._stacks, actions, rewards, *self._core_state
+      self._inputs, actions, rewards, *self._core_state
     )
     if self._adders is not None:
       self._add(actions, rewards, timesteps, is_first)
@@ -170,18 +168,6 @@ class BatchedActor:
       {'policy': [*self._variables, self._age]},
       update_period=self._update_period,
     )
-
-  def _push_frames(self, timesteps, is_first):
-    """Moves every stack on by one frame; those before an episode's first are zero."""
-    new = self._num_channels
-    # All of memory moves by one frame's channels: in each pixel all frames get older,
-    # and what comes in from the next pixel is where the newest now goes.
-    flat = self._stacks.reshape(-1)
-    flat[:-new] = flat[new:]
-    for i, timestep in enumerate(timesteps):
-      self._stacks[i, ..., -new:] = timestep.observation
-      if is_first[i]:
-        self._stacks[i, ..., :-new] = 0
 
   def _epsilon_greedy(self) -> np.ndarray:
     if not self._explorations:

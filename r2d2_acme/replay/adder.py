@@ -11,6 +11,7 @@ import tree
 from acme import specs
 
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.observations import kinds
 from r2d2_acme.replay import tables
 from r2d2_acme.types import Step, Window, core_state_spec
 
@@ -61,9 +62,10 @@ class WindowAdder:
     self._priority_fn = priority_fn
     self._should_stop = should_stop
     frame = environment_spec.observations
-    self._num_blocks, block_length = tables.frame_blocks(config, environment_spec)
-    self._block = np.zeros((block_length, *frame.shape), frame.dtype)
-    num_rows = self._num_blocks * block_length
+    kind = kinds.make(frame, config)
+    self._num_blocks = kind.num_blocks
+    self._block = np.zeros((kind.block_length, *frame.shape), frame.dtype)
+    num_rows = kind.num_blocks * kind.block_length
     # A row comes with at most one block, one state and one window; an episode's first
     # rows also with the padding before them.
     self._writer = client.trajectory_writer(num_keep_alive_refs=4 * num_rows)

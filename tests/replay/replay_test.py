@@ -69,15 +69,6 @@ def test_signature_has_single_frames_in_blocks():
   assert vectors.steps.observation.shape == [2, 4, 7]
 
 
-@pytest.mark.parametrize(
-  'period, num_blocks, length',
-  [(1, 124, 1), (7, 18, 7), (20, 7, 20), (23, 124, 1), (40, 7, 20), (78, 10, 13)],
-)
-def test_blocks_divide_the_period_and_hold_the_window(period, num_blocks, length):
-  config = dataclasses.replace(config_lib.paper(), sequence_period=period)
-  assert tables.frame_blocks(config, SPEC) == (num_blocks, length)
-
-
 def test_frames_stay_uint8_from_environment_to_batch(serve):
   config = helpers.make_config()
   assert tables.window_signature(config, SPEC).steps.observation.dtype == tf.uint8
@@ -108,19 +99,6 @@ def test_batches_are_time_major_with_stacks_rebuilt(serve):
   assert batch.keys.dtype == tf.uint64
   assert batch.probabilities.dtype == tf.float64
   np.testing.assert_array_equal(batch.table_size, [2, 2, 2])
-
-
-@pytest.mark.parametrize('stack', [1, 2, 4])
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_stack_frames_puts_the_oldest_first(stack, channels, dtype):
-  frames = np.random.default_rng(0).integers(256, size=[9, 50, channels]).astype(dtype)
-  stacked = batches.stack_frames(tf.constant(frames), stack).numpy()
-  assert len(stacked) == 9 - stack + 1
-  for t, row in enumerate(stacked):
-    expected = np.concatenate([frames[t + i] for i in range(stack)], axis=-1)
-    np.testing.assert_array_equal(row, expected)
-  assert stacked.dtype == dtype
 
 
 @pytest.mark.parametrize(
