@@ -9,7 +9,7 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.observations import kinds
 from r2d2_acme.observations.base import Kind
 from r2d2_acme.replay import tables
-from r2d2_acme.types import Batch, Observation, Step
+from r2d2_acme.types import Batch, Observation
 
 
 def make_dataset(
@@ -45,16 +45,16 @@ def make_dataset(
 
 
 def _to_batch(sample: reverb.ReplaySample, kind: Kind) -> Batch:
-  stored, *columns = sample.data.steps
-  steps = Step(kind.rebuild_inputs(stored), *(tf.transpose(x) for x in columns))
+  """Turns B windows into a time-major batch."""
+  steps = sample.data.steps
   return Batch(
     observations=Observation(
-      observation=steps.observation,
-      action=steps.action,
-      reward=steps.reward,
+      observation=kind.rebuild_inputs(steps.observation),
+      action=tf.transpose(steps.action),
+      reward=tf.transpose(steps.reward),
     ),
-    discount=steps.discount,
-    mask=steps.mask,
+    discount=tf.transpose(steps.discount),
+    mask=tf.transpose(steps.mask),
     core_state=tree.map_structure(
       lambda *states: tf.stack(states, axis=1), *sample.data.core_state
     ),
