@@ -1,4 +1,7 @@
-"""TensorFlow functions that are called for days: little Python, and nothing leaks."""
+"""Calls of TensorFlow functions that cost little Python and leak no memory.
+
+A function of tensors comes in, a callable on NumPy arrays goes out.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -7,18 +10,19 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.eager import context
 
-_CALLERS_THREAD = -1  # the inter-op "pool" that is no pool
+_CALLERS_THREAD = -1  # in place of an inter-op pool's number
 
 
 class Traced:
-  """A function that was traced once and runs as the graph of a session of its own.
+  """A function that was traced once and runs as a graph in a session of its own.
 
-  TensorFlow 2.8's eager runtime keeps some 430 bytes of each function call for ever
-  (tensorflow#50765, mended in 2.12). A session keeps none, and spends less time on a
-  call: no structures, captures or gradients are looked at.
+  TensorFlow 2.8's eager runtime leaks some 430 bytes in each function call
+  (tensorflow#50765, fixed in 2.12). A session leaks nothing. Its calls are also faster,
+  because they do not look at nested structures, captures or gradients.
 
-  The graph works on copies of the `tf.Variable`s that the function uses. They are as
-  the variables were when it was traced; `load` and `store` copy all of them.
+  The graph works on copies of the `tf.Variable`s that the function uses. The copies
+  start with the values that the variables have when the function is traced; `load` and
+  `store` copy all values in and out.
   """
 
   def __init__(
@@ -27,21 +31,21 @@ class Traced:
     *signature: tf.TensorSpec,
     parallel: bool = False,
   ):
-    """Traces the function, now and for this signature only.
+    """Traces the function, at once and for this signature only.
 
     Args:
-      function: from tensors to a list of tensors; may assign to variables.
+      function: takes tensors and returns a list of tensors; may assign to variables.
       *signature: the shape and dtype of each input.
-      parallel: whether operations run next to each other on TensorFlow's threads. If
-        not, they run one after the other in the caller's thread, which is faster for
-        small functions.
+      parallel: whether operations run in parallel on TensorFlow's threads. Otherwise
+        they run one after the other in the caller's thread, which is faster for small
+        functions.
     """
     traced = tf.function(function, autograph=False).get_concrete_function(*signature)
-    self._traced = traced  # owns what the graph calls of Python
+    self._traced = traced  # keeps Python functions alive that the graph calls
     self._graph = tf.Graph()
     with self._graph.as_default():
       self._copies = _Copies(traced)
-      self._nothing = tf.no_op()  # a call without it may have nothing to do: an error
+      self._nothing = tf.no_op()  # without it, a call may be empty, which is an error
       inputs = [tf.compat.v1.placeholder(x.dtype, x.shape) for x in signature]
       internals = [*traced.inputs[: len(signature)], *self._copies.internals]
       names = [output.name for output in traced.outputs]
@@ -57,7 +61,7 @@ class Traced:
         return_elements=[*names, *targets],
         name='',
       )
-    # With the threads and devices that the process has set for its eager operations.
+    # It has the threads and devices that the process has for its eager operations.
     self._session = tf.compat.v1.Session(
       graph=self._graph, config=context.context().config
     )
@@ -70,20 +74,20 @@ class Traced:
     self.load()
 
   def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
-    """Runs the graph; inputs must have the signature's dtypes and shapes."""
+    """Runs the graph on inputs with the signature's dtypes and shapes."""
     return self._call(*inputs)
 
   def load(self):
-    """Copies the variables' values in."""
+    """Copies the values of the variables to the graph's copies."""
     self._load(*(variable.numpy() for variable in self._copies.variables))
 
   def store(self):
-    """Copies what calls have made of the values back to the variables."""
+    """Copies the values of the graph's copies, which calls may have changed, back."""
     for variable, value in zip(self._copies.variables, self._read(), strict=True):
       variable.assign(value)
 
   def make_reader(self, variables: Sequence[tf.Variable]):
-    """Returns a function that reads the copies of some of the variables."""
+    """Returns a function that returns the copies' values of some of the variables."""
     reads = {
       id(variable): read
       for variable, read in zip(self._copies.variables, self._copies.reads, strict=True)
@@ -101,12 +105,12 @@ class Traced:
 
 
 class _Copies:
-  """The graph's own variables, one for each that a concrete function captures."""
+  """The graph's own variables, one for each variable that a traced function uses."""
 
   def __init__(self, traced):
     by_handle = {id(variable.handle): variable for variable in traced.graph.variables}
     self.variables: list[tf.Variable] = []
-    self.internals, self.externals = [], []  # placeholders of the function, our tensors
+    self.internals, self.externals = [], []  # the function's placeholders, our tensors
     self.values, self.assignments, self.reads = [], [], []
     for external, internal in traced.graph.captures:
       self.internals.append(internal)

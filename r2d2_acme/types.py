@@ -1,4 +1,4 @@
-"""What travels between the rooms: steps, windows, batches, recurrent states."""
+"""The types that rooms exchange: observations, steps, windows, batches, states."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,11 @@ from r2d2_acme.config import R2D2Config
 
 
 class Observation(NamedTuple):
-  """What the network sees at step t. Leading axes: none, [B] or [T, B].
+  """What the network sees at step t, with leading axes [], [B] or [T, B].
 
   Attributes:
-    observation: o_t, uint8 [..., H, W, C x frame_stack] or float32 [..., D].
+    observation: the input made of o_t and of earlier frames if they are stacked, for
+      example uint8 [..., H, W, C x frame_stack] or float32 [..., D].
     action: int32 [...], a_{t-1}; 0 at an episode's first step.
     reward: float32 [...], r_{t-1}, unclipped; 0 at an episode's first step.
   """
@@ -27,10 +28,10 @@ class Step(NamedTuple):
   """One row of replay: an observation and the transition that led to it.
 
   Attributes:
-    observation: o_t, a single frame: uint8 [H, W, C] or float32 [D].
+    observation: o_t, a single frame, for example uint8 [H, W, C] or float32 [D].
     action: int32 [], a_{t-1}.
     reward: float32 [], r_{t-1}.
-    discount: float32 [], the environment's discount of that transition: 0 after a
+    discount: float32 [], the environment's discount of that transition: 0 at a
       termination, else 1.
     mask: float32 [], 1 on a real observation, 0 on padding.
   """
@@ -43,16 +44,17 @@ class Step(NamedTuple):
 
 
 class Window(NamedTuple):
-  """One replay item: L = burn-in + trace transitions between L + 1 rows.
+  """What replay stores, samples and prioritizes: L transitions between L + 1 rows.
+
+  L is `sequence_length`, the sum of burn-in and trace.
 
   Attributes:
-    steps: a `Step` of arrays [L + 1, ...], but for its frames, [blocks, rows, ...] as
-      `tables.frame_blocks` has it: the newest L + 1 rows are those, and the
-      `frame_stack - 1` before them what the dataset rebuilds the stacks from.
-    core_state: the actor's recurrent state before the window's first row, its first
-      trained row, and the row after its last trained transition (whose Q-values are
-      its bootstrap), a tuple of three. The first is the stored state, the other two
-      are what Delta-Q compares with.
+    steps: a `Step` of arrays [L + 1]. Its observations are the exception: they are
+      frames in blocks [num_blocks, block_length, ...], see `observations.base.Kind`.
+    core_state: a tuple of three, the actor's recurrent states before the window's first
+      row, before its first trained row, and before the row after its last trained
+      transition, whose Q-values are the bootstrap. The first is the stored state from
+      which the learner unrolls; Delta-Q compares with the other two.
     learner_steps: int64 [], the age of the parameters that acted, in learner steps.
   """
 
@@ -62,17 +64,18 @@ class Window(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """B windows, time-major, stacks rebuilt. R = burn-in + trace + 1 rows.
+  """B windows, time-major, with whole inputs; each has R = L + 1 rows.
 
   Attributes:
-    observations: `Observation` of [R, B, ...], row t the input of step t.
-    discount: float32 [R, B], the environment's discount of the transition into t.
-    mask: float32 [R, B], 1 on real rows.
-    core_state: [B, 3, ...], those three of `Window`.
+    observations: an `Observation` of [R, B, ...]; row t is what the network sees at
+      step t.
+    discount: float32 [R, B], the environment's discount of the transition to row t.
+    mask: float32 [R, B], 1 on real rows, 0 on padding.
+    core_state: [B, 3, ...], the three states of each `Window`.
     learner_steps: int64 [B], as in `Window`.
-    keys: uint64 [B], the items' names in the table.
-    probabilities: float64 [B], with which they were drawn.
-    table_size: int64 [B], windows in the table when they were drawn.
+    keys: uint64 [B], the windows' keys in the table.
+    probabilities: float64 [B], with which the windows were drawn.
+    table_size: int64 [B], the number of windows in the table when each was drawn.
   """
 
   observations: Observation
@@ -86,6 +89,6 @@ class Batch(NamedTuple):
 
 
 def core_state_spec(config: R2D2Config) -> snt.LSTMState:
-  """Specs of one environment's recurrent state, without a batch axis."""
+  """Returns the specs of one environment's recurrent state, without a batch axis."""
   spec = specs.Array((config.core_size,), np.float32)
   return snt.LSTMState(hidden=spec, cell=spec)

@@ -1,9 +1,9 @@
-"""Slow and obvious versions of the arithmetic of `losses.py` and `diagnostics.py`.
+"""Slow and obvious versions of the arithmetic of `losses.py` and `delta_q.py`.
 
-Plain float64 loops over NumPy arrays, written from the equations of the spec
-(`000_f23a6e98c087527c.txt`), of Kapturowski et al. (2019), Pohlen et al. (2018) and
-Schaul et al. (2016); time-major, with the same meaning of each argument as in
-`losses.py`. Masks are handled by never looking at padding, not by replacing it.
+Plain float64 loops over NumPy arrays, written from the equations of Kapturowski et al.
+2019, Pohlen et al. 2018 and Schaul et al. 2016; time-major, with the same meaning of
+each argument as in `losses.py`. Masks are handled by never looking at padding, not by
+replacing it.
 """
 
 import decimal

@@ -27,7 +27,8 @@ from acme.wrappers import frame_stacking
 
 from benchmarks import emulator, our_parts
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.learning.networks import AtariTorso, DuellingHead
+from r2d2_acme.learning.networks import DuellingHead
+from r2d2_acme.observations.images import AtariTorso
 from r2d2_acme.system import machine, runtime
 
 

@@ -13,7 +13,7 @@ from benchmarks.measuring import Side, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import kinds
 from r2d2_acme.system import machine, runtime
 
 _BATCH_SIZES = (16, 64)
@@ -97,8 +97,7 @@ def count_flops(config: R2D2Config, spec: specs.EnvironmentSpec) -> float:
 
 def _forward_flops(config: R2D2Config, spec: specs.EnvironmentSpec):
   """Of one row: the first convolution, the torso (with it), the LSTM, the head."""
-  height, width, channels = spec.observations.shape
-  channels *= layouts.num_stacked(config, spec.observations)
+  height, width, channels = kinds.make(spec.observations, config).input_spec.shape
   convolutions = []
   for (kernel, stride), outputs in zip(
     _CONVOLUTIONS, config.conv_channels, strict=True

@@ -1,1 +1,1 @@
-"""From steps to actions: the policy, exploration and the loop."""
+"""From observations to actions, Q-values and recurrent states."""

@@ -1,4 +1,7 @@
-"""`acme.core.Actor` over the policy of one environment."""
+"""The agent as an `acme.core.Actor`, for Acme's own environment loop.
+
+In come the timesteps of one environment, out go its actions.
+"""
 
 import acme
 import dm_env
@@ -17,10 +20,10 @@ class R2D2Actor(acme.Actor):
     self._timestep: dm_env.TimeStep | None = None
 
   def observe_first(self, timestep: dm_env.TimeStep):
-    """Starts an episode; one that a loop left unfinished ends as truncated.
+    """Starts an episode. One that a loop left unfinished ends as truncated.
 
     Raises:
-      ValueError: the actor has other than one environment.
+      ValueError: the actor has several environments.
     """
     if len(self._actor.epsilons) != 1:
       raise ValueError(
@@ -30,14 +33,15 @@ class R2D2Actor(acme.Actor):
     self._timestep = timestep
 
   def select_action(self, observation) -> np.ndarray:
-    del observation  # that of the timestep observed last
+    """Returns the action, int32 [], for the timestep that was observed last."""
+    del observation  # the newest timestep has it
     return self._actor.select_actions(self._action, [self._timestep])[0]
 
   def observe(self, action, next_timestep: dm_env.TimeStep):
     """Takes the timestep that an action led to.
 
     Raises:
-      ValueError: its reward or its discount is not one number.
+      ValueError: the reward or the discount is not a single number.
     """
     self._action = np.array([action], np.int32)
     if next_timestep.first():  # the environment has reset itself
@@ -51,4 +55,5 @@ class R2D2Actor(acme.Actor):
       self._actor.select_actions(self._action, [self._timestep])
 
   def update(self, wait: bool = False):
+    """Fetches new parameters when they are due, see `BatchedActor.update`."""
     self._actor.update(wait)

@@ -1,4 +1,8 @@
-"""The environment loop of E environments that act in step."""
+"""The loop between a policy and E environments, which all take each step together.
+
+In come environments and a policy. Out go counts of steps, frames and episodes, and a
+row of the log for each episode.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +18,9 @@ _RATE_PERIOD = 10.0  # seconds
 
 
 class VectorEnvironmentLoop:
-  """Acme's environment loop, for E environments in step.
+  """Acme's environment loop for E environments that share each network call.
 
-  Counts `steps`, `frames` (raw frames of the emulator) and `episodes`; writes one
+  It counts `steps`, `frames` (raw frames of the emulator) and `episodes`, and writes a
   row for each episode.
   """
 
@@ -40,10 +44,14 @@ class VectorEnvironmentLoop:
     self._rate = _Rate()
 
   def run(self, num_steps: int | None = None, num_episodes: int | None = None):
-    """Runs until `num_steps` more steps, or episodes, are done, or `should_stop`.
+    """Runs until the given number of steps or episodes is done, or `should_stop`.
 
-    An episode's end reaches the actor, and so replay, with the next call. After an
-    exception, such as Ctrl-C, the next call starts new episodes.
+    The actor, and with it replay, learns of an episode's end by the network call that
+    follows. After an exception, such as Ctrl-C, the next `run` starts new episodes.
+
+    Args:
+      num_steps: further steps of all environments together; None for no limit.
+      num_episodes: further episodes of all environments together; None for no limit.
     """
     if not self._timesteps:
       self._timesteps = [environment.reset() for environment in self._environments]
@@ -56,7 +64,7 @@ class VectorEnvironmentLoop:
       try:
         new_steps, new_episodes = self._step()
       except BaseException:
-        self._forget_episodes()  # some environments have taken a step, others not
+        self._forget_episodes()  # only some environments have taken this step
         raise
       steps += new_steps
       episodes += new_episodes
@@ -68,7 +76,7 @@ class VectorEnvironmentLoop:
     self._lengths = [0] * num_envs
 
   def _step(self):
-    """One network call; returns how many steps and episodes it completed."""
+    """Acts once; returns the numbers of steps and of episodes that this completed."""
     self._actions = self._actor.select_actions(self._actions, self._timesteps)
     steps = 0
     ended = []
@@ -113,7 +121,7 @@ class VectorEnvironmentLoop:
 
 
 class _Rate:
-  """Events per second over the last ten seconds or so."""
+  """Events per second over the last ten seconds or more."""
 
   def __init__(self):
     self._num = 0
@@ -129,7 +137,7 @@ class _Rate:
 
   @property
   def per_second(self) -> float:
-    """That of the last whole period, or of what there is of the first."""
+    """Events per second in the last whole period or, before its end, in the first."""
     if self._last is not None:
       return self._last
     return self._num / (time.time() - self._since)

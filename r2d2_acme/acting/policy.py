@@ -1,4 +1,8 @@
-"""The policy of E environments and its memory, in one network call."""
+"""The policy: from the timesteps of E environments to actions, in one network call.
+
+In come the timesteps of E environments. Out go their next actions and, to an adder for
+each environment, the steps with the Q-values and recurrent states that replay needs.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,11 +17,10 @@ from acme import specs
 from acme.tf import variable_utils
 
 from r2d2_acme import calls
+from r2d2_acme.acting.exploration import EpsilonGreedy
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import kinds
 from r2d2_acme.types import Observation, Step
-
-_NUM_DRAWS = 256  # steps whose random numbers are drawn together
 
 
 class Adder(Protocol):
@@ -42,8 +45,8 @@ class Adder(Protocol):
 class BatchedActor:
   """Epsilon-greedy recurrent policy for E environments.
 
-  It keeps for each environment what lives as long as an episode: the recurrent
-  state and the stack of frames, both of zeros at an episode's first step.
+  It keeps what lives as long as an episode: each environment's recurrent state and the
+  network's input, which may hold earlier frames. Both start as zeros.
 
   Attributes:
     q: float32 [E, A], the Q-values of the latest step.
@@ -58,34 +61,37 @@ class BatchedActor:
     seeds: Sequence[int],
     adders: Sequence[Adder] | None = None,
   ):
-    """Epsilons, seeds and adders are one for each environment."""
-    frame = environment_spec.observations
-    self._num_actions = environment_spec.actions.num_values
-    self._epsilons = epsilons
-    self._rngs = [np.random.default_rng(seed) for seed in seeds]
-    self._explorations: list[list[tuple[int, int]]] = []
+    """Constructs the policy.
+
+    Args:
+      network: with its variables.
+      config: the hyperparameters.
+      environment_spec: of a single environment.
+      epsilons, seeds: one for each of the E environments.
+      adders: one for each of the E environments; None writes nothing to replay.
+    """
+    num_actions = environment_spec.actions.num_values
+    self._explore = EpsilonGreedy(epsilons, seeds, num_actions)
     self._adders = adders
     self._variable_client: variable_utils.VariableClient | None = None
     self._variables = network.variables
     self._update_period = config.variable_update_period
     num_envs = len(epsilons)
-    *shape, self._num_channels = frame.shape
-    num_channels = self._num_channels * layouts.num_stacked(config, frame)
-    # The newest frames, oldest first, stacked along the channels.
-    self._stacks = np.zeros((num_envs, *shape, num_channels), frame.dtype)
+    self._kind = kinds.make(environment_spec.observations, config)
+    self._inputs = self._kind.make_inputs(num_envs)
     self._core_state = tree.map_structure(np.array, network.initial_state(num_envs))
     self._is_over = [True] * num_envs  # whether the next timestep starts an episode
-    self.q = np.zeros((num_envs, self._num_actions), np.float32)
+    self.q = np.zeros((num_envs, num_actions), np.float32)
 
-    def policy(stacks, actions, rewards, *core_state):
+    def policy(inputs, actions, rewards, *core_state):
       q, next_state = network(
-        Observation(stacks, actions, rewards), snt.LSTMState(*core_state)
+        Observation(inputs, actions, rewards), snt.LSTMState(*core_state)
       )
       return [q, *next_state]
 
     self._policy = calls.Traced(
       policy,
-      tf.TensorSpec(self._stacks.shape, self._stacks.dtype),
+      tf.TensorSpec(self._inputs.shape, self._inputs.dtype),
       tf.TensorSpec([num_envs], tf.int32),
       tf.TensorSpec([num_envs], tf.float32),
       *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
@@ -104,11 +110,12 @@ class BatchedActor:
 
   @property
   def epsilons(self) -> Sequence[float]:
-    return self._epsilons
+    """The probabilities of a random action, one for each environment."""
+    return self._explore.epsilons
 
   @property
   def learner_steps(self) -> int:
-    """How many learner steps made the parameters that it acts with."""
+    """The number of learner steps that made the parameters it acts with."""
     return self._age.learner_steps
 
   def select_actions(
@@ -116,13 +123,14 @@ class BatchedActor:
   ) -> np.ndarray:
     """Returns an action for every environment.
 
-    A FIRST timestep starts an episode, and so does whatever follows a LAST one. A LAST
-    timestep is written to replay, with its Q-values for the bootstrap, and its action
-    has no meaning. A FIRST timestep in the middle of an episode ends that as truncated.
+    A FIRST timestep starts an episode, and so does any timestep that follows a LAST
+    one. A FIRST timestep in the middle of an episode ends that episode as truncated.
+    The action after a LAST timestep has no meaning; the call is needed all the same,
+    because replay stores the Q-values of the last observation for the bootstrap.
 
     Args:
-      actions: int32 [E], those that led to `timesteps`.
-      timesteps: E of them.
+      actions: int32 [E], the actions that led to `timesteps`.
+      timesteps: the newest timestep of each of the E environments.
 
     Returns:
       int32 [E], the next actions.
@@ -141,26 +149,31 @@ class BatchedActor:
     for i, timestep in enumerate(timesteps):
       if not is_first[i]:
         rewards[i] = timestep.reward
-    self._push_frames(timesteps, is_first)
+    frames = [timestep.observation for timestep in timesteps]
+    self._kind.push_frames(self._inputs, frames, is_first)
     self.q, *next_state = self._policy(
-      self._stacks, actions, rewards, *self._core_state
+      self._inputs, actions, rewards, *self._core_state
     )
     if self._adders is not None:
       self._add(actions, rewards, timesteps, is_first)
     self._core_state = snt.LSTMState(*next_state)
-    return self._epsilon_greedy()
+    return self._explore(self.q)
 
   def fetch(self, source: acme.VariableSource):
-    """Takes the source's parameters, now."""
+    """Copies the source's parameters and waits until they are here."""
     self._make_client(source).update_and_wait()
 
   def follow(self, source: acme.VariableSource):
-    """Fetches now and, with each `update`, every `variable_update_period` calls."""
+    """Fetches the source's parameters now, and later as often as `update` is due."""
     self._variable_client = self._make_client(source)
     self._variable_client.update_and_wait()
 
   def update(self, wait: bool = False):
-    """Fetches the followed source's parameters when due, in the background."""
+    """Fetches the followed source's parameters every `variable_update_period` calls.
+
+    Args:
+      wait: whether to wait for the parameters, or to fetch them in the background.
+    """
     if self._variable_client is not None:
       self._variable_client.update(wait)
 
@@ -170,35 +183,6 @@ class BatchedActor:
       {'policy': [*self._variables, self._age]},
       update_period=self._update_period,
     )
-
-  def _push_frames(self, timesteps, is_first):
-    """Moves every stack on by one frame; those before an episode's first are zero."""
-    new = self._num_channels
-    # All of memory moves by one frame's channels: in each pixel all frames get older,
-    # and what comes in from the next pixel is where the newest now goes.
-    flat = self._stacks.reshape(-1)
-    flat[:-new] = flat[new:]
-    for i, timestep in enumerate(timesteps):
-      self._stacks[i, ..., -new:] = timestep.observation
-      if is_first[i]:
-        self._stacks[i, ..., :-new] = 0
-
-  def _epsilon_greedy(self) -> np.ndarray:
-    if not self._explorations:
-      self._explorations = self._draw_explorations()
-    actions = self.q.argmax(axis=-1).astype(np.int32)
-    for i, action in self._explorations.pop():
-      actions[i] = action
-    return actions
-
-  def _draw_explorations(self) -> list[list[tuple[int, int]]]:
-    """For each of many steps, who acts at random and how: [(environment, action)]."""
-    explorations: list[list[tuple[int, int]]] = [[] for _ in range(_NUM_DRAWS)]
-    for i, (epsilon, rng) in enumerate(zip(self._epsilons, self._rngs, strict=True)):
-      actions = rng.integers(self._num_actions, size=_NUM_DRAWS)
-      for step in np.flatnonzero(rng.random(_NUM_DRAWS) < epsilon):
-        explorations[step].append((i, actions[step]))
-    return explorations
 
   def _add(self, actions, rewards, timesteps, is_first):
     hidden, cell = self._core_state
@@ -216,9 +200,10 @@ class BatchedActor:
 
 
 class _ParameterAge:
-  """Takes the last of the values that are fetched, the parameters' age.
+  """Receives the age of fetched parameters, in learner steps.
 
-  To a variable client it is one more variable. When it is assigned, all others are.
+  A variable client takes it for one more variable, the last one. Thus when it is
+  assigned, the new values of all others are there.
   """
 
   def __init__(self, on_new_parameters: Callable[[], None]):

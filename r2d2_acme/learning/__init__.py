@@ -1,1 +1,1 @@
-"""From batches to a loss, and from it to parameters and priorities."""
+"""From batches to a loss, and from there to parameters and priorities."""

@@ -1,28 +1,29 @@
-"""Delta-Q: what stale recurrent states do to the Q-values.
+"""Delta-Q: how far stale recurrent states move the Q-values.
 
-"The paper" is Kapturowski et al., "Recurrent Experience Replay in Distributed
-Reinforcement Learning" (2019), section 3. Rows and transitions are those of
+Q-values from two recurrent states of the same step come in, their relative distance
+goes out (Kapturowski et al. 2019, section 3). Rows and transitions are as in
 `losses.py`.
 """
 
 import tensorflow as tf
 
-# In rescaled units. Q-values that pass through 0 would otherwise let one sequence
-# outweigh all others in a mean.
+# The least denominator, in rescaled units. Without it one window whose Q-values are
+# near 0 would outweigh all others in a mean.
 _MIN_SCALE = 1e-3
 
 
 def end_indices(mask: tf.Tensor) -> tf.Tensor:
-  """Where the trained part begins and ends: row 0, and that after the last transition.
+  """Returns where the trained part begins and ends, for `tf.gather_nd`.
 
-  With padding at an episode's end, the latter is the episode's last observation. For
-  these rows replay holds the actor's states.
+  It begins with row 0 and ends with the row after the last real transition, which is
+  the episode's last observation if padding follows. Replay holds the actor's states
+  for these two rows.
 
   Args:
     mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
 
   Returns:
-    For `tf.gather_nd` from [T + 1, B, ...], which then gives [2, B, ...]; int32
+    Indices (row, column) that gather [2, B, ...] from [T + 1, B, ...]; int32
     [2, B, 2].
   """
   last = tf.reduce_sum(tf.cast(mask, tf.int32), axis=0)  # [B]
@@ -31,25 +32,28 @@ def end_indices(mask: tf.Tensor) -> tf.Tensor:
 
 
 def delta_q(q: tf.Tensor, stored_q: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-  """Computes Delta-Q at both ends of the trained part (the paper, section 3).
+  """Computes Delta-Q at both ends of the trained part.
+
+  Kapturowski et al. 2019, section 3:
 
     Delta-Q_i = ||q(h^_i; theta) - q(h_i; theta)||_2 / |max_{a,j} q(h^_j; theta)_a|
 
-  h^ is the state that training unrolls to, from a stored or zero state and through
-  burn-in; h the one that the actor stored at the same step; theta the parameters now,
-  for both. j runs over real rows. We take at least 0.001 for the denominator; the paper
-  says nothing about Q-values near 0.
+  Here h^ is the state that training unrolls to, from a stored or zero state and through
+  burn-in; h is the state that the actor stored at the same step; theta are the present
+  parameters, for both. j runs over real rows. The denominator is at least 0.001, since
+  the paper says nothing about Q-values near 0.
 
   0 means that training sees what the actor saw. h is the reference although it is stale
-  too: without burn-in, a stored state is at distance 0 from itself.
+  too, so that without burn-in a stored state has Delta-Q 0 at the first row.
 
   Args:
-    q: from h^, of s_0 ... s_T; <float>[T + 1, B, A].
-    stored_q: from h, of the rows at `end_indices`; <float>[2, B, A].
+    q: Q-values from h^, of s_0 ... s_T; <float>[T + 1, B, A].
+    stored_q: Q-values from h, of the rows at `end_indices`; <float>[2, B, A].
     mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
 
   Returns:
-    Delta-Q of the first row and of that after the last real transition; <float>[2, B].
+    Delta-Q of the first row and of the row after the last real transition;
+    <float>[2, B].
   """
   q = tf.convert_to_tensor(q)
   difference = tf.norm(tf.gather_nd(q, end_indices(mask)) - stored_q, axis=-1)  # [2, B]

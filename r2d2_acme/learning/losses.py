@@ -1,10 +1,10 @@
 """The arithmetic of R2D2: pure functions on time-major tensors.
 
-"The spec" is `000_f23a6e98c087527c.txt`, the post "R2D2: Recurrent Replay Distributed
-DQN"; "the paper" is Kapturowski et al., "Recurrent Experience Replay in Distributed
-Reinforcement Learning" (2019).
+Q-values, rewards and masks of windows come in; TD errors, importance weights, the loss
+and priorities go out. "The paper" is Kapturowski et al. 2019, "Recurrent Experience
+Replay in Distributed Reinforcement Learning".
 
-A sequence of T transitions has T + 1 observations. Row t of a [T + 1, B, ...] tensor
+T transitions of a window have T + 1 observations. Row t of a [T + 1, B, ...] tensor
 belongs to the observation s_t. Row t of a [T, B] tensor belongs to the transition from
 s_t to s_{t+1}: the action a_t taken in s_t, the reward r_t and the discount that
 followed. A discount is gamma times the probability of going on: 0 at a termination,
@@ -23,15 +23,15 @@ import tensorflow as tf
 def signed_hyperbolic(x: tf.Tensor, epsilon: float = 1e-3) -> tf.Tensor:
   """Rescales values: h(x) = sign(x) (sqrt(|x| + 1) - 1) + epsilon x.
 
-  Pohlen et al. (2018), "Observe and Look Further"; the spec, "Q-learning Loss". The
-  textbook form subtracts two almost equal numbers near 0. Multiplied out it does not,
-  and its gradient at 0 is the true one, 1/2 + epsilon:
+  Pohlen et al. 2018, "Observe and Look Further"; section 2.3 of the paper. This form
+  subtracts two almost equal numbers near 0. The one that is computed here does not, and
+  its gradient at 0 is the true one, 1/2 + epsilon:
 
     h(x) = x / (sqrt(|x| + 1) + 1) + epsilon x
 
   Args:
     x: returns in units of reward; <float> of any shape, finite.
-    epsilon: slope that is left for large |x|; >= 0.
+    epsilon: the slope that remains for large |x|; >= 0.
 
   Returns:
     Rescaled values; same shape and dtype as `x`.
@@ -45,20 +45,22 @@ def signed_hyperbolic(x: tf.Tensor, epsilon: float = 1e-3) -> tf.Tensor:
 
 
 def signed_parabolic(x: tf.Tensor, epsilon: float = 1e-3) -> tf.Tensor:
-  """Undoes `signed_hyperbolic`; the limit sign(x) ((|x| + 1)^2 - 1) for epsilon = 0.
+  """Inverts `signed_hyperbolic`.
 
-  Pohlen et al. (2018), appendix; the spec, "Q-learning Loss":
+  Pohlen et al. 2018, appendix:
 
     h^-1(x) = sign(x) (((s - 1) / (2 epsilon))^2 - 1),
     s = sqrt(1 + 4 epsilon (|x| + 1 + epsilon))
 
-  This form cancels twice near 0, where float32 loses up to 7e-2; it divides by epsilon.
-  With y = (s - 1) / (2 epsilon) - 1 the value is sign(x) y (y + 2), and y = |x| c where
+  This form subtracts almost equal numbers twice near 0, which costs float32 up to 7e-2,
+  and divides by epsilon. What is computed here avoids both. With
+  y = (s - 1) / (2 epsilon) - 1 the value is sign(x) y (y + 2), and y = |x| c with
 
     c = (2 - 4 epsilon / (s + 1 + 2 epsilon)) / (s + 1)
 
-  does neither. Neither sign(x) nor y is formed alone, so that the gradient at 0 is the
-  true one, 1 / (1/2 + epsilon), and not 0.
+  Neither sign(x) nor y is computed alone, so that the gradient at 0 is the true one,
+  1 / (1/2 + epsilon), and not 0. For epsilon = 0 the value is the limit,
+  sign(x) ((|x| + 1)^2 - 1).
 
   Args:
     x: rescaled values; <float> of any shape, finite.
@@ -90,10 +92,10 @@ def n_step_bootstrapped_returns(
 
     G_t = r_t + d_t (r_{t+1} + d_{t+1} (... (r_{t+m-1} + d_{t+m-1} v_{t+m-1})))
 
-  This is the sum in the spec's target, sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n}),
+  This is the sum in the paper's target, sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n}),
   with the terminations inside the discounts. The paper does not say what happens where
-  fewer than n transitions are left in the window; like
-  `rlax.n_step_bootstrapped_returns` (lambda = 1) we take those there are.
+  fewer than n transitions are left in the window. Like
+  `rlax.n_step_bootstrapped_returns` (lambda = 1), this takes those that there are.
 
   Args:
     rewards: r_t; <float>[T, B] with T >= 1.
@@ -117,7 +119,7 @@ def n_step_bootstrapped_returns(
   if num_steps is None:
     num_steps = tf.shape(rewards)[0]
   else:
-    n_step = min(n_step, num_steps)  # The same result from a smaller graph.
+    n_step = min(n_step, num_steps)  # the same result from a smaller graph
 
   # Past the window's end, reward 0 and discount 1 pass the last value on unchanged.
   beyond = [[0, n_step - 1], [0, 0]]
@@ -137,17 +139,17 @@ def extend_past_end(
   discounts: tf.Tensor,
   mask: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Replaces padding by the last real observation, standing still.
+  """Replaces padding, as if the last real observation were repeated for ever.
 
-  Padded rows of `q` and `target_q` repeat the row of the last real observation; padded
-  transitions get reward 0 and discount 1. An n-step return that runs into the padding
-  then is the shorter return that bootstraps from the last real observation, which is
-  right at a truncation; at a termination, the discount 0 of the last real transition
-  keeps the bootstrap out. The paper does not treat this case.
+  Padded rows of `q` and `target_q` repeat the row of the last real observation. Padded
+  transitions get reward 0 and discount 1. Thus an n-step return that runs into the
+  padding becomes the shorter return that bootstraps from the last real observation.
+  This is right at a truncation. At a termination, the discount 0 of the last real
+  transition keeps the bootstrap out. The paper does not treat this case.
 
-  Padding is selected away, not multiplied by 0, so it may hold anything, NaN included.
-  Call this before `double_q_td_errors`; the errors it yields on padded transitions
-  mean nothing and are left out by the same `mask`.
+  Padding may hold anything, NaN included, because it is not multiplied by 0 but left
+  out. Call this before `double_q_td_errors`. The errors of padded transitions have no
+  meaning; the functions below leave them out by the same `mask`.
 
   Args:
     q: online Q-values of s_0 ... s_T; <float>[T + 1, B, A].
@@ -155,8 +157,8 @@ def extend_past_end(
     rewards: r_t; <float>[T, B].
     discounts: gamma included, 0 at a termination; <float>[T, B].
     mask: 1 on real transitions, 0 on padding; <float or bool>[T, B]. In every column
-      the ones come first (not checked). Row t + 1 of `q` is real where `mask[t]` is;
-      row 0 is always taken as real.
+      the ones come first (not checked). Row t + 1 of `q` is real where `mask[t]` is 1,
+      and row 0 always.
 
   Returns:
     `(q, target_q, rewards, discounts)`, shapes and dtypes as given.
@@ -198,18 +200,19 @@ def double_q_td_errors(
 ) -> tf.Tensor:
   """Computes n-step double-Q errors of rescaled values.
 
-  The spec, "Q-learning Loss", and section 2.3 of the paper:
+  Section 2.3 of the paper:
 
     y_t = h(sum_{k<n} gamma^k r_{t+k} + gamma^n h^-1(Q(s_{t+n}, a*; theta^-)))
     a* = argmax_a Q(s_{t+n}, a; theta)
     delta_t = y_t - Q(s_t, a_t; theta)
 
-  n shortens at the window's end, see `n_step_bootstrapped_returns`. Same sign as
-  `rlax.transformed_n_step_q_learning`, opposite to Acme's `transformed_n_step_loss`.
+  n gets smaller at the window's end, see `n_step_bootstrapped_returns`. The sign is
+  that of `rlax.transformed_n_step_q_learning`, and opposite to that of Acme's
+  `transformed_n_step_loss`.
 
   Args:
     q: online Q-values of s_0 ... s_T, rescaled; <float>[T + 1, B, A].
-    target_q: the same from the target network; <float>[T + 1, B, A]. Row 0 is not used.
+    target_q: the target network's, rescaled; <float>[T + 1, B, A]. Row 0 is not used.
     actions: a_t, in [0, A); <int32>[T, B].
     rewards: r_t, not rescaled; <float>[T, B].
     discounts: gamma included, 0 at a termination; <float>[T, B].
@@ -251,20 +254,20 @@ def window_td_errors(
   n_step: int,
   epsilon: float | None = 1e-3,
 ) -> tf.Tensor:
-  """Computes `double_q_td_errors` on a window of replay, padding and all.
+  """Computes `double_q_td_errors` of windows from replay, which may hold padding.
 
-  Learner and actor share it, so that a priority means the same from either.
+  Learner and actor share it, so that their priorities mean the same.
 
   Args:
     q: online Q-values; <float>[T + 1, B, A].
     target_q: the target network's; <float>[T + 1, B, A].
     actions: a_t; <int32>[T, B].
     rewards: r_t; <float>[T, B].
-    discounts: the environment's, 0 after a termination and else 1; <float>[T, B].
+    discounts: the environment's, 0 at a termination and else 1; <float>[T, B].
     mask: 1 on real transitions, 0 on padding, which comes last; <float>[T, B].
     gamma: the discount of one step.
     n_step: n, in transitions.
-    epsilon: of the value rescaling; None for none.
+    epsilon: of the value rescaling; None does not rescale.
 
   Returns:
     TD errors in the units of `q`, without meaning on padding; <float>[T, B].
@@ -281,9 +284,8 @@ def window_td_errors(
 def sequence_priorities(td_errors: tf.Tensor, mask: tf.Tensor, eta: float) -> tf.Tensor:
   """Mixes max and mean absolute error: p = eta max_t |d_t| + (1 - eta) mean_t |d_t|.
 
-  The spec, "Priority" (whose formula leaves out the absolute value that its text asks
-  for), and section 2.3 of the paper. Max and mean run over real transitions only. The
-  priority exponent is not applied here: the replay table does that.
+  Section 2.3 of the paper. Max and mean run over real transitions only. The priority
+  exponent is not applied here, because the replay table applies it.
 
   Args:
     td_errors: from `double_q_td_errors`, in rescaled units; <float>[T, B].
@@ -313,19 +315,21 @@ def importance_weights(
 ) -> tf.Tensor:
   """Corrects for prioritized sampling: w_i = (N_i P_i)^-beta / max_j (N_j P_j)^-beta.
 
-  Schaul et al. (2016), "Prioritized Experience Replay", section 3.4, with the maximum
-  over the whole batch: call this before a batch is split between devices. (If all items
-  saw the same table size, N cancels; in a prefetched batch they may not have.) The
-  largest weight belongs to the smallest N P; dividing by that first cannot overflow:
+  Schaul et al. 2016, "Prioritized Experience Replay", section 3.4. The maximum is over
+  the whole batch, so call this before a batch is split between devices. N would cancel
+  if all windows were drawn from a table of the same size, but those of a batch need not
+  be. The largest weight belongs to the smallest N P, and dividing by that first cannot
+  overflow:
 
     w_i = (min_j N_j P_j / (N_i P_i))^beta
 
   Args:
-    probabilities: P_i, with which each item was drawn; <float>[B]. Items with
+    probabilities: P_i, with which each window was drawn; <float>[B]. Windows with
       probability 0, which stand for padding, get weight 0 and do not enter the maximum.
-    table_size: N, number of items in the table at that time; <int or float>[] or [B].
-    exponent: beta >= 0; 0 switches the correction off (weight 1 for all but padding),
-      the paper's is 0.6.
+    table_size: N, the number of windows in the table at that time; <int or float>[] or
+      [B].
+    exponent: beta >= 0; the paper's is 0.6. 0 switches the correction off: the weight
+      is 1 for all but padding.
 
   Returns:
     Weights, the largest of them 1; <float>[B], dtype of `probabilities`. All 0 if all
@@ -342,18 +346,18 @@ def importance_weights(
   if table_size.shape.rank != 0:
     _check_shape('table_size', table_size, probabilities.shape)
 
-  relative = table_size * probabilities  # [B], 1 where sampling is uniform.
-  is_item = relative > 0  # [B]
-  smallest = tf.reduce_min(tf.where(is_item, relative, relative.dtype.max))  # []
-  ratios = smallest / tf.where(is_item, relative, tf.ones_like(relative))  # [B]
-  return tf.where(is_item, tf.pow(ratios, exponent), tf.zeros_like(ratios))
+  relative = table_size * probabilities  # [B], 1 where sampling is uniform
+  is_real = relative > 0  # [B]
+  smallest = tf.reduce_min(tf.where(is_real, relative, relative.dtype.max))  # []
+  ratios = smallest / tf.where(is_real, relative, tf.ones_like(relative))  # [B]
+  return tf.where(is_real, tf.pow(ratios, exponent), tf.zeros_like(ratios))
 
 
 def r2d2_loss(td_errors: tf.Tensor, mask: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
   """Computes L = 1/B sum_b w_b sum_t 1/2 d_{t,b}^2 over real transitions.
 
-  The paper gives no reduction. Like Acme's we sum over time and average over the batch,
-  so a short sequence weighs as much as it has transitions.
+  The paper does not say how the loss is reduced. Like Acme's, this one is a sum over
+  time and a mean over the batch, so that each transition weighs the same.
 
   Args:
     td_errors: from `double_q_td_errors`, in rescaled units; <float>[T, B].

@@ -1,4 +1,4 @@
-"""The priority of a new window, by the learner's arithmetic."""
+"""The priority that an actor gives to a new window, by the learner's arithmetic."""
 
 from collections.abc import Callable
 
@@ -12,13 +12,14 @@ from r2d2_acme.learning import losses
 def make_priority_fn(config: R2D2Config) -> Callable[..., float]:
   """Builds the function that gives a new window its priority.
 
-  It is the learner's arithmetic on the actor's Q-values, which stand in for those of
-  both networks (section 2.3 of the paper leaves open which the actor uses). Without
-  `actor_priorities` it is 1 whatever the window.
+  It applies the learner's arithmetic to the Q-values that the actor computed anyway,
+  and takes them for those of both networks. (Kapturowski et al. 2019, section 2.3,
+  does not say which Q-values the actor uses.) Without `actor_priorities` the priority
+  of each new window is 1.
 
   Returns:
-    A function of the trained part: Q-values float32 [T + 1, A], actions int32 [T],
-    rewards, discounts and mask float32 [T].
+    A function of a window's trained part: Q-values float32 [T + 1, A], actions int32
+    [T], rewards, discounts and mask float32 [T]. It returns a float.
   """
   if not config.actor_priorities:
     return lambda *_: 1.0

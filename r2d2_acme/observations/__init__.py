@@ -1,1 +1,1 @@
-"""What the agent sees: which observations fit, and how they are stacked."""
+"""What the agent sees: all that acting, replay and learning must know about it."""

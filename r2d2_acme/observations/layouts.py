@@ -1,36 +1,23 @@
-"""Which observations and actions the network takes, and what to do about the others.
+"""Which specs of an environment R2D2 takes, and what to do about the others.
 
-An observation is one array of numbers: an image [H, W, C] or a vector [D]. An action
-is one number of a `DiscreteArray`.
+Specs come in. If one does not fit, a line that names fault and cure goes out.
+Observations must be images [H, W, C] or vectors [D] of numbers, and actions a
+`DiscreteArray`. Environments import this module, so it does not import TensorFlow.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from dm_env import specs
 
-from r2d2_acme.config import R2D2Config
-
 MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
 
-_MAX_SPAN = 2.0**31 - 1  # larger bounds are those of a dtype, and say nothing
-MAX_LISTED_ACTIONS = 10_000  # more are the bounds of a dtype
-_MAX_ACTIONS = 100_000  # a batch has a Q-value of each for each of its steps
-_MAX_LEAVES = 8  # of a nested observation, that an error lists
-
-
-class Scaling(NamedTuple):
-  """Maps x to (x - minimum) / span: bounds to 0 and 1.
-
-  Attributes:
-    minimum, span: float32 [] or, where elements differ, of the observation's shape;
-      0 and 1 where an element stays as it is. One that is constant becomes 0.
-  """
-
-  minimum: np.ndarray
-  span: np.ndarray
+MAX_SPAN = 2.0**31 - 1  # bounds as far apart only tell the dtype
+MAX_LISTED_ACTIONS = 10_000  # a greater number only tells the dtype
+_MAX_ACTIONS = 100_000  # a batch has a Q-value for each action in each step
+_MAX_LEAVES = 8  # leaves of a nested observation that an error lists
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +25,13 @@ class Cures:
   """What to do about a shape that does not fit, in the words of one interface.
 
   Attributes:
-    scalar: there is no axis.
-    empty: an axis has size 0.
-    flatten: there are two axes that make no image, or too many of them.
-    add_channels: it is an image [H, W].
-    move_channels: it is an image [C, H, W].
-    unstack: there is a stack of frames in front.
-    resize: it is an image of too few pixels.
+    scalar: if there is no axis.
+    empty: if an axis has size 0.
+    flatten: if there are two axes that make no image, or more than three.
+    add_channels: if it is an image [H, W].
+    move_channels: if it is an image [C, H, W].
+    unstack: if axis 0 is a stack of frames.
+    resize: if it is an image of too few pixels.
   """
 
   scalar: str
@@ -57,43 +44,17 @@ class Cures:
 
 
 def is_image(observation_spec: specs.Array) -> bool:
-  """Whether observations go through the convolutional torso and are stacked."""
+  """Returns whether a spec has the three axes of an image."""
   return len(observation_spec.shape) == 3
-
-
-def num_stacked(config: R2D2Config, observation_spec: specs.Array) -> int:
-  """Frames that one network input is made of: `frame_stack` for images, else 1."""
-  return config.frame_stack if is_image(observation_spec) else 1
-
-
-def scaling(spec: specs.Array) -> Scaling | None:
-  """Returns what the network makes of an observation's numbers; None for nothing.
-
-  Images and integers are scaled by their bounds, where these are finite and less than
-  2^31 - 1 apart. uint8 without bounds has 0 … 255. Vectors of floats stay as they are:
-  their bounds are often so wide that little would be left of them.
-  """
-  if not is_image(spec) and np.dtype(spec.dtype).kind not in 'ui':
-    return None
-  bounds = _bounds(spec)
-  if bounds is None:
-    return None
-  low, span = bounds
-  is_scaled = span < _MAX_SPAN
-  minimum = np.where(is_scaled, low, 0.0).astype(np.float32)
-  span = np.where(is_scaled & (span > 0), span, 1.0).astype(np.float32)
-  if np.ptp(minimum) == 0 and np.ptp(span) == 0:  # all elements are alike
-    minimum, span = (x.reshape(-1)[0].reshape(()) for x in (minimum, span))
-  return Scaling(minimum, span)
 
 
 def check(observations: Any, actions: Any, rewards: Any) -> None:
   """Checks the specs of an environment.
 
   Raises:
-    ValueError: no network here fits them; one line that says why and what to do.
+    ValueError: R2D2 does not fit them; one line that says why and what to do.
   """
-  _check_observations(observations)
+  check_observations(observations)
   _check_actions(actions)
   if not is_one_number(rewards):
     raise ValueError(
@@ -101,17 +62,43 @@ def check(observations: Any, actions: Any, rewards: Any) -> None:
     )
 
 
+def check_observations(spec: Any) -> None:
+  """Checks the spec of an environment's observations.
+
+  Raises:
+    ValueError: R2D2 does not fit it; one line that says why and what to do.
+  """
+  if not isinstance(spec, specs.Array):
+    raise ValueError(f'observations must be one array: {_nest_fault(spec)}')
+  if isinstance(spec, specs.DiscreteArray):
+    raise ValueError(
+      f'observations must be images or vectors, not one of {spec.num_values} numbers: '
+      f'return a one-hot vector of shape [{spec.num_values}]'
+    )
+  if isinstance(spec, specs.StringArray):
+    raise ValueError('observations must be numbers, not text: encode it as a vector')
+  fault = number_fault(spec)
+  if fault is not None:
+    raise ValueError(f'observations cannot be used: {fault}')
+  fault = shape_fault(spec.shape, _dm_env_cures(spec.shape))
+  if fault is not None:
+    raise ValueError(
+      'observations must be images [H, W, C] or vectors [D], not of shape '
+      f'{list(spec.shape)}: {fault}'
+    )
+
+
 def is_one_number(spec: Any) -> bool:
-  """Whether values of a spec become one float32, as rewards do."""
+  """Returns whether the values of a spec can become one float32, as rewards do."""
   if isinstance(spec, (Mapping, tuple, list, specs.StringArray)):
     return False
   if not isinstance(spec, specs.Array):
-    return True  # it says nothing
+    return True  # it does not say what they are
   return spec.shape in ((), (1,)) and np.dtype(spec.dtype).kind in 'biuf'
 
 
 def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
-  """Returns what is wrong with an observation's shape and the cure, or None."""
+  """Returns what is wrong with an observation's shape, with its cure, or None."""
   if not shape:
     return f'it has no axis: {cures.scalar}'
   if 0 in shape:
@@ -152,13 +139,13 @@ def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
 
 
 def number_fault(spec: specs.Array) -> str | None:
-  """Returns why an observation's numbers cannot be used and the cure, or None."""
+  """Returns why an observation's numbers cannot be used, with a cure, or None."""
   dtype = np.dtype(spec.dtype)
   if dtype.kind not in 'biuf' or dtype.itemsize > 8:
     return f'the network takes no {dtype}: make them float32 or uint8'
-  bounds = _bounds(spec)
   if is_image(spec) and dtype.kind in 'iu':
-    if bounds is None or (bounds[1] >= _MAX_SPAN).any():
+    low_and_span = bounds(spec)
+    if low_and_span is None or (low_and_span[1] >= MAX_SPAN).any():
       return (
         f'images of {dtype} need bounds, by which the network scales them: give them '
         'the low and high of a Box, or the minimum and maximum of a BoundedArray'
@@ -166,8 +153,26 @@ def number_fault(spec: specs.Array) -> str | None:
   return None
 
 
+def bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns minimum and span of each element, or None if the spec has no bounds.
+
+  Both are float64 of the spec's shape. The span of an unbounded element is infinite.
+  uint8 has the bounds 0 and 255 if the spec does not say otherwise.
+  """
+  if isinstance(spec, specs.BoundedArray):
+    low, high = spec.minimum, spec.maximum
+  elif np.dtype(spec.dtype) == np.uint8:
+    low, high = np.array(0), np.array(255)
+  else:
+    return None
+  low, high = (np.broadcast_to(x, spec.shape).astype(np.float64) for x in (low, high))
+  with np.errstate(invalid='ignore', over='ignore'):
+    span = high - low
+  return low, np.where(np.isfinite(span), span, np.inf)
+
+
 def leaves(nest: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields path and leaf of what may be nested, such as ("['eyes'][0]", leaf)."""
+  """Yields path and leaf for each leaf of a nest, such as ("['eyes'][0]", leaf)."""
   if isinstance(nest, Mapping):
     items = [(f'[{key!r}]', value) for key, value in nest.items()]
   elif isinstance(nest, tuple) and hasattr(nest, '_fields'):
@@ -182,49 +187,14 @@ def leaves(nest: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def describe_leaves(described: Sequence[tuple[str, str]]) -> str:
-  """Returns "['a'] (uint8 [3]), ['b'] (…)" from paths and what is there."""
+  """Returns "['a'] (uint8 [3]), ['b'] (…)" from paths and descriptions."""
   parts = [f'{path} ({what})' for path, what in described[:_MAX_LEAVES]]
   more = ['…'] if len(described) > _MAX_LEAVES else []
   return ', '.join([*parts, *more]) or 'nothing'
 
 
-def _bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
-  """Returns minimum and span of each element in float64, infinite where unbounded."""
-  if isinstance(spec, specs.BoundedArray):
-    low, high = spec.minimum, spec.maximum
-  elif np.dtype(spec.dtype) == np.uint8:
-    low, high = np.array(0), np.array(255)
-  else:
-    return None
-  low, high = (np.broadcast_to(x, spec.shape).astype(np.float64) for x in (low, high))
-  with np.errstate(invalid='ignore', over='ignore'):
-    span = high - low
-  return low, np.where(np.isfinite(span), span, np.inf)
-
-
-def _check_observations(spec: Any) -> None:
-  if not isinstance(spec, specs.Array):
-    raise ValueError(f'observations must be one array: {_nest_fault(spec)}')
-  if isinstance(spec, specs.DiscreteArray):
-    raise ValueError(
-      f'observations must be images or vectors, not one of {spec.num_values} numbers: '
-      f'return a one-hot vector of shape [{spec.num_values}]'
-    )
-  if isinstance(spec, specs.StringArray):
-    raise ValueError('observations must be numbers, not text: encode it as a vector')
-  fault = number_fault(spec)
-  if fault is not None:
-    raise ValueError(f'observations cannot be used: {fault}')
-  fault = shape_fault(spec.shape, _dm_env_cures(spec.shape))
-  if fault is not None:
-    raise ValueError(
-      'observations must be images [H, W, C] or vectors [D], not of shape '
-      f'{list(spec.shape)}: {fault}'
-    )
-
-
 def _nest_fault(nest: Any) -> str:
-  """Returns what is wrong with an observation spec that is no array, and the cure."""
+  """Returns what is wrong with an observation spec that is no array, with its cure."""
   if getattr(nest, '_fields', None) == ('observation', 'action', 'reward'):
     return (
       'take ObservationActionRewardWrapper off the environment, because the agent '
@@ -244,7 +214,7 @@ def _nest_fault(nest: Any) -> str:
 
 def _fits(spec: Any) -> bool:
   try:
-    _check_observations(spec)
+    check_observations(spec)
   except ValueError:
     return False
   return True

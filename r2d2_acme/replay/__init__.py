@@ -1,1 +1,1 @@
-"""From steps to windows and from windows to batches; priorities come back."""
+"""From steps to windows, from windows to batches, and priorities back."""

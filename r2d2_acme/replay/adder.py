@@ -1,4 +1,8 @@
-"""From the steps of an episode to prioritized windows in Reverb."""
+"""From the steps of an episode to prioritized windows in Reverb.
+
+In come the steps of one environment with Q-values and recurrent states. Out go windows,
+each with the priority that the learner would give it.
+"""
 
 import collections
 import math
@@ -11,6 +15,7 @@ import tree
 from acme import specs
 
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.observations import kinds
 from r2d2_acme.replay import tables
 from r2d2_acme.types import Step, Window, core_state_spec
 
@@ -20,8 +25,7 @@ PriorityFn = Callable[..., float]
 # Windows that the server has not yet confirmed, beyond which `add` waits.
 _MAX_PENDING_WINDOWS = 4
 
-
-# Of `Step`, all after its observation; written window by window.
+# The fields of `Step` after its observation. They are written window by window.
 _WINDOW_FIELDS = {
   'action': np.int32,
   'reward': np.float32,
@@ -40,12 +44,15 @@ class WindowAdder:
   """Writes one environment's episodes as windows, each with its priority.
 
   Rows are numbered within an episode: row t holds o_t and the transition t - 1 that
-  led to it, so that an episode of N transitions has rows 0 ... N. Window k trains
-  the transitions [k S, k S + T) (S = sequence_period, T = trace_length), so it spans
-  the rows [k S - burn_in_length, k S + T], of which those before 0 and after N are
-  padding. A window is written as soon as its last row is there; at the episode's end
-  one more holds what is left. Thus each transition is trained by at least one
-  window, and by exactly one if S = T.
+  led to it, so that an episode of N transitions has the rows 0 ... N. Window k trains
+  the transitions [k S, k S + T) (S = `sequence_period`, T = `trace_length`), so it
+  spans the rows [k S - burn_in_length, k S + T], of which those before 0 and after N
+  are padding. A window is written as soon as its last row is there. At the episode's
+  end one more window holds the transitions that are left. Thus each transition is
+  trained by at least one window, and by exactly one if S = T.
+
+  Attributes:
+    num_windows: the number of windows written since the adder was made.
   """
 
   def __init__(
@@ -56,29 +63,19 @@ class WindowAdder:
     priority_fn: PriorityFn,
     should_stop: Callable[[], bool] = lambda: False,
   ):
-    """`should_stop` ends a wait for the rate limiter with `Stopped`."""
+    """Constructs the adder.
+
+    Args:
+      client: of the server that has the table.
+      config: the hyperparameters.
+      environment_spec: of the environment whose steps are added.
+      priority_fn: computes the priority of a window.
+      should_stop: where it is true, a wait for the rate limiter ends with `Stopped`.
+    """
     self._config = config
     self._priority_fn = priority_fn
-    self._should_stop = should_stop
+    self._writer = _EpisodeWriter(client, config, environment_spec, should_stop)
     frame = environment_spec.observations
-    self._num_blocks, block_length = tables.frame_blocks(config, environment_spec)
-    self._block = np.zeros((block_length, *frame.shape), frame.dtype)
-    num_rows = self._num_blocks * block_length
-    # A row comes with at most one block, one state and one window; an episode's first
-    # rows also with the padding before them.
-    self._writer = client.trajectory_writer(num_keep_alive_refs=4 * num_rows)
-    state_spec = core_state_spec(config)
-    self._initial_state = tree.map_structure(
-      lambda spec: np.zeros(spec.shape, spec.dtype), state_spec
-    )
-    keep_alive = {
-      'frames': self._num_blocks,
-      'core_state': tree.map_structure(lambda _: num_rows, state_spec),
-      'window': dict.fromkeys(_WINDOW_FIELDS, 1),
-      'learner_steps': 1,
-    }
-    for path, num_cells in tree.flatten_with_path(keep_alive):
-      self._writer.configure(path, num_keep_alive_refs=num_cells, max_chunk_length=1)
     self._padding = Step(
       observation=np.zeros(frame.shape, frame.dtype),
       action=np.int32(0),
@@ -86,29 +83,23 @@ class WindowAdder:
       discount=np.float32(0),
       mask=np.float32(0),
     )
+    self._initial_state = tree.map_structure(
+      lambda spec: np.zeros(spec.shape, spec.dtype), core_state_spec(config)
+    )
     # Rows of padding in front of an episode: its first window ends with a block.
-    self._num_leading = num_rows - (config.trace_length + 1)
+    self._num_leading = self._writer.rows_per_window - (config.trace_length + 1)
     # Rows, modulo the period, where a window starts, is first trained, or ends.
     self._boundaries = {
       row % config.sequence_period
       for row in (-config.burn_in_length, 0, config.trace_length)
     }
-    # The newest rows and their Q-values, at least as many as a window has.
-    num_actions = environment_spec.actions.num_values
-    self._rows = np.zeros(
-      2 * num_rows, [*_WINDOW_FIELDS.items(), ('q', np.float32, (num_actions,))]
-    )
-    self.num_windows = 0  # written since the adder was made
+    self.num_windows = 0
     self._is_cut_off = False  # whether an `add` ended half-way
     self._reset()
 
   def _reset(self):
     self._row = 0
     self._next_window = 0
-    self._num_rows = 0
-    # Where the writer has, in this episode, the newest blocks and each row's state.
-    self._blocks: collections.deque[int] = collections.deque(maxlen=self._num_blocks)
-    self._states: dict[int, int] = {}
     self._last_state = self._last_q = None  # of the newest row
 
   def add(
@@ -121,23 +112,24 @@ class WindowAdder:
     first: bool = False,
     learner_steps: int = 0,
   ):
-    """Adds row t of the current episode; `last` ends the episode.
+    """Adds row t of the current episode.
 
-    Where it raises, as at a Ctrl-C, it takes nothing until the next `first`, and what
-    no window holds yet of the episode is lost.
+    If it raises, for example at Ctrl-C, the part of the episode that no window holds
+    yet is lost, and nothing is added until the next row that is a `first` one.
 
     Args:
       step: the row, with mask 1.
       core_state: the actor's recurrent state before row t.
       q: float32 [A], the actor's Q(o_t, .) from that state.
       last: whether o_t is the episode's last observation.
-      first: whether o_t is the first of an episode. If one is under way, it ends as
-        truncated, with the row before this one.
-      learner_steps: age of the parameters that made `q`, in learner steps.
+      first: whether o_t is the first of an episode. An episode that is under way then
+        ends as truncated, with the row before this one.
+      learner_steps: the age of the parameters that made `q`, in learner steps.
 
     Raises:
-      ValueError, TypeError: the observation's shape or dtype is not the spec's.
-      Stopped: the program stopped while the table took no more.
+      ValueError, TypeError: the observation's shape or dtype is not that of the
+        environment's spec.
+      Stopped: the program stopped while the table took no more windows.
       FloatingPointError: Q-values or rewards are not finite.
     """
     was_cut_off, self._is_cut_off = self._is_cut_off, True  # until this call's end
@@ -152,8 +144,8 @@ class WindowAdder:
       self._start_episode(q)
     self._last_state, self._last_q = core_state, q
     if self._row % self._config.sequence_period in self._boundaries:
-      self._write_state()
-    self._append_row(step, q)
+      self._writer.write_state(self._row, core_state)
+    self._writer.append_row(step, q)
     if self._row == self._window_end(self._next_window):
       self._write_window(self._config.trace_length, learner_steps)
     if last:
@@ -162,31 +154,134 @@ class WindowAdder:
       self._row += 1
     self._is_cut_off = False
 
+  def flush(self):
+    """Blocks until the server has all windows."""
+    self._writer.wait(max_pending=0)
+
+  def _start_episode(self, q: np.ndarray):
+    """Writes the padding that the first windows and their stacks reach back to."""
+    self._writer.write_state(_PADDED_ROW, self._initial_state)
+    for _ in range(self._num_leading):
+      self._writer.append_row(self._padding, q)
+
   def _end_episode(self, learner_steps: int):
-    """Ends it with the newest row."""
+    """Ends the episode with the newest row."""
     self._write_rest(learner_steps)
     self._close_episode()
 
   def _close_episode(self):
-    """Goes on with the next episode."""
-    self._wait_for_server(max_pending=0)
+    """Gets ready for the next episode."""
     self._writer.end_episode()
     self._reset()
 
-  def flush(self):
-    """Blocks until the server has all windows."""
-    self._wait_for_server(max_pending=0)
-
   def _window_end(self, window: int) -> int:
+    """Returns the number of a window's last row."""
     return window * self._config.sequence_period + self._config.trace_length
 
-  def _start_episode(self, q: np.ndarray):
-    """Pads in front, for the first windows' rows and stacks, and to fill a block."""
-    self._states[_PADDED_ROW] = self._write({'core_state': self._initial_state})
-    for _ in range(self._num_leading):
-      self._append_row(self._padding, q)
+  def _write_rest(self, learner_steps: int):
+    """Writes a window of the transitions that are in no window yet, if any."""
+    num_transitions = self._row  # N: row N is the last
+    window = self._next_window
+    covered = self._window_end(window - 1) if window else 0
+    if num_transitions <= covered:
+      return
+    if not self._writer.has_state(self._row):
+      self._writer.write_state(self._row, self._last_state)
+    num_rest = num_transitions - window * self._config.sequence_period
+    for _ in range(self._config.trace_length - num_rest):
+      self._writer.append_row(self._padding, self._last_q)
+    self._write_window(num_rest, learner_steps)
 
-  def _append_row(self, step: Step, q: np.ndarray):
+  def _write_window(self, num_transitions: int, learner_steps: int):
+    """Writes the window that ends with the newest row.
+
+    Args:
+      num_transitions: the number of trained transitions; after them comes padding.
+      learner_steps: as for `add`.
+    """
+    config = self._config
+    rows = self._writer.newest_rows(config.sequence_length + 1)
+    priority = self._priority(rows[-(config.trace_length + 1) :])
+    first = self._next_window * config.sequence_period  # trained row
+    boundaries = (first - config.burn_in_length, first, first + num_transitions)
+    state_rows = [max(row, _PADDED_ROW) for row in boundaries]
+    self._writer.write_window(rows, state_rows, priority, learner_steps)
+    self._next_window += 1
+    self.num_windows += 1
+    oldest = first + config.sequence_period - config.burn_in_length
+    self._writer.forget_states_before(max(oldest, _PADDED_ROW))
+    self._writer.wait(_MAX_PENDING_WINDOWS)
+
+  def _priority(self, rows: np.ndarray) -> float:
+    """Returns the priority by the actor's Q-values in the T + 1 trained rows."""
+    transitions = rows[1:]  # row t + 1 holds transition t
+    priority = self._priority_fn(
+      rows['q'], *(transitions[field] for field in _WINDOW_FIELDS)
+    )
+    if not math.isfinite(priority):
+      # Reverb's table would stop serving, and all nodes would wait without a message.
+      raise FloatingPointError(
+        f'the priority of a window is {priority}: the Q-values or the rewards are not '
+        'finite, so either learning diverged or the environment is at fault'
+      )
+    return priority
+
+
+class _EpisodeWriter:
+  """Writes an episode to Reverb in cells, and windows that refer to these cells.
+
+  Frames are written in blocks, see `observations.base.Kind`, and recurrent states in
+  the rows where a window needs them. Scalars are one cell a window and field: one cell
+  a row would cost more than the frames.
+
+  Attributes:
+    rows_per_window: the number of rows in the blocks of a window.
+  """
+
+  def __init__(
+    self,
+    client: reverb.Client,
+    config: R2D2Config,
+    environment_spec: specs.EnvironmentSpec,
+    should_stop: Callable[[], bool],
+  ):
+    self._should_stop = should_stop
+    frame = environment_spec.observations
+    kind = kinds.make(frame, config)
+    self._num_blocks = kind.num_blocks
+    self._block = np.zeros((kind.block_length, *frame.shape), frame.dtype)
+    self.rows_per_window = kind.num_blocks * kind.block_length
+    # A row comes with at most one block, one state and one window; an episode's first
+    # rows also with the padding before them.
+    self._writer = client.trajectory_writer(
+      num_keep_alive_refs=4 * self.rows_per_window
+    )
+    keep_alive = {
+      'frames': self._num_blocks,
+      'core_state': tree.map_structure(
+        lambda _: self.rows_per_window, core_state_spec(config)
+      ),
+      'window': dict.fromkeys(_WINDOW_FIELDS, 1),
+      'learner_steps': 1,
+    }
+    for path, num_cells in tree.flatten_with_path(keep_alive):
+      self._writer.configure(path, num_keep_alive_refs=num_cells, max_chunk_length=1)
+    # The newest rows and their Q-values, at least as many as a window has.
+    num_actions = environment_spec.actions.num_values
+    self._rows = np.zeros(
+      2 * self.rows_per_window,
+      [*_WINDOW_FIELDS.items(), ('q', np.float32, (num_actions,))],
+    )
+    self._reset()
+
+  def _reset(self):
+    self._num_rows = 0
+    # Where the writer's history has, in this episode, the newest blocks and the states.
+    self._blocks: collections.deque[int] = collections.deque(maxlen=self._num_blocks)
+    self._states: dict[int, int] = {}  # by row
+
+  def append_row(self, step: Step, q: np.ndarray):
+    """Appends a row, and writes the block that it completes, if any."""
     if self._num_rows == len(self._rows):
       self._num_rows //= 2
       self._rows[: self._num_rows] = self._rows[self._num_rows :]
@@ -202,85 +297,62 @@ class WindowAdder:
     if self._num_rows % len(self._block) == 0:
       self._blocks.append(self._write({'frames': self._block}))
 
-  def _write(self, cells) -> int:
-    """Hands cells to the writer; returns their place in its history."""
-    self._writer.append(cells)
-    return self._writer.episode_steps - 1
+  def newest_rows(self, num: int) -> np.ndarray:
+    """Returns rows [num] with a field for each of `_WINDOW_FIELDS` and for `q`."""
+    return self._rows[self._num_rows - num : self._num_rows]
 
-  def _write_state(self):
-    """Writes the state before the newest row."""
-    self._states[self._row] = self._write({'core_state': self._last_state})
+  def write_state(self, row: int, core_state):
+    """Writes the recurrent state before a row."""
+    self._states[row] = self._write({'core_state': core_state})
 
-  def _write_rest(self, learner_steps: int):
-    """Writes the episode's tail, if a transition is still in no window."""
-    num_transitions = self._row  # N: row N is the last
-    window = self._next_window
-    covered = self._window_end(window - 1) if window else 0
-    if num_transitions <= covered:
-      return
-    if self._row not in self._states:
-      self._write_state()
-    num_tail = num_transitions - window * self._config.sequence_period
-    for _ in range(self._config.trace_length - num_tail):
-      self._append_row(self._padding, self._last_q)
-    self._write_window(num_tail, learner_steps)
+  def has_state(self, row: int) -> bool:
+    """Returns whether the state before a row was written, and is not forgotten."""
+    return row in self._states
 
-  def _write_window(self, num_transitions: int, learner_steps: int):
-    """Writes the window whose rows, and blocks, end with the newest.
+  def forget_states_before(self, first_row: int):
+    """Forgets states that no further window needs."""
+    self._states = {row: at for row, at in self._states.items() if row >= first_row}
+
+  def write_window(
+    self, rows: np.ndarray, state_rows: list[int], priority: float, learner_steps: int
+  ):
+    """Inserts the window of the newest blocks into the table.
 
     Args:
-      num_transitions: real ones in its trace; after them comes padding.
-      learner_steps: as for `add`.
+      rows: [L + 1], from `newest_rows`.
+      state_rows: the three rows whose states the window holds.
+      priority: the window's.
+      learner_steps: the age of the parameters that acted.
     """
-    config = self._config
-    rows = self._rows[self._num_rows - (config.sequence_length + 1) : self._num_rows]
-    priority = self._priority(rows[-(config.trace_length + 1) :])
     columns = {field: np.ascontiguousarray(rows[field]) for field in _WINDOW_FIELDS}
-    # A window's scalars are one cell each: one a row would cost more than the frames.
-    window = self._write({'window': columns, 'learner_steps': np.int64(learner_steps)})
-    first = self._next_window * config.sequence_period  # trained row
-    boundaries = (first - config.burn_in_length, first, first + num_transitions)
-    states = [self._states[max(row, _PADDED_ROW)] for row in boundaries]
+    at = self._write({'window': columns, 'learner_steps': np.int64(learner_steps)})
+    states = [self._states[row] for row in state_rows]
     history = self._writer.history
     hidden, cell = history['core_state']
-    item = Window(
+    window = Window(
       steps=Step(
         observation=history['frames'][list(self._blocks)],
-        **{field: history['window'][field][window] for field in _WINDOW_FIELDS},
+        **{field: history['window'][field][at] for field in _WINDOW_FIELDS},
       ),
       core_state=tuple(snt.LSTMState(hidden[i], cell[i]) for i in states),
-      learner_steps=history['learner_steps'][window],
+      learner_steps=history['learner_steps'][at],
     )
-    self._writer.create_item(tables.TABLE, priority, item)
-    self._next_window += 1
-    self.num_windows += 1
-    self._forget_states(first + config.sequence_period - config.burn_in_length)
-    self._wait_for_server(_MAX_PENDING_WINDOWS)
+    self._writer.create_item(tables.TABLE, priority, window)
 
-  def _forget_states(self, first_row: int):
-    """Forgets those of rows before a window's first one."""
-    oldest = max(first_row, _PADDED_ROW)
-    self._states = {row: at for row, at in self._states.items() if row >= oldest}
+  def end_episode(self):
+    """Waits until the server has all windows; the next row starts an episode."""
+    self.wait(max_pending=0)
+    self._writer.end_episode()
+    self._reset()
 
-  def _priority(self, rows: np.ndarray) -> float:
-    """The learner's priority, from the actor's own Q-values; [T + 1] trained rows."""
-    transitions = rows[1:]  # row t + 1 holds transition t
-    priority = self._priority_fn(
-      rows['q'], *(transitions[field] for field in _WINDOW_FIELDS)
-    )
-    if not math.isfinite(priority):
-      # Reverb's table would die of it, and everyone wait for it without a word.
-      raise FloatingPointError(
-        f'the priority of a window is {priority}: the Q-values or the rewards are not '
-        'finite, so either learning diverged or the environment is at fault'
-      )
-    return priority
-
-  def _wait_for_server(self, max_pending: int):
+  def wait(self, max_pending: int):
     """Waits until at most `max_pending` windows are unconfirmed.
 
     `create_item` never waits, so without this the actor would run ahead of the rate
     limiter, filling its own memory.
+
+    Raises:
+      Stopped: the program stops.
     """
     while True:
       try:
@@ -289,3 +361,8 @@ class WindowAdder:
       except reverb.errors.DeadlineExceededError:
         if self._should_stop():
           raise Stopped() from None
+
+  def _write(self, cells) -> int:
+    """Hands cells to Reverb's writer; returns their place in its history."""
+    self._writer.append(cells)
+    return self._writer.episode_steps - 1

@@ -1,4 +1,4 @@
-"""Batches from replay: windows, restacked and time-major."""
+"""Batches from replay: windows come in, and go out time-major, with whole inputs."""
 
 import reverb
 import tensorflow as tf
@@ -6,9 +6,10 @@ import tree
 from acme import specs
 
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import kinds
+from r2d2_acme.observations.base import Kind
 from r2d2_acme.replay import tables
-from r2d2_acme.types import Batch, Observation, Step
+from r2d2_acme.types import Batch, Observation
 
 
 def make_dataset(
@@ -17,10 +18,16 @@ def make_dataset(
   server_address: str,
   prefetch: int = 2,
 ) -> tf.data.Dataset:
-  """Endless prioritized `Batch`es, with `prefetch` of them made ahead."""
+  """Returns an endless dataset of `Batch`es, drawn by priority.
+
+  Args:
+    config: the hyperparameters.
+    environment_spec: of the environments whose windows the table holds.
+    server_address: host and port of the Reverb server.
+    prefetch: the number of batches that are made ahead.
+  """
   signature = tables.window_signature(config, environment_spec)
-  stack = layouts.num_stacked(config, environment_spec.observations)
-  num_frames = config.sequence_length + stack
+  kind = kinds.make(environment_spec.observations, config)
   dataset = reverb.TrajectoryDataset(
     server_address=server_address,
     table=tables.TABLE,
@@ -30,27 +37,24 @@ def make_dataset(
   )
   dataset = dataset.batch(config.batch_size, drop_remainder=True)
   dataset = dataset.map(
-    lambda sample: _to_batch(sample, num_frames, stack),
+    lambda sample: _to_batch(sample, kind),
     num_parallel_calls=1,
     deterministic=True,
   )
   return dataset.prefetch(prefetch)
 
 
-def _to_batch(sample: reverb.ReplaySample, num_frames: int, stack: int) -> Batch:
-  blocks = sample.data.steps.observation
-  steps: Step = tree.map_structure(
-    _time_major, sample.data.steps._replace(observation=_merge_blocks(blocks))
-  )
-  frames = steps.observation[-num_frames:]
+def _to_batch(sample: reverb.ReplaySample, kind: Kind) -> Batch:
+  """Turns B windows into a time-major batch."""
+  steps = sample.data.steps
   return Batch(
     observations=Observation(
-      observation=stack_frames(frames, stack),
-      action=steps.action,
-      reward=steps.reward,
+      observation=kind.rebuild_inputs(steps.observation),
+      action=tf.transpose(steps.action),
+      reward=tf.transpose(steps.reward),
     ),
-    discount=steps.discount,
-    mask=steps.mask,
+    discount=tf.transpose(steps.discount),
+    mask=tf.transpose(steps.mask),
     core_state=tree.map_structure(
       lambda *states: tf.stack(states, axis=1), *sample.data.core_state
     ),
@@ -59,33 +63,3 @@ def _to_batch(sample: reverb.ReplaySample, num_frames: int, stack: int) -> Batch
     probabilities=sample.info.probability,
     table_size=sample.info.table_size,
   )
-
-
-def _merge_blocks(blocks: tf.Tensor) -> tf.Tensor:
-  """[B, number, length, ...] to [B, number x length, ...]."""
-  batch_size, number, length, *shape = blocks.shape
-  return tf.reshape(blocks, [batch_size, number * length, *shape])
-
-
-def _time_major(x: tf.Tensor) -> tf.Tensor:
-  return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
-
-
-def stack_frames(frames: tf.Tensor, stack: int) -> tf.Tensor:
-  """[T + stack - 1, ..., C] single frames -> [T, ..., stack x C], oldest first."""
-  if stack == 1:
-    return frames
-  rows = frames.shape[0] - stack + 1
-  if frames.dtype == tf.uint8 and frames.shape[-1] == 1 and stack == 4:
-    return _stack_four_bytes(frames, rows)
-  return tf.concat([frames[i : i + rows] for i in range(stack)], axis=-1)
-
-
-def _stack_four_bytes(frames: tf.Tensor, rows: int) -> tf.Tensor:
-  """Makes one int32 of a pixel's four bytes, the oldest lowest, and reads its bytes.
-
-  The same as a concatenation along an axis of length 1, in a quarter of the time.
-  """
-  pixels = tf.cast(frames[..., 0], tf.int32)  # [T + 3, ...]
-  pairs = pixels[:-1] + pixels[1:] * 2**8  # [T + 2, ...]
-  return tf.bitcast(pairs[:rows] + pairs[2 : rows + 2] * 2**16, tf.uint8)

@@ -1,64 +1,40 @@
-"""The table of windows: what an item holds, and how fast it may be sampled."""
+"""The table of windows: what one window holds, and how fast windows may be sampled.
 
-import math
+A config and an environment's spec come in, Reverb's table goes out.
+"""
+
 from collections.abc import Sequence
 
-import numpy as np
 import reverb
 import tensorflow as tf
 import tree
 from acme import specs
 
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import kinds
 from r2d2_acme.types import Step, Window, core_state_spec
 
 TABLE = 'windows'
 
 _SERVER_INFO_TIMEOUT = 1  # seconds
 
-# Bytes of a stored frame over its raw bytes: the compression that busy Atari games
-# reach, rounded up. Other observations are counted raw.
-_IMAGE_COMPRESSION = 0.35
-
-_MAX_BLOCK_LENGTH = 20  # rows; longer ones compress no better
-
-
-def frame_blocks(
-  config: R2D2Config, environment_spec: specs.EnvironmentSpec
-) -> tuple[int, int]:
-  """How a window's frames are stored: the number of blocks, and the rows of each.
-
-  Each block is one cell of Reverb's, which costs the actor a third of what a cell for
-  each frame does. Windows end with a block, so that neighbours share their blocks:
-  thus the length divides `sequence_period`. A window is its blocks' newest rows.
-  """
-  period = config.sequence_period
-  length = max(n for n in range(1, _MAX_BLOCK_LENGTH + 1) if period % n == 0)
-  num_rows = config.sequence_length + layouts.num_stacked(
-    config, environment_spec.observations
-  )
-  return math.ceil(num_rows / length), length
-
 
 def window_signature(
   config: R2D2Config, environment_spec: specs.EnvironmentSpec
 ) -> Window:
-  """`tf.TensorSpec`s of one replay item."""
+  """Returns the `tf.TensorSpec`s of one window as the table holds it."""
   rows = config.sequence_length + 1
-  frame = environment_spec.observations
-  blocks = frame_blocks(config, environment_spec)
 
-  def column(shape, dtype, name):
-    return tf.TensorSpec(shape, tf.as_dtype(dtype), name)
+  def column(dtype, name):
+    return tf.TensorSpec([rows], dtype, name)
 
   return Window(
     steps=Step(
-      observation=column((*blocks, *frame.shape), frame.dtype, 'observation'),
-      action=column([rows], np.int32, 'action'),
-      reward=column([rows], np.float32, 'reward'),
-      discount=column([rows], np.float32, 'discount'),
-      mask=column([rows], np.float32, 'mask'),
+      observation=kinds.make(environment_spec.observations, config).stored_spec,
+      action=column(tf.int32, 'action'),
+      reward=column(tf.float32, 'reward'),
+      discount=column(tf.float32, 'discount'),
+      mask=column(tf.float32, 'mask'),
     ),
     core_state=(
       tree.map_structure(
@@ -76,10 +52,16 @@ def make_tables(
   environment_spec: specs.EnvironmentSpec,
   rate_limiter: reverb.rate_limiters.RateLimiter | None = None,
 ) -> Sequence[reverb.Table]:
-  """The prioritized table of windows.
+  """Builds the prioritized table of windows.
 
-  Its limiter, by default, holds sampled windows / inserted windows at
-  `samples_per_insert` from `min_replay_size` windows on.
+  Args:
+    config: the hyperparameters.
+    environment_spec: of the environments whose windows the table holds.
+    rate_limiter: None keeps sampled windows / inserted windows at `samples_per_insert`,
+      from `min_replay_size` windows on.
+
+  Returns:
+    A list of the one table.
   """
   if rate_limiter is None:
     rate_limiter = reverb.rate_limiters.SampleToInsertRatio(
@@ -99,15 +81,12 @@ def make_tables(
 
 
 def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) -> int:
-  """Bytes that a full table needs, from the raw sizes and typical compression.
+  """Returns how many bytes a full table needs, by raw sizes and typical compression.
 
-  Neighbouring windows share their frames, so that a window adds `sequence_period`
-  of them and about two recurrent states.
+  Neighbouring windows share their frames, so that each window adds `sequence_period`
+  frames and about two recurrent states.
   """
-  frame = environment_spec.observations
-  frame_bytes = float(np.prod(frame.shape)) * np.dtype(frame.dtype).itemsize
-  if layouts.is_image(frame):
-    frame_bytes *= _IMAGE_COMPRESSION
+  frame_bytes = kinds.make(environment_spec.observations, config).stored_bytes
   scalar_bytes = 16
   state_bytes = 2 * 4 * config.core_size
   per_window = (

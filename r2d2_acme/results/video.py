@@ -9,7 +9,7 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
-from r2d2_acme.observations import layouts
+from r2d2_acme.observations import scaling
 from r2d2_acme.workdir import paths
 
 _MIN_HEIGHT = 420  # pixels: of an Atari screen, doubled
@@ -148,7 +148,7 @@ def _draw(observation: np.ndarray, spec: specs.Array) -> np.ndarray:
   """Images by their bounds, vectors as a row of fields, as bright as they are large."""
   x = observation.astype(np.float32)
   if observation.ndim == 3:
-    minimum, span = layouts.scaling(spec) or (0.0, 1.0)
+    minimum, span = scaling.by_bounds(spec) or (0.0, 1.0)
     x = (x - minimum) / span
     low, high = min(x.min(), 0.0), max(x.max(), 1.0)  # others than 0, 1 if unbounded
     image = (255 * (x - low) / (high - low)).round().astype(np.uint8)

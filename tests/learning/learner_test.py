@@ -46,7 +46,7 @@ _SPEC = specs.EnvironmentSpec(
 
 
 def _make_batch(config=_CONFIG, seed=0) -> Batch:
-  """Items: whole; first window; terminated tail; truncated tail."""
+  """Windows: whole; first window; terminated tail; truncated tail."""
   rng = np.random.default_rng(seed)
   rows, burn_in, size = config.sequence_length + 1, config.burn_in_length, 4
   mask = np.ones((rows, size), np.float32)
@@ -105,7 +105,7 @@ def _q_values(network, batch, config):
 
 
 def _expected(learner, batch, config=_CONFIG):
-  """TD errors of each item's real transitions, loss and priorities, in float64."""
+  """TD errors of each window's real transitions, loss and priorities, in float64."""
   q = _q_values(learner.state['network'], batch, config)
   target_q = _q_values(learner.state['target_network'], batch, config)
   burn_in = config.burn_in_length
@@ -410,7 +410,7 @@ def test_gradient_norm_is_clipped_but_reported_whole():
   assert moments[1] < 1e-6 < moments[0]
 
 
-def test_importance_weights_weigh_rare_items_more():
+def test_importance_weights_weigh_rare_windows_more():
   batch = _make_batch()
   uniform = batch._replace(probabilities=np.full(4, 0.02))
   assert (

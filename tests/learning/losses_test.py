@@ -209,10 +209,8 @@ class NStepReturnsTest(parameterized.TestCase):
       rtol=1e-10,
     )
     with jax.experimental.enable_x64():
-      per_sequence = functools.partial(rlax.n_step_bootstrapped_returns, n=n_step)
-      expected = jax.vmap(per_sequence, in_axes=1, out_axes=1)(
-        rewards, discounts, values
-      )
+      per_window = functools.partial(rlax.n_step_bootstrapped_returns, n=n_step)
+      expected = jax.vmap(per_window, in_axes=1, out_axes=1)(rewards, discounts, values)
     np.testing.assert_allclose(returns, expected, rtol=1e-10)
 
   def test_long_horizon_without_values_is_the_discounted_sum(self):
@@ -293,7 +291,7 @@ class TdErrorsTest(parameterized.TestCase):
       td_errors, oracles.double_q_td_errors(**batch, n_step=n_step), rtol=1e-10
     )
 
-    def per_sequence(q, target_q, actions, rewards, discounts):
+    def per_window(q, target_q, actions, rewards, discounts):
       return rlax.transformed_n_step_q_learning(
         q[:-1],
         actions,
@@ -306,7 +304,7 @@ class TdErrorsTest(parameterized.TestCase):
       )
 
     with jax.experimental.enable_x64():
-      expected = jax.vmap(per_sequence, in_axes=1, out_axes=1)(*batch.values())
+      expected = jax.vmap(per_window, in_axes=1, out_axes=1)(*batch.values())
     # rlax's h^-1 divides an error of 1e-16 by 2 epsilon.
     np.testing.assert_allclose(td_errors, expected, rtol=1e-9)
 
@@ -617,7 +615,7 @@ class ExtendPastEndTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(*N_STEPS)
-  def test_padding_equals_a_shorter_sequence(self, n_step):
+  def test_padding_equals_a_shorter_window(self, n_step):
     batch = make_batch()
     short = {k: v[: 5 if v.ndim == 3 else 4] for k, v in batch.items()}
     padded = masked_td_errors(batch, make_mask([4] * 5, 7), n_step)
@@ -785,7 +783,7 @@ class ImportanceWeightsTest(parameterized.TestCase):
         rtol=1e-10,
       )
 
-  def test_table_sizes_of_each_item_matter(self):
+  def test_table_sizes_of_each_window_matter(self):
     # N P = 1 and 4 although P is the same: 1 and (1/4)^(1/2).
     weights = losses.importance_weights(
       np.array([0.1, 0.1]), np.array([10, 40]), exponent=0.5

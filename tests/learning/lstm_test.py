@@ -148,7 +148,7 @@ class LSTMTest(parameterized.TestCase):
 
   def test_keep_zero_leaves_the_initial_state_and_no_trace(self):
     core, inputs, state, _ = _case(tf.float32, 6, 2, False)
-    # The first sequence starts with 4 steps of padding, the second with none.
+    # The first window starts with 4 steps of padding, the second with none.
     keep = tf.constant([[0, 1]] * 4 + [[1, 1]] * 2, tf.float32)
     _, after_padding = core.unroll(inputs[:4], state, keep[:4])
     np.testing.assert_array_equal(after_padding.hidden[0], np.zeros(_HIDDEN_SIZE))
@@ -346,7 +346,7 @@ def _case(dtype, length, batch_size, with_keep):
 
 
 def _case_padded_in_front(dtype, with_keep):
-  """The first three sequences have 2, 4 and 7 steps of padding."""
+  """The first three windows have 2, 4 and 7 steps of padding."""
   core, inputs, state, _ = _case(dtype, 7, 5, with_keep=False)
   keep = np.arange(7)[:, np.newaxis] >= np.array([2, 4, 7, 0, 0])
   return core, inputs, state, tf.constant(keep, dtype) if with_keep else None

@@ -17,8 +17,6 @@ from acme import specs
 from r2d2_acme import config as config_lib
 from r2d2_acme import types
 from r2d2_acme.learning import networks
-from r2d2_acme.observations import layouts
-from r2d2_acme.system import runtime
 
 _NUM_ACTIONS = 3
 _CONFIG = dataclasses.replace(
@@ -31,289 +29,6 @@ _CONFIG = dataclasses.replace(
 )
 _IMAGE = specs.Array([40, 36, 1], np.uint8)
 _VECTOR = specs.Array([4], np.float32)
-
-
-class AtariTorsoTest(parameterized.TestCase):
-  def test_divides_uint8_by_255(self):
-    torso = networks.AtariTorso((2, 3, 4), 8)
-    images = _random_images([5, 40, 36, 2])
-    features = torso(images)
-    self.assertEqual(features.shape, [5, 8])
-    self.assertEqual(features.dtype, tf.float32)
-    self.assertGreater(np.ptp(features), 0)
-    expected = torso(tf.cast(images, tf.float32) / 255)
-    # A product with 1/255 rounds otherwise than a quotient.
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-6)
-    # Only what was uint8 is divided: floats stay as they are.
-    self.assertGreater(np.ptp(torso(tf.cast(images, tf.float64)) - features), 1)
-
-  @parameterized.parameters((84, 84, 7, 7), (36, 36, 1, 1), (40, 52, 1, 3))
-  def test_convolutions_are_those_of_mnih_2015(self, height, width, rows, columns):
-    torso = networks.AtariTorso((2, 3, 4), 8)
-    torso(tf.zeros([1, height, width, 2]))
-    shapes = {variable.name: variable.shape.as_list() for variable in torso.variables}
-    self.assertEqual(
-      shapes,
-      {
-        'atari_torso/conv_1/w:0': [8, 8, 2, 2],
-        'atari_torso/conv_1/b:0': [2],
-        'atari_torso/conv_2/w:0': [4, 4, 2, 3],
-        'atari_torso/conv_2/b:0': [3],
-        'atari_torso/conv_3/w:0': [3, 3, 3, 4],
-        'atari_torso/conv_3/b:0': [4],
-        'atari_torso/linear/w:0': [rows * columns * 4, 8],
-        'atari_torso/linear/b:0': [8],
-      },
-    )
-
-  def test_relu_after_each_layer(self):
-    torso = networks.AtariTorso((1, 1, 1), 1)
-    image = tf.ones([1, 36, 36, 1])
-    torso(image)
-    weights = {variable.name: variable for variable in torso.variables}
-    for name, variable in weights.items():
-      variable.assign(tf.ones_like(variable) * float(name.endswith('/w:0')))
-    # All ones: each layer multiplies by the number of its inputs.
-    np.testing.assert_allclose(torso(image), [[64 * 16 * 9 * 1]])
-    layers = ['conv_1', 'conv_2', 'conv_3', 'linear']
-    for layer, following in zip(layers, [*layers[1:], None], strict=True):
-      with self.subTest(layer):
-        # Far below 0; without the ReLU the next layer would turn it far above.
-        weights[f'atari_torso/{layer}/b:0'].assign([-1e6])
-        if following:
-          w = weights[f'atari_torso/{following}/w:0']
-          w.assign(-w)
-        np.testing.assert_array_equal(torso(image), [[0]])
-        weights[f'atari_torso/{layer}/b:0'].assign([0])
-        if following:
-          w.assign(-w)
-
-  def test_small_images_name_the_cure(self):
-    torso = networks.AtariTorso((2, 3, 4), 8)
-    with self.assertRaisesRegex(ValueError, '35x36 pixels.*resize.*36x36'):
-      torso(tf.zeros([1, 35, 36, 1]))
-
-  def test_integers_other_than_uint8_raise(self):
-    torso = networks.AtariTorso((2, 3, 4), 8)
-    with self.assertRaisesRegex(ValueError, 'uint8 or float, not int32'):
-      torso(tf.zeros([1, 36, 36, 1], tf.int32))
-
-  def test_normalized_torso_sees_no_constant_and_no_scale(self):
-    tf.random.set_seed(0)
-    images = tf.cast(_random_images([5, 40, 36, 2]), tf.float32) / 255
-    torso = networks.AtariTorso((2, 3, 4), 64, normalize=True)
-    features = torso(images)
-    # The layer norm starts as the identity: mean 0 and variance 1 before the ReLU.
-    np.testing.assert_allclose(
-      tf.reduce_mean(features**2, axis=-1), 0.5 * np.ones(5), atol=0.25
-    )
-    brighter = images + tf.constant([0.1, 0.2, 0.3, 0.4, 0.5])[:, None, None, None]
-    np.testing.assert_allclose(torso(brighter), features, atol=1e-4)
-    np.testing.assert_allclose(torso(2 * images), features, atol=2e-2)
-    plain = networks.AtariTorso((2, 3, 4), 64)
-    self.assertGreater(np.ptp(plain(brighter) - plain(images)), 1e-3)
-    self.assertLen(torso.trainable_variables, len(plain.trainable_variables) + 2)
-
-  def test_bfloat16_is_float32_but_for_its_rounding(self):
-    if not runtime.multiplies_bfloat16():
-      self.skipTest('this CPU has no bfloat16')
-    # As many as in a learner step: what is summed over them is not summed in bfloat16.
-    images = _random_images([5_000, 40, 36, 4])
-    outputs = []
-    for dtype in (tf.float32, tf.bfloat16):
-      tf.random.set_seed(0)
-      torso = networks.AtariTorso((8, 16, 16), 32, dtype=dtype)
-      torso(images[:1])
-
-      @tf.function
-      def features_and_gradients(torso=torso):
-        with tf.GradientTape() as tape:
-          features = torso(images)
-          loss = tf.reduce_sum(features + features**2)
-        return [features, *tape.gradient(loss, torso.variables)]
-
-      outputs.append(features_and_gradients())
-    for exact, rounded in zip(*outputs, strict=True):
-      self.assertEqual(rounded.dtype, tf.float32)
-      error = tf.norm(rounded - exact) / tf.norm(exact)
-      # A product is good to 2^-8 = 0.4 %.
-      self.assertBetween(float(error), 1e-4, 1e-2)
-
-
-class ScalingTest(parameterized.TestCase):
-  """What the network makes of an observation's numbers by their spec."""
-
-  def _features(self, spec, observations, stack=2):
-    """Of the same weights for each spec of one shape."""
-    tf.random.set_seed(0)
-    config = dataclasses.replace(_CONFIG, frame_stack=stack)
-    network = networks.make_network(config, _spec(spec))
-    return network._torso(tf.constant(observations)).numpy()
-
-  @parameterized.product(
-    dtype=[np.uint8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64],
-    bounds=[(0, 255), (0, 1), (0, 10), (-3, 5), (100, 101)],
-  )
-  def test_images_are_scaled_by_their_bounds(self, dtype, bounds):
-    low, high = bounds
-    if dtype == np.uint8 and low < 0:
-      return
-    rng = np.random.default_rng(0)
-    images = rng.integers(low, high, [5, 40, 36, 2], endpoint=True).astype(dtype)
-    spec = specs.BoundedArray([40, 36, 1], dtype, low, high)
-    scaled = (images.astype(np.float32) - low) / np.float32(high - low)
-    plain = specs.Array([40, 36, 1], np.float32)
-    expected = self._features(plain, scaled)
-    np.testing.assert_allclose(
-      self._features(spec, images), expected, rtol=1e-4, atol=1e-6
-    )
-    self.assertGreater(np.ptp(expected), 0)
-
-  def test_all_images_of_one_range_are_seen_alike(self):
-    images = np.random.default_rng(0).integers(0, 256, [3, 40, 36, 2])
-    results = [
-      self._features(spec, images.astype(spec.dtype))
-      for spec in (
-        _IMAGE,
-        *(specs.BoundedArray([40, 36, 1], t, 0, 255) for t in (np.uint8, 'f4', 'i4')),
-      )
-    ]
-    np.testing.assert_array_equal(results[0], results[1])  # bit for bit
-    for result in results[2:]:
-      np.testing.assert_allclose(result, results[0], rtol=1e-4, atol=1e-6)
-
-  @parameterized.parameters(False, True)
-  def test_elements_are_scaled_each_by_its_own_bounds(self, in_function):
-    shape = [40, 36, 2]
-    low = np.zeros(shape, np.float32)
-    high = np.full(shape, 255, np.float32)
-    low[:3], high[:3] = -np.inf, np.inf  # these and the next but one stay as they are
-    low[3:5] = high[3:5] = 7  # constant: these become 0
-    low[5:7], high[5:7] = -3e38, 3e38
-    low[7:9], high[7:9] = np.nan, np.nan
-    low[..., 1], high[..., 1] = -1, 3  # in another channel
-    frames = np.random.default_rng(0).normal(size=[4, *shape, 2]).astype(np.float32)
-    expected = frames.copy()  # [N, H, W, C, frames]
-    expected[:, 3:5, :, 0] -= 7
-    expected[:, 9:, :, 0] /= 255
-    expected[:, :, :, 1] = (frames[:, :, :, 1] + 1) / 4
-
-    def stack(x):  # as the actor does: all channels of the oldest frame first
-      return np.moveaxis(x, -1, -2).reshape(4, 40, 36, 4)
-
-    scaling = networks._stack(
-      layouts.scaling(specs.BoundedArray(shape, np.float32, low, high)), 2
-    )
-    scale = lambda x: networks._scale(x, scaling)  # noqa: E731
-    scale = tf.function(scale) if in_function else scale
-    scaled = scale(tf.constant(stack(frames)))
-    np.testing.assert_allclose(scaled, stack(expected), rtol=1e-6)
-
-  @parameterized.parameters(np.float32, np.int32)
-  def test_bounds_of_a_dtype_are_no_bounds(self, dtype):
-    info = np.iinfo(dtype) if dtype == np.int32 else np.finfo(dtype)
-    spec = specs.BoundedArray([4], dtype, info.min, info.max)
-    scaling = layouts.scaling(spec)
-    vectors = tf.constant(np.ones([1, 4], dtype))
-    np.testing.assert_array_equal(networks._scale(vectors, scaling), vectors)
-
-  @parameterized.parameters(np.uint8, np.int32, np.int64)
-  def test_vectors_of_integers_are_scaled_by_their_bounds(self, dtype):
-    ram = np.random.default_rng(0).integers(0, 256, [3, 128]).astype(dtype)
-    spec = specs.BoundedArray([128], dtype, 0, 255)
-    plain = specs.Array([128], np.float32)
-    expected = self._features(plain, ram.astype(np.float32) / 255)
-    np.testing.assert_allclose(
-      self._features(spec, ram), expected, rtol=1e-4, atol=1e-6
-    )
-
-  def test_uint8_without_bounds_ends_at_255(self):
-    ram = np.random.default_rng(0).integers(0, 256, [3, 128], dtype=np.uint8)
-    spec, bounded = (
-      specs.Array([128], np.uint8),
-      specs.BoundedArray([128], np.uint8, 0, 255),
-    )
-    np.testing.assert_array_equal(
-      self._features(spec, ram), self._features(bounded, ram)
-    )
-
-  def test_vectors_of_floats_stay_as_they_are(self):
-    vectors = np.random.default_rng(0).normal(size=[3, 4]).astype(np.float32)
-    spec = specs.BoundedArray([4], np.float32, -10, 10)
-    np.testing.assert_array_equal(
-      self._features(spec, vectors), self._features(_VECTOR, vectors)
-    )
-
-  @parameterized.parameters(np.float32, np.float64)
-  def test_images_of_floats_without_bounds_stay_as_they_are(self, dtype):
-    images = np.random.default_rng(0).normal(size=[3, 40, 36, 2]).astype(dtype)
-    for spec in (
-      specs.Array([40, 36, 1], dtype),
-      specs.BoundedArray([40, 36, 1], dtype, -np.inf, np.inf),
-    ):
-      np.testing.assert_array_equal(
-        networks._scale(tf.constant(images), layouts.scaling(spec)),
-        images.astype(np.float32),
-      )
-
-  @parameterized.parameters([([40, 36, 1],)], [([4],)])
-  def test_bools_are_0_and_1(self, shapes):
-    (shape,) = shapes
-    rng = np.random.default_rng(0)
-    bools = rng.integers(0, 2, [3, *shape[:-1], 2 * shape[-1] if shape[2:] else 4]) > 0
-    expected = self._features(specs.Array(shape, np.float32), bools.astype(np.float32))
-    for spec in (
-      specs.Array(shape, bool),
-      specs.BoundedArray(shape, bool, False, True),
-    ):
-      np.testing.assert_array_equal(self._features(spec, bools), expected)
-
-  def test_bfloat16_and_gradients_see_scaled_images(self):
-    if not runtime.multiplies_bfloat16():
-      self.skipTest('this CPU has no bfloat16')
-    images = np.random.default_rng(0).normal(size=[64, 40, 36, 2]).astype(np.float32)
-    results = []
-    for spec, inputs in (
-      (specs.BoundedArray([40, 36, 1], np.float32, -500, 500), 1000 * images),
-      (specs.Array([40, 36, 1], np.float32), images + 0.5),
-    ):
-      tf.random.set_seed(0)
-      torso = networks.make_network(_CONFIG, _spec(spec), tf.bfloat16)._torso
-
-      @tf.function
-      def features_and_gradients(x, torso=torso):
-        with tf.GradientTape() as tape:
-          features = torso(x)
-        return [features, *tape.gradient(features, torso.trainable_variables)]
-
-      results.append(features_and_gradients(tf.constant(inputs)))
-    for actual, expected in zip(*results, strict=True):
-      self.assertLess(tf.norm(actual - expected) / tf.norm(expected), 1e-2)
-
-  def test_learner_and_actor_scale_alike(self):
-    spec = specs.BoundedArray([40, 36, 1], np.float32, -500, 500)
-    network = networks.make_network(_CONFIG, _spec(spec))
-    _, observations, state, _ = _case(_IMAGE, 4, 2, False)
-    observations = observations._replace(
-      observation=2 * tf.cast(observations.observation, tf.float32) - 255
-    )
-    q, _ = network.unroll(observations, state)
-    expected, _ = _loop(network, observations, state)
-    _assert_close(q, expected)
-
-
-class MLPTorsoTest(absltest.TestCase):
-  def test_hand_values(self):
-    torso = networks.MLPTorso(2)
-    torso(tf.zeros([1, 2]))
-    b, w = torso.trainable_variables
-    w.assign([[1.0, -1.0], [2.0, -2.0]])
-    b.assign([0.5, 0.5])
-    expected = [[1 + 2 * 3 + 0.5, 0.0], [0.0, 1 + 2 * 3 + 0.5]]
-    for dtype in (tf.float32, tf.float64, tf.int64):
-      features = torso(tf.constant([[1, 3], [-1, -3]], dtype))
-      self.assertEqual(features.dtype, tf.float32)
-      np.testing.assert_allclose(features, expected)
 
 
 class DuellingHeadTest(absltest.TestCase):
@@ -379,6 +94,17 @@ class R2D2NetworkTest(parameterized.TestCase):
     for variable, gradient in zip(network.trainable_variables, actual, strict=True):
       self.assertGreater(np.abs(gradient).max(), 0, variable.name)
     _assert_close(actual, gradients(lambda *args: _loop(network, *args)))
+
+  def test_learner_and_actor_scale_alike(self):
+    spec = specs.BoundedArray([40, 36, 1], np.float32, -500, 500)
+    network = networks.make_network(_CONFIG, _spec(spec))
+    _, observations, state, _ = _case(_IMAGE, 4, 2, False)
+    observations = observations._replace(
+      observation=2 * tf.cast(observations.observation, tf.float32) - 255
+    )
+    q, _ = network.unroll(observations, state)
+    expected, _ = _loop(network, observations, state)
+    _assert_close(q, expected)
 
   def test_torso_is_applied_once_to_all_steps(self):
     network, observations, state, _ = _case(_VECTOR, 6, 4, False)

@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import subprocess
+import sys
 
 import acme
 import dm_env
@@ -175,6 +177,14 @@ def _message(function, *args, **kwargs):
     function(*args, **kwargs)
   assert '\n' not in str(error.value)
   return str(error.value)
+
+
+def test_environments_do_not_import_tensorflow_with_it():
+  code = 'import sys; import r2d2_acme.observations.layouts; print(*sys.modules)'
+  process = subprocess.run(
+    [sys.executable, '-c', code], check=True, capture_output=True, text=True
+  )
+  assert not {'tensorflow', 'sonnet', 'acme', 'reverb'} & {*process.stdout.split()}
 
 
 @pytest.mark.parametrize('kind', _FIT)

@@ -1,4 +1,4 @@
-"""Tests of `r2d2_acme/adder.py`: what replay returns is what was lived.
+"""Tests of the adder: what replay returns is what was lived.
 
 Most run the real actor, table and dataset over scripted episodes (`helpers.py`) and
 look every row of every window up in the environments' and the network's own accounts.
@@ -209,7 +209,7 @@ def test_q_from_the_stored_state_is_the_actors_at_every_step(run):
   )
   if run.config.state_strategy == 'zero':
     stored = tree.map_structure(tf.zeros_like, stored)
-  # Float32: one step adds products in another order than a sequence.
+  # Float32: one step adds products in another order than an unroll.
   assert replay_error(run, replay_q(run, stored)).max() < 1e-5
 
 
@@ -336,16 +336,16 @@ def add_episode(adder, length: int, terminates: bool = True):
     add_row(adder, t, last=t == length, terminates=terminates)
 
 
-def read_sequences(client):
-  """All items of a table with exponent 0, by their age."""
+def read_windows(client):
+  """All windows of a table with exponent 0, by their age."""
   size = helpers.table_info(client).current_size
-  sequences = {}
-  while len(sequences) < size:
+  windows = {}
+  while len(windows) < size:
     for sample in client.sample(
       tables.TABLE, emit_timesteps=False, unpack_as_table_signature=True
     ):
-      sequences[sample.info.key] = sample.data
-  return sorted(sequences.values(), key=lambda sequence: sequence.learner_steps)
+      windows[sample.info.key] = sample.data
+  return sorted(windows.values(), key=lambda window: window.learner_steps)
 
 
 def make_counting_tables(config, rate_limiter=None):
@@ -368,7 +368,7 @@ def make_config():
 def test_two_windows_written_out(serve, config):
   client = serve(make_counting_tables(config))
   add_episode(make_adder(config, client), length=4)
-  first, second = read_sequences(client)
+  first, second = read_windows(client)
 
   # Rows -2 to 3; the transitions 0, 1, 2 are trained.
   frames = first.steps.observation.ravel()  # in three blocks of two
@@ -414,7 +414,7 @@ def test_an_environment_may_have_one_action(serve, config):
     q = np.array([float(t)], np.float32)
     step = Step(np.zeros(1, np.float32), 0, 0.0, 1.0, 1.0)
     adder.add(step, snt.LSTMState(*np.zeros([2, 1], np.float32)), q, last=t == 4)
-  assert len(read_sequences(client)) == 2
+  assert len(read_windows(client)) == 2
 
 
 def test_a_long_episode_does_not_need_more_memory(serve, config):
@@ -423,15 +423,8 @@ def test_a_long_episode_does_not_need_more_memory(serve, config):
   sizes = []
   for t in range(300):
     add_row(adder, t, last=False)
-    sizes.append(len(adder._states))
+    sizes.append(len(adder._writer._states))
   assert max(sizes[150:]) == max(sizes[:150]) <= config.sequence_length + 1
-
-
-def test_without_actor_priorities_each_window_starts_at_1():
-  config = helpers.make_config(actor_priorities=False)
-  run = helpers.run(config, [[Episode(11, True), Episode(3, False)]])
-  assert len(run.priorities) > 2
-  np.testing.assert_array_equal(run.priorities, 1.0)
 
 
 def test_an_episode_without_transitions_leaves_nothing(serve, config):
@@ -440,34 +433,8 @@ def test_an_episode_without_transitions_leaves_nothing(serve, config):
   add_row(adder, 0, last=True)
   assert adder.num_windows == 0
   add_episode(adder, 1)
-  (sequence,) = read_sequences(client)
-  np.testing.assert_array_equal(sequence.steps.mask, [0, 0, 1, 1, 0, 0])
-
-
-def test_garbage_in_padding_does_not_enter_the_priority():
-  config = helpers.make_config()
-  priority_fn = priorities.make_priority_fn(config)
-  rng = np.random.default_rng(0)
-  q = rng.normal(size=[5, helpers.NUM_ACTIONS]).astype(np.float32)
-  actions = np.array([2, 0, 1, 0], np.int32)
-  rewards, discounts = rng.normal(size=[2, 4]).astype(np.float32)
-  mask = np.array([1, 1, 0, 0], np.float32)
-  expected = oracles.sequence_priorities(
-    oracles.double_q_td_errors(
-      *np.float64([q[:3, None]] * 2),
-      actions[:2, None],
-      rewards[:2, None],
-      config.discount * discounts[:2, None],
-      config.n_step,
-      config.value_rescaling_epsilon,
-    ),
-    mask[:2, None],
-    config.priority_eta,
-  )
-  for garbage in (0, 1e30, np.nan):
-    q[3:], rewards[2:], discounts[2:], actions[2:] = garbage, garbage, garbage, 2
-    priority = priority_fn(q, actions, rewards, discounts, mask)
-    np.testing.assert_allclose(priority, expected[0], rtol=1e-5)
+  (window,) = read_windows(client)
+  np.testing.assert_array_equal(window.steps.mask, [0, 0, 1, 1, 0, 0])
 
 
 @pytest.mark.parametrize('priority', [np.nan, np.inf])
@@ -477,7 +444,7 @@ def test_a_priority_that_is_not_finite_is_an_error(serve, config, priority):
   with pytest.raises(FloatingPointError, match=f'{priority}.* not finite'):
     add_episode(make_adder(config, client, priority_fn=lambda *_: priority), 1)
   add_episode(make_adder(config, client), 1)
-  assert len(read_sequences(client)) == 1
+  assert len(read_windows(client)) == 1
 
 
 @pytest.mark.parametrize('num_rows', range(2, 9))
@@ -509,14 +476,14 @@ def test_an_interrupted_call_loses_its_episode_and_spoils_nothing(
       add_row(adder, t, last=t == 6)
   alone = serve(make_counting_tables(config))
   add_episode(make_adder(config, alone), 6)
-  expected = read_sequences(alone)
-  written = read_sequences(client)
+  expected = read_windows(alone)
+  written = read_windows(client)
   assert adder.num_windows - before == 2 * len(expected)
-  for sequence in written:
+  for window in written:
     assert any(
       all(
         np.array_equal(a, b)
-        for a, b in zip(tree.flatten(sequence), tree.flatten(other), strict=True)
+        for a, b in zip(tree.flatten(window), tree.flatten(other), strict=True)
       )
       for other in expected
     )

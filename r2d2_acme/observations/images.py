@@ -1,0 +1,166 @@
+"""Observations that are images [H, W, C]: stacked, then seen by three convolutions."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import sonnet as snt
+import tensorflow as tf
+from acme import specs
+
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.observations import base, layouts, scaling
+from r2d2_acme.observations.scaling import Scaling
+
+# Bytes of a stored image over its raw bytes: the compression that busy Atari games
+# reach, rounded up.
+_COMPRESSION = 0.35
+
+
+class Images(base.Kind):
+  """Images [H, W, C]; an input is the newest `frame_stack` ones, the oldest first.
+
+  Stacks lie along the channels: [H, W, frame_stack x C].
+  """
+
+  def __init__(self, frame_spec: specs.Array, config: R2D2Config):
+    super().__init__(frame_spec, config, num_frames=config.frame_stack)
+
+  @classmethod
+  def fits(cls, frame_spec: specs.Array) -> bool:
+    return layouts.is_image(frame_spec)
+
+  def push_frames(
+    self, inputs: np.ndarray, frames: Sequence[np.ndarray], is_first: Sequence[bool]
+  ):
+    new = self.frame_spec.shape[-1]  # channels of a frame
+    # All memory moves by one frame's channels. Within each pixel this drops the oldest
+    # frame; what comes in from the next pixel lies where the newest frame goes.
+    flat = inputs.reshape(-1)
+    flat[:-new] = flat[new:]
+    for i, frame in enumerate(frames):
+      inputs[i, ..., -new:] = frame
+      if is_first[i]:
+        inputs[i, ..., :-new] = 0
+
+  @property
+  def stored_bytes(self) -> float:
+    return super().stored_bytes * _COMPRESSION
+
+  def rebuild_inputs(self, stored: tf.Tensor) -> tf.Tensor:
+    return stack_frames(self._newest_rows(stored), self.num_frames)
+
+  def make_torso(self, dtype: tf.DType) -> snt.Module:
+    return AtariTorso(
+      self._config.conv_channels,
+      self._config.torso_size,
+      self._config.normalize_images,
+      dtype,
+      scaling=scaling.stack(scaling.by_bounds(self.frame_spec), self.num_frames),
+    )
+
+
+def stack_frames(frames: tf.Tensor, num_frames: int) -> tf.Tensor:
+  """Stacks each frame behind those before it.
+
+  Args:
+    frames: [T + num_frames - 1, ..., C], in the order of time.
+    num_frames: the number of frames in a stack.
+
+  Returns:
+    [T, ..., num_frames x C], in each stack the oldest frame first.
+  """
+  if num_frames == 1:
+    return frames
+  rows = frames.shape[0] - num_frames + 1
+  if frames.dtype == tf.uint8 and frames.shape[-1] == 1 and num_frames == 4:
+    return _stack_four_bytes(frames, rows)
+  return tf.concat([frames[i : i + rows] for i in range(num_frames)], axis=-1)
+
+
+def _stack_four_bytes(frames: tf.Tensor, rows: int) -> tf.Tensor:
+  """Makes one int32 of a pixel's four bytes, the oldest lowest, and reads its bytes.
+
+  It takes a quarter of the time of a concatenation along an axis of length 1.
+  """
+  pixels = tf.cast(frames[..., 0], tf.int32)  # [T + 3, ...]
+  pairs = pixels[:-1] + pixels[1:] * 2**8  # [T + 2, ...]
+  return tf.bitcast(pairs[:rows] + pairs[2 : rows + 2] * 2**16, tf.uint8)
+
+
+class AtariTorso(snt.Module):
+  """Three convolutions (Mnih et al. 2015) and a linear layer, ReLU after each."""
+
+  def __init__(
+    self,
+    channels: Sequence[int],
+    size: int,
+    normalize: bool = False,
+    dtype: tf.DType = tf.float32,
+    name: str | None = None,
+    *,
+    scaling: Scaling | None = None,
+  ):
+    """Constructs the torso.
+
+    Args:
+      channels: the three convolutions' widths.
+      size: the number of features.
+      normalize: whether each image is centred on the mean of its pixels, and the
+        features are layer-normalised before the last ReLU. Without it a game's
+        constant background is most of what each layer sees.
+      dtype: of the products inside a `tf.function`; variables, the linear layer's
+        bias and features are float32 in any case.
+      name: of the module.
+      scaling: of the images' numbers; None divides uint8 by 255 and takes floats as
+        they are.
+    """
+    super().__init__(name=name)
+    self._scaling = scaling
+    layers = zip(channels, (8, 4, 3), (4, 2, 1), strict=True)
+    self._convolutions = [
+      snt.Conv2D(width, kernel, stride, padding='VALID', name=f'conv_{i}')
+      for i, (width, kernel, stride) in enumerate(layers, start=1)
+    ]
+    self._linear = snt.Linear(size)
+    self._layer_norm = snt.LayerNorm(-1, True, True) if normalize else None
+    self._dtype = dtype
+
+  def __call__(self, images: tf.Tensor) -> tf.Tensor:
+    """Turns numbers [N, H, W, C] into features, float32 [N, size].
+
+    Raises:
+      ValueError: images are too small, or of integers whose scaling is not known.
+    """
+    height, width = images.shape[1:3]
+    if min(height, width) < layouts.MIN_IMAGE_SIZE:
+      raise ValueError(
+        f'images of {height}x{width} pixels are too small for the convolutions: resize '
+        f'them to at least {layouts.MIN_IMAGE_SIZE}x{layouts.MIN_IMAGE_SIZE}'
+      )
+    if images.dtype.is_integer and images.dtype != tf.uint8 and self._scaling is None:
+      raise ValueError(f'images must be uint8 or float, not {images.dtype.name}')
+    default = scaling.BYTES if images.dtype == tf.uint8 else None
+    x = scaling.scale(images, self._scaling or default)
+    if self._layer_norm is not None:
+      x -= tf.reduce_mean(x, axis=[1, 2, 3], keepdims=True)
+    self._create_variables(x)
+    # Eagerly, TensorFlow 2.8 takes oneDNN's kernel for the dtype that an op saw first.
+    dtype = self._dtype if tf.inside_function() else tf.float32
+    x = tf.cast(x, dtype)
+    for layer in self._convolutions:
+      w, b = tf.cast(layer.w, dtype), tf.cast(layer.b, dtype)
+      x = tf.nn.conv2d(x, w, layer.stride, 'VALID')
+      x = tf.nn.relu(tf.nn.bias_add(x, b))
+    x = tf.matmul(snt.flatten(x), tf.cast(self._linear.w, dtype))
+    x = tf.cast(x, tf.float32) + self._linear.b
+    if self._layer_norm is not None:
+      x = self._layer_norm(x)
+    return tf.nn.relu(x)
+
+  @snt.once
+  def _create_variables(self, images: tf.Tensor):
+    """Lets Sonnet create the layers' variables, by a call of each, in float32."""
+    x = tf.zeros_like(images[:1])
+    for layer in self._convolutions:
+      x = layer(x)
+    self._linear(snt.flatten(x))

@@ -1,0 +1,26 @@
+"""The one place that chooses the kind of an environment's observations.
+
+A new kind of observation is a subclass of `base.Kind` in a file of its own, which is
+added to `_KINDS` here, and whose specs `layouts` lets through.
+"""
+
+from dm_env import specs
+
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.observations import layouts
+from r2d2_acme.observations.base import Kind
+from r2d2_acme.observations.images import Images
+from r2d2_acme.observations.vectors import Vectors
+
+_KINDS: tuple[type[Kind], ...] = (Images, Vectors)
+
+
+def make(observation_spec: specs.Array, config: R2D2Config) -> Kind:
+  """Returns the kind that a spec of single observations is of.
+
+  Raises:
+    ValueError: no kind fits; one line that says why and what to do.
+  """
+  layouts.check_observations(observation_spec)
+  (kind,) = (kind for kind in _KINDS if kind.fits(observation_spec))
+  return kind(observation_spec, config)
