@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from r2d2_acme import config as config_lib
-from r2d2_acme.acting import actor
+from r2d2_acme.acting import exploration
 from r2d2_acme.results import plotting
 from r2d2_acme.workdir import loggers
 from tests import helpers
@@ -114,7 +114,7 @@ def test_of_the_actors_only_low_epsilons_count_and_all_files(tmp_path):
 
 @pytest.mark.parametrize('preset', sorted(config_lib.PRESETS))
 def test_each_preset_has_actors_that_are_drawn(preset):
-  epsilons = actor.epsilon_ladder(config_lib.PRESETS[preset]())
+  epsilons = exploration.epsilon_ladder(config_lib.PRESETS[preset]())
   assert epsilons.min() <= plotting.LOW_EPSILON < epsilons.max()
 
 
@@ -243,5 +243,5 @@ def test_run_without_an_episode_does_not_hinder_the_others(tmp_path):
   _write_run(tmp_path / 'b', [1, 2])
   ended = _plot(tmp_path / 'a', tmp_path / 'b', f'--out={tmp_path}/out.png')
   assert ended.returncode == 0
-  assert ended.stderr == f'left out, without an episode yet: {tmp_path}/a\n'
+  assert ended.stderr == f'left out, no finished episode yet: {tmp_path}/a\n'
   assert (tmp_path / 'out.png').read_bytes().startswith(b'\x89PNG')
