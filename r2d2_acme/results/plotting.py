@@ -181,11 +181,11 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
     for axes, (axis, (unit, name)) in zip(row, _AXES.items(), strict=True):
       for i, (label, runs) in enumerate(groups.items()):
         if runs[0].environment == environment:
-          _draw_group(axes, runs, axis, unit, _literally(label), f'C{i % 10}')
+          draw_group(axes, runs, axis, unit, escape(label), f'C{i % 10}')
       axes.set_xlabel(name)
       axes.grid(alpha=0.3)
     row[0].set_ylabel('return')
-    row[0].set_title(_literally(environment), loc='left')
+    row[0].set_title(escape(environment), loc='left')
     row[0].legend(fontsize='small')
   try:
     figure.savefig(path, dpi=120)
@@ -194,7 +194,21 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
   return path
 
 
-def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
+def draw_group(
+  axes, runs: Sequence[Run], axis: str, unit: float, label: str, color: str
+):
+  """Draws the curves of one group of runs: the evaluators' and, thinner, the actors'.
+
+  A single run's evaluation episodes are drawn as points, too.
+
+  Args:
+    axes: Matplotlib's.
+    runs: the group.
+    axis: the x-axis, 'actor_frames' or 'wall_time'.
+    unit: what to divide the x-axis by.
+    label: the group's name in the legend.
+    color: of the curves.
+  """
   evaluated = [run.evaluator for run in runs if len(run.evaluator.episode_return)]
   acted = [run.actors for run in runs if len(run.actors.episode_return)]
   if evaluated:
@@ -241,7 +255,7 @@ def _short(path: str) -> str:
   return path if relative.split('/')[0] == '..' else relative
 
 
-def _literally(text: str) -> str:
+def escape(text: str) -> str:
   """Escapes a label: Matplotlib hides `_x` and reads `$x$` as a formula."""
   text = text.replace('$', r'\$')
   return f' {text}' if text.startswith('_') else text
