@@ -1,7 +1,7 @@
-"""Environments with the `dm_env` interface: Atari, any Gymnasium task, memory tests.
+"""Environments with the `dm_env` interface: Atari, Gymnasium and memory tasks.
 
-Every one has an attribute `frames_per_step`: emulator frames that pass in one step.
-`VelocitylessCartPole-v1` is registered with Gymnasium by this import.
+Each has an attribute `frames_per_step`, the emulator frames that pass in one step.
+Importing this package registers `VelocitylessCartPole-v1` with Gymnasium.
 """
 
 import dm_env
@@ -38,22 +38,22 @@ __all__ = [
 def make(
   name: str, *, seed: int | None = None, full_action_space: bool = True
 ) -> dm_env.Environment:
-  """Makes an environment by a name that says where it comes from.
+  """Makes an environment by a name whose beginning says where it comes from.
 
-  | name                                      | made by            |
-  |-------------------------------------------|--------------------|
-  | `memory/cue_recall`, `memory/t_maze/20`   | `make_memory_task` |
-  | `bsuite/memory_len/15`                    | `make_bsuite`      |
-  | any other is a Gymnasium id, Atari's too  | `make_gymnasium`   |
+  | name                                       | made by            |
+  |--------------------------------------------|--------------------|
+  | `memory/cue_recall`, `memory/t_maze/20`    | `make_memory_task` |
+  | `bsuite/memory_len/15`                     | `make_bsuite`      |
+  | any Gymnasium id, also an Atari game's     | `make_gymnasium`   |
 
   Args:
-    name: see above.
+    name: see the table.
     seed: seeds all episodes; None seeds from the operating system.
     full_action_space: of Atari games.
 
   Raises:
-    ValueError: there is no such environment, its package is missing, or R2D2 does
-      not fit it; one line that says which.
+    ValueError: there is no such environment, its package is missing, or R2D2 cannot
+      use it. The message is one line that says which.
   """
   if name.startswith('memory/'):
     return make_memory_task(name.removeprefix('memory/'), seed=seed)

@@ -1,4 +1,4 @@
-"""Environments are closed by who made them: some have processes of their own."""
+"""Makes environments and closes them at the end: some have processes of their own."""
 
 import contextlib
 import sys
@@ -16,15 +16,15 @@ def opened(
 ) -> Iterator[list[dm_env.Environment]]:
   """Makes a `checked` environment from each seed; closes all of them at the end.
 
-  An error of `close` is printed, not raised: it must not hide why the end came.
+  An error in `close` is printed and not raised, because it would hide an earlier one.
 
   Args:
-    factory: makes an environment from a seed. If it raises, those that it has made are
-      closed.
+    factory: makes an environment from a seed. If it raises, the environments that it
+      has already made are closed.
     seeds: of the environments.
 
   Raises:
-    ValueError: what it makes is no `dm_env.Environment`.
+    ValueError: `factory` made something else than a `dm_env.Environment`.
   """
   with contextlib.ExitStack() as stack:
     environments = []
@@ -41,7 +41,7 @@ def opened(
 def _close(environment: dm_env.Environment):
   close = getattr(environment, 'close', None)
   if close is None:
-    return  # it is no environment
+    return  # it is not an environment
   try:
     close()
   except base.FAULTS as error:
