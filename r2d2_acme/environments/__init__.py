@@ -38,22 +38,22 @@ __all__ = [
 def make(
   name: str, *, seed: int | None = None, full_action_space: bool = True
 ) -> dm_env.Environment:
-  """Makes an environment by a name whose beginning says where it comes from.
+  """Makes an environment by a name that says where it comes from.
 
-  | name                                       | made by            |
-  |--------------------------------------------|--------------------|
-  | `memory/cue_recall`, `memory/t_maze/20`    | `make_memory_task` |
-  | `bsuite/memory_len/15`                     | `make_bsuite`      |
-  | any Gymnasium id, also an Atari game's     | `make_gymnasium`   |
+  | name                                      | made by            |
+  |-------------------------------------------|--------------------|
+  | `memory/cue_recall`, `memory/t_maze/20`   | `make_memory_task` |
+  | `bsuite/memory_len/15`                    | `make_bsuite`      |
+  | any other is a Gymnasium id, Atari's too  | `make_gymnasium`   |
 
   Args:
-    name: see the table.
+    name: see above.
     seed: seeds all episodes; None seeds from the operating system.
     full_action_space: of Atari games.
 
   Raises:
-    ValueError: there is no such environment, its package is missing, or R2D2 cannot
-      use it. The message is one line that says which.
+    ValueError: there is no such environment, its package is missing, or R2D2 does
+      not fit it; one line that says which.
   """
   if name.startswith('memory/'):
     return make_memory_task(name.removeprefix('memory/'), seed=seed)

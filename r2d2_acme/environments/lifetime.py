@@ -19,12 +19,12 @@ def opened(
   An error in `close` is printed and not raised, because it would hide an earlier one.
 
   Args:
-    factory: makes an environment from a seed. If it raises, the environments that it
-      has already made are closed.
+    factory: makes an environment from a seed. If it raises, those that it has made are
+      closed.
     seeds: of the environments.
 
   Raises:
-    ValueError: `factory` made something else than a `dm_env.Environment`.
+    ValueError: what it makes is no `dm_env.Environment`.
   """
   with contextlib.ExitStack() as stack:
     environments = []
