@@ -103,7 +103,7 @@ class GymnasiumAdapter(base.Environment):
     try:
       given = np.asarray(observation)
     except (TypeError, ValueError) as error:
-      raise base.BadValue(f'the observation is no array: {error}') from error
+      raise base.BadValue(f'the observation is not an array: {error}') from error
     if given.dtype.kind not in 'biuf':
       raise base.BadValue(
         f'the observation is {base.describe_value(observation)}, not numbers'

@@ -240,8 +240,8 @@ def make_memory_task(name: str, *, seed: int | None = 0) -> dm_env.Environment:
   task, slash, steps = name.partition('/')
   if task not in _TASKS or (slash and not steps.isdecimal()):
     raise ValueError(
-      f'unknown memory task {name!r}: there are cue_recall and t_maze, and with '
-      'another number of steps to remember cue_recall/30 and t_maze/30'
+      f'unknown memory task {name!r}: give cue_recall or t_maze, perhaps with a number '
+      'of steps to remember, such as cue_recall/30 or t_maze/30'
     )
   if not slash:
     return _TASKS[task](seed=seed)

@@ -37,12 +37,12 @@ _READ_ATTEMPTS = 3
 _READ_PAUSE = 0.5  # seconds
 _SECONDS_PER_HOUR = 3600
 _OTHER_VERSION = (
-  'it was written by another version of r2d2_acme; go on with that one, or start in '
+  'it was written by another version of r2d2_acme; continue with that one, or start in '
   'another --workdir'
 )
 _OTHER_CONFIG = (
   'it was written with another config or environment, or by another version of '
-  'r2d2_acme; go on with those, or start in another --workdir'
+  'r2d2_acme; continue with those, or start in another --workdir'
 )
 # Errors of the system for which an intact file cannot be read or written.
 _SYSTEM_ERRORS = (

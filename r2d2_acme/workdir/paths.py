@@ -27,7 +27,7 @@ def resolve(path: str | os.PathLike) -> str:
   if expanded.startswith('~'):
     raise BadWorkdir(
       f'there is no home folder for {shown(given)}: give the whole path, or '
-      f'./{shown(given)} if a folder is called so'
+      f'./{shown(given)} if that is the name of a folder'
     )
   if not expanded or '\0' in expanded:
     raise BadWorkdir(f'{given!r} cannot be the path of a folder: give another')

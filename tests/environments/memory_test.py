@@ -275,5 +275,5 @@ def test_unknown_task_names_those_there_are(name):
   with pytest.raises(ValueError) as error:
     make_memory_task(name)
   assert repr(name) in str(error.value)
-  assert 'cue_recall/30 and t_maze/30' in str(error.value)
+  assert 'cue_recall/30 or t_maze/30' in str(error.value)
   assert '\n' not in str(error.value)

@@ -895,7 +895,9 @@ def test_pickled_counts_are_refused_and_not_loaded(tmp_path, kind, protocol):
     with pytest.raises(checkpointing.CheckpointError) as error:
       read()
     assert '\n' not in str(error.value)
-    assert 'another version of r2d2_acme; go on with that one, or' in str(error.value)
+    assert 'another version of r2d2_acme; continue with that one, or' in str(
+      error.value
+    )
     assert 'corrupt' not in str(error.value)
   assert not flag.exists()
   pickle.loads(content)
