@@ -1,8 +1,8 @@
-"""Installs r2d2_acme: exact pins, because this stack works in one combination only.
+"""Installs r2d2_acme with exact pins, because only one combination of versions works.
 
-DeepMind's wheels are compiled against each other and against CPython 3.10; a free
-resolve takes numpy 2 and protobuf 6 and dies at import. `requirements.txt` pins the
-transitive packages as well, and is what `make install` installs.
+DeepMind's wheels are compiled against each other and against CPython 3.10. Without pins
+pip takes numpy 2 and protobuf 6, and imports fail. `requirements.txt` also pins the
+transitive packages and is what `make install` installs.
 """
 
 import platform
@@ -11,35 +11,36 @@ import sys
 from setuptools import find_packages, setup
 
 RUNTIME = [
-  'dm-acme==0.4.0',  # the last release on PyPI; asks for dm-launchpad 0.5.0
+  'dm-acme==0.4.0',  # the last release on PyPI; needs dm-launchpad 0.5.0
   'dm-launchpad==0.5.0',  # its courier is compiled against TensorFlow 2.8
   'dm-reverb==0.7.3',  # the release for TensorFlow 2.8; 0.8 is for 2.9
-  'tensorflow==2.8.4',  # 2.9 and later: undefined symbol at `import launchpad`
+  'tensorflow==2.8.4',  # with 2.9 `import launchpad` fails: undefined symbol
   'tensorflow-probability==0.16.0',  # for TensorFlow 2.8; acme.tf.savers imports it
-  'keras==2.8.0',  # versions with TensorFlow
-  'tensorboard==2.8.0',  # versions with TensorFlow
+  'keras==2.8.0',  # must have TensorFlow's version
+  'tensorboard==2.8.0',  # must have TensorFlow's version
   'protobuf==3.19.6',  # TensorFlow 2.8's generated code breaks on 3.20 and later
-  'numpy==1.24.4',  # compiled in everywhere here; numpy 2 breaks TensorFlow 2.8
+  'numpy==1.24.4',  # the wheels are compiled for it; numpy 2 breaks them
   'dm-sonnet==2.0.2',  # networks
   'trfl==1.2.0',  # the copy to the target network
   'dm-env==1.6',  # the environment interface acme speaks
   'dm-tree==0.1.10',  # nested structures
-  'gymnasium==1.4.0',  # environments; with ale-py 0.12 one matching pair
+  'gymnasium==1.4.0',  # environments; matches ale-py 0.12
   'ale-py==0.12.1',  # Atari; carries the ROMs
   'opencv-python-headless==4.10.0.84',  # frame resizing; 4.11 and later want numpy 2
   'ml-collections==1.1.0',  # --config.x=y flags
   'absl-py==2.5.1',  # flags, logging
   'matplotlib==3.10.9',  # figures
+  'pillow==12.3.0',  # animated GIFs; Matplotlib needs it, too
   'psutil==7.2.2',  # memory and process checks
   'rich==15.0.0',  # tables on the terminal
-  'setuptools==80.8.0',  # tensorboard needs its pkg_resources, gone from 82
+  'setuptools==80.8.0',  # tensorboard needs pkg_resources, which 82 lacks
 ]
 
-# jax stays out of the runtime: reverb imports it where it is installed, which makes
-# every worker process slower to start and larger.
+# jax stays out of the runtime: if it is installed, reverb imports it, which makes
+# every worker process larger and slower to start.
 ACME_EXTRAS = [
   'jax==0.4.13',  # acme.adders.reverb and acme.datasets import it
-  'jaxlib==0.4.13',  # versions with jax
+  'jaxlib==0.4.13',  # must have jax's version
   'scipy==1.12.0',  # 1.13 breaks jax 0.4.13 at import
   'gym==0.26.2',  # acme.wrappers and acme.tf.networks import it
 ]
@@ -48,7 +49,7 @@ TEST = ACME_EXTRAS + [
   'rlax==0.1.7',  # reference values for the losses
   'bsuite==0.3.6',  # reference environments
   'pytest==9.2.0',
-  'pytest-timeout==2.4.0',  # a blocked Reverb call must not hang the run
+  'pytest-timeout==2.4.0',  # ends a test whose Reverb call blocks for ever
   'pytest-xdist==3.8.0',  # the whole suite on two cores
   'ruff==0.17.6',  # format and lint
   'mypy==2.4.1',  # types
@@ -58,7 +59,7 @@ BENCH = ACME_EXTRAS
 
 
 def require_supported_platform():
-  """Stops with one line where no wheels exist, before pip fails obscurely."""
+  """Exits with one line where no wheels exist, before pip fails with a vague error."""
   found = '%s %s' % (platform.system(), platform.machine())
   if found != 'Linux x86_64':
     sys.exit('r2d2_acme needs Linux x86-64 (e.g. a container), this is %s.' % found)

@@ -1,10 +1,10 @@
-"""Trains on one Atari game after the other, and puts their scores in one table.
+"""Trains on one Atari game after the other and writes their scores into one table.
 
 python launch/atari57.py --games=pong,breakout --max_actor_steps=1000000
 
-Started again it skips games whose newest checkpoint has so many steps, and resumes the
-others. Flags that are not listed here, such as --num_actors=4, go to
-launch/atari_distributed.py.
+If it is started again, it skips the games whose newest checkpoint has as many steps and
+resumes the others. Flags that are not listed here, such as --num_actors=4, are passed
+on to launch/atari_distributed.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
-_STOPPED = 'stopped: start again with the same --workdir to go on'
+_STOPPED = 'stopped: start again with the same --workdir to continue'
 
 try:
   from r2d2_acme.system import doctor, stopping
@@ -44,21 +44,23 @@ _T = TypeVar('_T')
 _U = TypeVar('_U')
 _PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
 _TABLE = 'scores.csv'
-_PATIENCE = 25.0  # seconds that a program may need to stop, if this one was killed
+_PATIENCE = 25.0  # seconds that a game's program may take to stop if this one is killed
 _POLL_PERIOD = 0.1  # seconds
 _BAD_INPUT = 2  # a program's exit code
-# Flags of atari_distributed.py that are not passed on: each game has a run of its own.
+# Flags of atari_distributed.py that are refused here, because this program sets them
+# for each game, or because they limit something else than --max_actor_steps.
 _OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One game's result; a line of the CSV.
+  """One game's result, a row of the CSV.
 
   Attributes:
-    mean_return: over `episodes`.
+    game: the game's name.
+    mean_return: the mean return of `episodes` episodes.
     human_normalized, paper_human_normalized: 0 for random play, 1 for the human.
-    paper_return: of R2D2 in table 4 of Kapturowski et al. (2019).
+    paper_return: the return of R2D2 in Kapturowski et al. (2019), table 4.
     checkpoint, learner_steps, actor_frames: of the network that played.
   """
 
@@ -74,10 +76,10 @@ class Row:
 
 
 class _Stopped(Exception):
-  """By Ctrl-C, SIGTERM or SIGHUP.
+  """The user stopped this program, by Ctrl-C, SIGTERM or SIGHUP.
 
   Attributes:
-    code: the exit code that is due.
+    code: the exit code.
   """
 
   def __init__(self, code: int):
@@ -124,13 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(
   game: str, args: argparse.Namespace, others: Sequence[str], steps: int
 ) -> bool:
-  """Trains from `steps` steps on; returns whether the game reached the limit.
+  """Trains on a game that has `steps` steps; returns whether it reached the limit.
 
-  Bad input ends this program too, unless it is the game's workdir that is refused.
+  If the game's program refuses its flags, this program ends, too. If it refuses only
+  the game's workdir, the game is left out.
   """
   workdir = os.path.join(args.workdir, game)
   if steps >= args.max_actor_steps:
-    print(f'{game}: has its {args.max_actor_steps:,} steps', flush=True)
+    print(f'{game}: already has {args.max_actor_steps:,} steps', flush=True)
     return True
   number = args.games.index(game) + 1
   print(
@@ -148,13 +151,13 @@ def _train(
       *others,
     ]
   )
-  if code == _BAD_INPUT:  # it has said which
+  if code == _BAD_INPUT:  # the game's program has printed the reason
     if not _in_process(_is_refused, workdir):
       sys.exit(code)
     command = ['python', 'launch/atari_distributed.py', f'--workdir={workdir}']
     print(
-      f'{game}: left out. Its cure goes to {paths.shown(shlex.join(command))}, '
-      'then start this program again',
+      f'{game}: left out. Apply the cure above with '
+      f'{paths.shown(shlex.join(command))}, then start this program again',
       file=sys.stderr,
       flush=True,
     )
@@ -166,14 +169,17 @@ def _train(
 
 
 def _count_steps(workdirs: Sequence[str]) -> list[int]:
-  """Returns the steps that each workdir's newest checkpoint counts; 0 without one."""
+  """Returns the actor steps of each workdir's newest checkpoint; 0 without one."""
   if not any(os.path.isdir(os.path.join(w, 'checkpoints')) for w in workdirs):
     return [0 for _ in workdirs]
   return _in_process(_read_steps, workdirs)
 
 
 def _in_process(function: Callable[[_T], _U], argument: _T) -> _U:
-  """Calls a function that imports TensorFlow, whose memory a run that trains needs."""
+  """Calls a function that imports TensorFlow in another process; returns its result.
+
+  TensorFlow's memory is thus free again when a game trains.
+  """
   with (
     processes.Family(patience=0.0) as family,
     family.marking('reader'),
@@ -183,7 +189,7 @@ def _in_process(function: Callable[[_T], _U], argument: _T) -> _U:
 
 
 def _is_refused(workdir: str) -> bool:
-  """Whether a program would refuse a workdir, whatever the flags."""
+  """Returns whether a program would refuse a workdir, whatever its flags."""
   from r2d2_acme import experiment
   from r2d2_acme.workdir import checkpointing
 
@@ -195,6 +201,7 @@ def _is_refused(workdir: str) -> bool:
 
 
 def _read_steps(workdirs: Sequence[str]) -> list[int]:
+  """Is `_count_steps` in the process that imports TensorFlow."""
   from r2d2_acme.workdir import checkpointing
 
   def read(workdir: str) -> int:
@@ -202,17 +209,17 @@ def _read_steps(workdirs: Sequence[str]) -> list[int]:
       prefixes = checkpointing.find(workdir)
       counts = checkpointing.read_counts(prefixes[-1]) if prefixes else {}
     except checkpointing.CheckpointError:
-      return 0  # the program that trains there refuses it, and says why
+      return 0  # the game's program will refuse the workdir and print the reason
     return int(counts.get('actor_steps', 0))
 
   return [read(workdir) for workdir in workdirs]
 
 
 def _run(command: Sequence[str]) -> int:
-  """Runs a program to its end, and passes the user's requests to stop on to it.
+  """Runs a program to its end, passes requests to stop on to it, returns its exit code.
 
   Raises:
-    _Stopped: there was one.
+    _Stopped: the user asked to stop.
   """
   with processes.Family(_PATIENCE) as family, stopping.Requests(message='') as requests:
     program = family.start('program', command)
@@ -228,13 +235,13 @@ def _run(command: Sequence[str]) -> int:
 
 
 def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
-  """Plays with each game's newest or best checkpoint, if it is not in the table yet.
+  """Plays with each game's newest or best checkpoint if the table does not have it yet.
 
   Returns:
-    A row for each game that has a checkpoint, and the games whose checkpoint or config
-    cannot be used; it has said why.
+    The rows of the games that have a checkpoint, and the names of the games whose
+    checkpoint or config cannot be used. The reason has been printed.
   """
-  # TensorFlow takes memory: not beside a run that trains.
+  # Imported here, because TensorFlow's memory is needed while games train.
   from r2d2_acme import experiment
   from r2d2_acme.results import evaluation
   from r2d2_acme.workdir import checkpointing
@@ -252,7 +259,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
       if not checkpointing.find(workdir):
         continue
       prefix = checkpointing.choose(workdir, args.checkpoint)
-      # Names are given again, after a return to an earlier one or a new start.
+      # A run that went back to an earlier checkpoint uses the later names again.
       learner_steps = checkpointing.read_counts(prefix).get('learner_steps', 0)
       chosen = (os.path.basename(prefix), learner_steps, args.episodes)
       row = known.get(game)
@@ -280,6 +287,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
 
 
 def make_row(game: str, result: 'evaluation.Evaluation') -> Row:
+  """Returns the table's row for an evaluation in a game."""
   mean = float(result.returns.mean())
   paper = atari_scores.GAMES[game].paper
   return Row(
@@ -296,7 +304,7 @@ def make_row(game: str, result: 'evaluation.Evaluation') -> Row:
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-  """Median and mean over these games of the human-normalised scores: ours, paper's."""
+  """Returns median and mean of the human-normalised scores, as (ours, paper's)."""
   ours = [row.human_normalized for row in rows]
   paper = [row.paper_human_normalized for row in rows]
   return {
@@ -306,7 +314,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def _read_table(path: str) -> list[Row]:
-  """The games' rows; without those that another version wrote, or that are damaged."""
+  """Reads the games' rows; leaves out damaged ones and those of another version."""
   if not os.path.exists(path):
     return []
   with open(path, errors='replace') as file:
@@ -319,12 +327,13 @@ def _read_table(path: str) -> list[Row]:
       cells = dict(zip(names, values, strict=True))
       row = Row(**{name: types[name](cells[name]) for name in types})
     except (KeyError, TypeError, ValueError, csv.Error):
-      continue  # median and mean, which have no episodes, too
+      continue  # also the rows of median and mean, which lack most values
     rows.append(row)
   return rows
 
 
 def _write_table(path: str, rows: Sequence[Row]):
+  """Writes the rows and a summary of them, replacing the file in one step."""
   names = [field.name for field in dataclasses.fields(Row)]
   with open(f'{path}.new', 'w', newline='') as file:
     writer = csv.DictWriter(file, names, restval='')
@@ -376,13 +385,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     '--workdir',
     type=paths.argument,
     default='runs/atari57',
-    help='by default runs/atari57, of the suite',
+    help='folder of the table and of a workdir per game; by default runs/atari57',
   )
   parser.add_argument(
-    '--max_actor_steps', type=int, help='of each game, over all sittings'
+    '--max_actor_steps', type=int, help='steps to train each game for, in total'
   )
   parser.add_argument(
-    '--episodes', type=int, default=10, help="of a game's score, by default 10"
+    '--episodes', type=int, default=10, help='episodes per game; by default 10'
   )
   parser.add_argument(
     '--checkpoint',
@@ -390,7 +399,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     help="play with each game's best checkpoint; by default with its newest",
   )
   parser.add_argument(
-    '--collect', action='store_true', help='only play with the checkpoints there are'
+    '--collect', action='store_true', help='do not train; play existing checkpoints'
   )
   args, others = parser.parse_known_args(argv)
   args.games = _parse_games(args.games)
@@ -398,11 +407,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     runtime.exit_with_error('--episodes must be at least 1')
   if not args.collect and (args.max_actor_steps or 0) < 1:
     runtime.exit_with_error(
-      'say how long: give each game --max_actor_steps=, or --collect what is there'
+      'give --max_actor_steps= to train each game, or --collect to only play'
     )
   for flag in others:
     if args.collect or flag.split('=')[0].lstrip('-') in _OURS:
-      runtime.exit_with_error(f'{flag!r} has no use here: see --help')
+      runtime.exit_with_error(f'{flag!r} cannot be used here: see --help')
   return args, others
 
 

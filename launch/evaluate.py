@@ -24,9 +24,15 @@ from rich import console, table  # noqa: E402
 
 from r2d2_acme import environments, experiment  # noqa: E402
 from r2d2_acme.config import R2D2Config  # noqa: E402
-from r2d2_acme.results import atari_scores, evaluation, video  # noqa: E402
+from r2d2_acme.results import (  # noqa: E402
+  animation,
+  atari_scores,
+  evaluation,
+  plotting,
+  video,
+)
 from r2d2_acme.system import processes, runtime  # noqa: E402
-from r2d2_acme.workdir import paths  # noqa: E402
+from r2d2_acme.workdir import checkpointing, paths  # noqa: E402
 
 _EPISODES = flags.DEFINE_integer('episodes', 10, 'How many to play.', lower_bound=1)
 _EPSILON = flags.DEFINE_float(
@@ -44,6 +50,11 @@ _MAX_STEPS = flags.DEFINE_integer(
   lower_bound=1,
 )
 _VIDEO = flags.DEFINE_bool('video', False, 'Make an MP4 of the first in videos/.')
+_ANIMATION = flags.DEFINE_string(
+  'animation',
+  None,
+  'A GIF to make: the first seconds of the first episode beside the learning curve.',
+)
 # Of those that all programs here have.
 _USED = ('workdir', 'checkpoint', 'seed')
 
@@ -58,17 +69,23 @@ def main() -> int:
   workdir = paths.resolve(flags.FLAGS.workdir)
   run = experiment.from_workdir(workdir)
   config = _with_flags(run.config)
-  recorders = []
+  recorders: dict[str, video.Recorder | animation.Recorder] = {}
 
-  def record(environment, checkpoint: str) -> video.Recorder:
-    folder = os.path.join(workdir, 'videos')
-    os.makedirs(folder, exist_ok=True)
-    name = f'{os.path.basename(checkpoint)}_seed_{config.seed}'
-    if _EPSILON.value is not None:
-      name += f'_epsilon_{config.evaluator_epsilon:g}'
-    path = os.path.join(folder, f'{name}.mp4')
-    recorders.append(video.Recorder(path, environment))
-    return recorders[-1]
+  def watch(environment, checkpoint: str) -> evaluation.Watcher:
+    if _VIDEO.value:
+      path = _video_path(workdir, checkpoint, config)
+      recorders['video'] = video.Recorder(path, environment)
+    if _ANIMATION.value is not None:
+      (curves,) = plotting.read_runs([workdir])
+      frames = checkpointing.read_counts(checkpoint).get('actor_frames', 0)
+      path = paths.resolve(_ANIMATION.value)
+      recorders['animation'] = animation.Recorder(path, environment, curves, frames)
+
+    def show(timestep, q, action):
+      for recorder in recorders.values():
+        recorder(timestep, q, action)
+
+    return show
 
   def tell(number: int, episode: evaluation.Episode):
     print(
@@ -86,17 +103,27 @@ def main() -> int:
       num_episodes=_EPISODES.value,
       seed=config.seed,
       checkpoint=flags.FLAGS.checkpoint,
-      make_watcher=record if _VIDEO.value else None,
+      make_watcher=watch,
       on_episode=tell,
     )
+    for kind, recorder in recorders.items():
+      recorder.close()
+      print(f'{kind}: {paths.shown(recorder.path)}')
   except OSError as error:
     raise experiment_flags.BadInput(str(error)) from error
-  for recorder in recorders:
-    recorder.close()
-    print(f'video: {paths.shown(recorder.path)}')
   (name,) = environments.describe(run.environment_factory).values()
   _print_table(name, result, config.evaluator_epsilon)
   return 0
+
+
+def _video_path(workdir: str, checkpoint: str, config: R2D2Config) -> str:
+  """Returns where the MP4 goes; makes its folder."""
+  folder = os.path.join(workdir, 'videos')
+  os.makedirs(folder, exist_ok=True)
+  name = f'{os.path.basename(checkpoint)}_seed_{config.seed}'
+  if _EPSILON.value is not None:
+    name += f'_epsilon_{config.evaluator_epsilon:g}'
+  return os.path.join(folder, f'{name}.mp4')
 
 
 def _with_flags(config: R2D2Config) -> R2D2Config:

@@ -1,4 +1,4 @@
-"""Draws the learning curves of runs: return against frames and against wall time.
+"""Draws learning curves of runs: return against frames and against wall time.
 
 python launch/plot.py runs/pong 'runs/breakout_*' --out=curves.png
 """
@@ -31,7 +31,7 @@ def main() -> int:
       )
     if empty:
       names = ', '.join(map(shown, empty))
-      print(f'left out, without an episode yet: {names}', file=sys.stderr)
+      print(f'left out, no finished episode yet: {names}', file=sys.stderr)
     runs = [run for run in runs if not run.is_empty]
     groups = plotting.group(runs, args.separate)
     path = plotting.draw(groups, paths.resolve(args.out))
@@ -52,14 +52,17 @@ def _parse() -> argparse.Namespace:
     'workdirs',
     nargs='+',
     metavar='WORKDIR',
-    help='of runs, or patterns; runs that differ in the seed only become\n'
-    'one curve, their mean, in a band of one standard deviation',
+    help='workdirs of runs, or patterns; runs that differ only in the seed\n'
+    'become one curve: their mean in a band of one standard deviation',
   )
   parser.add_argument(
-    '--out', metavar='FILE.png', default='curves.png', help='by default curves.png'
+    '--out',
+    metavar='FILE.png',
+    default='curves.png',
+    help='the picture to write; by default curves.png',
   )
   parser.add_argument(
-    '--separate', action='store_true', help='a curve for each run, whatever its seed'
+    '--separate', action='store_true', help='draw one curve per run, not per group'
   )
   return parser.parse_args()
 

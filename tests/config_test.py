@@ -1,4 +1,4 @@
-"""The config: what the paper says, what is refused, and that every field counts."""
+"""The config: the paper's values, refusals, and that every field is used."""
 
 import ast
 import dataclasses
@@ -50,7 +50,7 @@ _PAPER = {
   'recurrent': True,
 }
 
-# The nearest value that is refused.
+# For each bounded field, the nearest value that is refused.
 _JUST_REFUSED = {
   **dict.fromkeys(
     [
@@ -219,11 +219,11 @@ def test_refusal_of_a_limiter_without_room_names_its_fields(
 def test_config_cannot_be_changed_afterwards():
   with pytest.raises(dataclasses.FrozenInstanceError):
     R2D2Config().batch_size = 1
-  hash(R2D2Config())  # that is, no field is a list
+  hash(R2D2Config())  # fails if a field is a list
 
 
 def _attributes(tree: ast.AST, *owners: str) -> set[str]:
-  """What is read as `owner.name` or `x.owner.name`."""
+  """Returns the names that a file reads as `owner.name` or `x.owner.name`."""
   return {
     node.attr
     for node in ast.walk(tree)
@@ -238,7 +238,7 @@ def test_every_field_is_read_somewhere():
   read = set()
   for path in paths - {definition}:
     read |= _attributes(ast.parse(path.read_text()), 'config', '_config')
-  # A property that is read reads fields.
+  # Properties that are read read fields in turn.
   for node in ast.walk(ast.parse(definition.read_text())):
     if isinstance(node, ast.FunctionDef) and node.name in read:
       read |= _attributes(node, 'self')

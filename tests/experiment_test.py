@@ -767,7 +767,7 @@ def test_empty_paths_are_refused(refuse):
 @pytest.mark.parametrize(
   ('workdir', 'expected'),
   [
-    ('~no_such_user/run', './~no_such_user/run if a folder is called so'),
+    ('~no_such_user/run', './~no_such_user/run if that is the name of a folder'),
     ('x/' * 2500, 'give a shorter path'),
     ('x' * 256, 'File name too long'),
   ],

@@ -1,4 +1,4 @@
-"""What `pip install` and `make install` are given fits together."""
+"""The inputs of `pip install` and of `make install` agree."""
 
 import re
 import runpy
@@ -16,7 +16,7 @@ _PIN = re.compile(r'([A-Za-z0-9_.-]+)==([0-9][A-Za-z0-9.]*)')
 
 
 def _setup_arguments(monkeypatch):
-  """What setup.py passes to setuptools."""
+  """Returns the arguments that setup.py passes to setuptools."""
   arguments = {}
   monkeypatch.setattr(setuptools, 'setup', lambda **kwargs: arguments.update(kwargs))
   monkeypatch.chdir(_ROOT)
@@ -25,7 +25,7 @@ def _setup_arguments(monkeypatch):
 
 
 def _pins(requirements):
-  """Name -> version; fails on anything that is not an exact pin."""
+  """Returns versions by name; fails on anything that is not an exact pin."""
   matches = {r: _PIN.fullmatch(r) for r in requirements}
   assert all(matches.values()), [r for r, match in matches.items() if not match]
   return {re.sub('[-_.]+', '-', m[1]).lower(): m[2] for m in matches.values()}
@@ -53,7 +53,7 @@ def test_dev_lock_adds_to_the_runtime_lock_and_repeats_nothing():
 
 
 def test_runtime_lock_has_no_jax():
-  """Reverb imports it where it can, in every worker."""
+  """If it is installed, Reverb imports it in every worker."""
   assert not {'jax', 'jaxlib', 'gym'} & _lock('requirements.txt').keys()
 
 

@@ -1,7 +1,7 @@
-"""Environments with the `dm_env` interface: Atari, any Gymnasium task, memory tests.
+"""Environments with the `dm_env` interface: Atari, Gymnasium and memory tasks.
 
-Every one has an attribute `frames_per_step`: emulator frames that pass in one step.
-`VelocitylessCartPole-v1` is registered with Gymnasium by this import.
+Each has an attribute `frames_per_step`, the emulator frames that pass in one step.
+Importing this package registers `VelocitylessCartPole-v1` with Gymnasium.
 """
 
 from r2d2_acme.environments.atari import make_atari

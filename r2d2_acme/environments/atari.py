@@ -1,6 +1,6 @@
-"""Atari 2600 games as R2D2 sees them (Kapturowski et al., 2019).
+"""Atari 2600 games with the preprocessing of R2D2 (Kapturowski et al., 2019).
 
-The emulator and all preprocessing are ale-py's and Gymnasium's own.
+The emulator is ale-py's and the preprocessing is Gymnasium's.
 """
 
 import difflib
@@ -16,11 +16,11 @@ from gymnasium.envs.registration import EnvSpec
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 
 gymnasium.register_envs(ale_py)
-# Before the first emulator exists, or it prints a banner.
+# Set before the first emulator is made, which would print a banner.
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 _MAX_RAW_FRAMES = 108_000
-# What names of ids have around the game's: ALE/Pong-v5, PongNoFrameskip-v4.
+# Ids contain the game's name and other parts: ALE/Pong-v5, PongNoFrameskip-v4.
 _ATARI_ID = re.compile(
   r'(ALE/)?(?P<game>\w+?)(?P<mark>NoFrameskip|Deterministic|-ram|-ramNoFrameskip|'
   r'-ramDeterministic)?(-v\d+)?',
@@ -39,30 +39,30 @@ def make_atari(
   frame_size: int = 84,
   repeat_action_probability: float = 0.0,
 ) -> dm_env.Environment:
-  """Makes an Atari game that shows single grey frames.
+  """Makes an Atari game whose observations are single grey frames.
 
-  Losing a life does not end the episode and rewards are not clipped. Game over has
-  discount 0; the limit `max_raw_frames` is a truncation and has discount 1.
+  Losing a life does not end the episode, and rewards are not clipped. The discount is 0
+  at game over. The limit `max_raw_frames` is a truncation, where the discount is 1.
 
-  Without sticky actions the emulator is deterministic: `seed` only draws the number
-  of no-ops, so two seeds can begin with the same episode.
+  Without sticky actions the emulator is deterministic. Then `seed` only decides the
+  number of no-ops, so episodes of two seeds can be the same.
 
   Args:
-    game: `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`; `game_names()` lists all. Or
-      the spec of a Gymnasium id of ale-py's class, of which game, mode and difficulty
-      count.
+    game: a name such as `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`, see
+      `game_names()`; or the spec of a Gymnasium id of ale-py's class, from which game,
+      mode and difficulty are taken.
     seed: seeds the first episode, see `GymnasiumAdapter`.
-    full_action_space: all 18 actions (9 in two games, of which one is Skiing) instead
-      of those that the game uses.
-    max_num_noops: each episode starts with 1 … max_num_noops no-ops, in raw frames;
-      0 for none.
-    frame_skip: raw frames for which an action is repeated; the observation is the
-      maximum of the last two.
-    max_raw_frames: raw frames after which an episode is cut off, in whole steps and
-      without the no-ops at its start.
+    full_action_space: whether to offer all 18 actions (9 in two games, one of them
+      Skiing) instead of only those that the game uses.
+    max_num_noops: each episode starts with 1 … max_num_noops no-ops of one raw frame
+      each; 0 for none.
+    frame_skip: raw frames for which an action is repeated. The observation is the
+      pixelwise maximum of the last two.
+    max_raw_frames: raw frames after which an episode is cut off. The episode ends with
+      a whole step, and the no-ops at its start do not count.
     frame_size: height and width of the observation, in pixels.
-    repeat_action_probability: chance, per raw frame, that the emulator repeats the
-      previous action ("sticky actions").
+    repeat_action_probability: the probability, in each raw frame, that the emulator
+      repeats the previous action ("sticky actions").
 
   Returns:
     An environment with observations <uint8>[frame_size, frame_size, 1] and
@@ -89,9 +89,9 @@ def game_names() -> list[str]:
 
 
 def guess_game(id: str) -> str | None:
-  """Returns the game that an id is meant for, such as `PongDeterministic-v4`, or None.
+  """Returns the game that an id such as `PongDeterministic-v4` may mean, or None.
 
-  Names that are not exactly a game's must look like those of Atari ids.
+  A misspelt name counts only if the id has other parts of an Atari id.
   """
   match = _ATARI_ID.fullmatch(id)
   if match is None:
@@ -104,10 +104,10 @@ def guess_game(id: str) -> str | None:
 
 
 def max_raw_frames(spec: EnvSpec) -> int:
-  """Returns the limit of an episode of an id of ale-py's class, in raw frames."""
+  """Returns the raw frames after which an episode of an ale-py id is cut off."""
   limits = [_MAX_RAW_FRAMES, spec.kwargs.get('max_num_frames_per_episode')]
   if spec.max_episode_steps is not None:
-    skip = spec.kwargs.get('frameskip', 4)  # or drawn from low … high - 1
+    skip = spec.kwargs.get('frameskip', 4)  # or a pair: drawn from low … high - 1
     mean_skip = skip if isinstance(skip, int) else sum(skip) // 2
     limits.append(spec.max_episode_steps * mean_skip)
   return min(limit for limit in limits if limit)
@@ -123,7 +123,7 @@ def _make_preprocessed(
   frame_size: int,
   repeat_action_probability: float,
 ) -> gymnasium.Env:
-  """Makes the Gymnasium environment under `make_atari`."""
+  """Makes the Gymnasium environment that `make_atari` adapts; see there."""
   if not 0 < frame_skip <= max_raw_frames:
     raise ValueError(
       f'max_raw_frames={max_raw_frames} must hold at least one step of '
@@ -132,15 +132,16 @@ def _make_preprocessed(
   spec = game if isinstance(game, EnvSpec) else gymnasium.spec(_ids()[_find(game)])
   env = gymnasium.make(
     spec,
-    max_episode_steps=-1,  # no limit inside a step
-    # AtariPreprocessing reads the screen from the emulator itself: RAM is the
-    # cheapest thing to return, and ignore, at every raw frame.
+    max_episode_steps=-1,  # no limit on raw frames, which could end inside a step
+    # AtariPreprocessing reads the screen from the emulator itself and ignores the
+    # observation of each raw frame. RAM is the cheapest one.
     obs_type='ram',
     frameskip=1,
     repeat_action_probability=repeat_action_probability,
     full_action_space=full_action_space,
-    # The emulator would cut a step in the middle and leave the previous frame as
-    # the observation to bootstrap from; TimeLimit below ends whole steps.
+    # At its own limit the emulator would end in the middle of a step, and the
+    # observation to bootstrap from would be the previous frame. TimeLimit below ends
+    # episodes after whole steps.
     max_num_frames_per_episode=0,
     disable_env_checker=True,
   )
@@ -168,7 +169,7 @@ def _ids() -> dict[str, str]:
 
 
 def _find(game: str) -> str:
-  """Returns the name in snake_case of a game that may be written in other ways.
+  """Returns the snake_case name of a game that is written in any of the usual ways.
 
   Raises:
     ValueError: there is no such game.
@@ -180,9 +181,10 @@ def _find(game: str) -> str:
   nearest = [games[name] for name in difflib.get_close_matches(letters, games)]
   hint = f'did you mean {", ".join(nearest)}? ' if nearest else ''
   raise ValueError(
-    f'unknown Atari game {game!r}: {hint}{__name__}.game_names() has all'
+    f'unknown Atari game {game!r}: {hint}{__name__}.game_names() lists all games'
   )
 
 
 def _letters(name: str) -> str:
+  """Returns a name's lower-case letters and digits, without underscores."""
   return name.lower().replace('_', '')

@@ -1,4 +1,4 @@
-"""What all environments here share."""
+"""The base class of all environments here, and how their faults are described."""
 
 import traceback
 from typing import Any
@@ -7,16 +7,16 @@ import dm_env
 import numpy as np
 from dm_env import specs
 
-# How an environment's own code may fail: some call `sys.exit` when a window is closed.
+# Errors from an environment's own code. Some call `sys.exit` when a window is closed.
 FAULTS = (Exception, SystemExit)
 
 
 class BadValue(ValueError):
-  """An environment gave a value that nothing here can use; one line."""
+  """An environment returned a value of a wrong kind; the message is one line."""
 
 
 class Environment(dm_env.Environment):
-  """With rewards and discounts of float32.
+  """A `dm_env.Environment` whose rewards and discounts are float32.
 
   Attributes:
     frames_per_step: emulator frames that pass in one step.
@@ -34,14 +34,14 @@ class Environment(dm_env.Environment):
 
 
 def to_float32(value: Any, name: str) -> np.float32:
-  """Makes a reward or a discount one float32.
+  """Converts a reward or a discount to float32.
 
   Args:
-    value: a number, a bool, or an array of one of them, of shape [] or [1].
-    name: of the value, for the error.
+    value: a number, a bool, or an array of shape [] or [1] with one of them.
+    name: what to call the value in the error.
 
   Raises:
-    BadValue: it is anything else; one line that says what.
+    BadValue: `value` is anything else. The message describes it.
   """
   if isinstance(value, (float, np.floating)):
     return np.float32(value)
@@ -49,13 +49,13 @@ def to_float32(value: Any, name: str) -> np.float32:
     array = np.asarray(value)
     if array.shape in ((), (1,)) and array.dtype.kind in 'biuf':
       return np.float32(array.item())
-  except (TypeError, ValueError):  # nested and ragged, or on a device
+  except (TypeError, ValueError):  # a ragged nest, or an array on a device
     pass
   raise BadValue(f'the {name} must be one number, not {describe_value(value)}')
 
 
 def describe_value(value: Any) -> str:
-  """Returns the type of a value, and for arrays and tuples their dtype and size."""
+  """Returns the type of a value, with its dtype and shape, or its length, if any."""
   if isinstance(value, np.ndarray):
     return f'{value.dtype} of shape {list(value.shape)}'
   if value is None or isinstance(value, (str, bytes)):
@@ -68,7 +68,7 @@ def describe_value(value: Any) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-  """Returns an error's type, text and place in one line; of a `BadValue` the text."""
+  """Returns an error's type, text and place in one line; of a BadValue, its text."""
   text = ' '.join(str(error).split())
   if isinstance(error, BadValue):
     return text
@@ -77,6 +77,6 @@ def describe_error(error: BaseException) -> str:
     for frame in traceback.extract_tb(error.__traceback__)
     if 'importlib' not in frame.filename
   ]
-  # A syntax error's text has its place.
+  # The text of a syntax error contains its place.
   place = places[-1] if places and not isinstance(error, SyntaxError) else ''
   return f'{type(error).__name__}{": " if text else ""}{text}{place}'

@@ -1,4 +1,4 @@
-"""bsuite's memory experiments (Osband et al. 2020) for this agent."""
+"""bsuite's memory experiments (Osband et al. 2020) with observations for this agent."""
 
 import dm_env
 import numpy as np
@@ -11,11 +11,11 @@ _EXPERIMENTS = ('memory_len', 'memory_size')
 
 
 class BsuiteAdapter(base.Environment):
-  """A bsuite environment with observations <float32>[D], rewards of float32.
+  """Gives a bsuite environment observations <float32>[D] and rewards <float32>[].
 
   Attributes:
-    max_return: undiscounted return of a perfect policy, 1.
-    chance_return: expected return of any policy without memory, 0.
+    max_return: the undiscounted return of a perfect policy, 1.
+    chance_return: the expected return of any policy without memory, 0.
     frames_per_step: 1.
   """
 
@@ -57,11 +57,11 @@ def make_bsuite(bsuite_id: str, *, seed: int | None = 0) -> dm_env.Environment:
   """Makes one of bsuite's memory experiments.
 
   Args:
-    bsuite_id: bsuite's own, experiment and number of the setting in its sweep, which
-      is not the setting itself: `memory_len/15` is a memory length of 30 steps,
-      `memory_size/3` is 4 bits. memory_len: 0 … 9 are 1 … 10 steps, 10 … 14 are 12,
-      14, 17, 20, 25 and 15 … 22 are 30, 40 … 100; memory_size: likewise up to
-      16, 40 bits, always over 2 steps.
+    bsuite_id: an experiment and the number of a setting in bsuite's sweep, which is not
+      the setting itself: `memory_len/15` is a memory length of 30 steps, and
+      `memory_size/3` is 4 bits. In memory_len the numbers 0 … 9 are 1 … 10 steps,
+      10 … 14 are 12, 14, 17, 20 and 25, and 15 … 22 are 30, 40 … 100. In memory_size
+      the same sequence counts bits, up to 40 bits for 16, always over 2 steps.
     seed: seeds all episodes; None seeds from the operating system.
 
   Raises:
@@ -83,5 +83,5 @@ def make_bsuite(bsuite_id: str, *, seed: int | None = 0) -> dm_env.Environment:
     }
     known = ' and '.join(f'{name}/0 … {n - 1}' for name, n in numbers.items())
     raise ValueError(f'unknown bsuite experiment {bsuite_id!r}: there are {known}')
-  # Its own `load_from_id` prints a line, and fixes the seed.
+  # bsuite's `load_from_id` prints a line and fixes the seed.
   return BsuiteAdapter(load(experiment, {**sweep.SETTINGS[bsuite_id], 'seed': seed}))

@@ -1,4 +1,4 @@
-"""CartPole without its velocities: they must be told from what was seen before."""
+"""CartPole without velocities, which the agent must infer from past observations."""
 
 from typing import Any
 
@@ -9,10 +9,12 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 VELOCITYLESS_CARTPOLE = 'VelocitylessCartPole-v1'
 
-_POSITIONS = [0, 2]  # the cart's, the pole's angle; 1 and 3 are their velocities
+_POSITIONS = [0, 2]  # position of the cart, angle of the pole; 1 and 3: velocities
 
 
 class _Velocityless(gymnasium.ObservationWrapper):
+  """Observes the positions only, <float32>[2]."""
+
   def __init__(self, env: gymnasium.Env):
     super().__init__(env)
     space = env.observation_space
@@ -27,6 +29,6 @@ def _make(**kwargs: Any) -> gymnasium.Env:
   return _Velocityless(CartPoleEnv(**kwargs))
 
 
-# As CartPole-v1: cut off after 500 steps, each of which earns 1. RLlib's
-# StatelessCartPole has the same observations.
+# As in CartPole-v1, each step earns 1 and an episode is cut off after 500 steps.
+# RLlib's StatelessCartPole has the same observations.
 gymnasium.register(VELOCITYLESS_CARTPOLE, entry_point=_make, max_episode_steps=500)

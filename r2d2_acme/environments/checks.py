@@ -1,4 +1,4 @@
-"""Checks of what an environment gives, and errors that say where it failed."""
+"""Checks what environments return, and reports where they fail."""
 
 import math
 from typing import Any
@@ -10,38 +10,36 @@ from dm_env import specs
 from r2d2_acme.environments import base
 from r2d2_acme.observations import layouts
 
-# Looking these up takes longer than all the checks of a step.
+# Looking up these attributes takes longer than all the checks of a step.
 _FLOAT32, _NDARRAY, _TIME_STEP = np.float32, np.ndarray, dm_env.TimeStep
 _FIRST, _LAST = dm_env.StepType.FIRST, dm_env.StepType.LAST
 
 
 class EnvironmentFailed(RuntimeError):
-  """An environment raised an error, or gave what its specs do not allow; one line."""
+  """An environment raised an error or violated its specs; the message is one line."""
 
 
 def checked(environment: dm_env.Environment, name: str = '') -> dm_env.Environment:
-  """Wraps an environment so that its faults are found where they happen.
+  """Wraps an environment so that its faults are reported where they occur.
 
-  | what the environment gives                      | what the wrapper gives |
-  |-------------------------------------------------|------------------------|
-  | reward or discount: number, bool, array [], [1] | <float32>[]            |
-  | any other after the first time step, also None  | `EnvironmentFailed`    |
-  | one that is not finite                          | `EnvironmentFailed`    |
-  | an observation of another type, shape or dtype  | `EnvironmentFailed`    |
-  | an error in `reset`, `step` or `close`          | `EnvironmentFailed`    |
-  | `sys.exit` there                                | `EnvironmentFailed`    |
+  | the environment's                                     | becomes             |
+  |-------------------------------------------------------|---------------------|
+  | reward or discount: a number, bool or array [] or [1] | <float32>[]         |
+  | ... any other value after the first time step         | `EnvironmentFailed` |
+  | ... a value that is not finite                        | `EnvironmentFailed` |
+  | observation of another type, shape or dtype           | `EnvironmentFailed` |
+  | error or `sys.exit` in `reset`, `step` or `close`     | `EnvironmentFailed` |
 
-  The values of observations are not looked at. The environment gets actions of the
-  dtype in its `action_spec`. All other attributes are those of the environment. A
-  second `close` does nothing. An environment that is checked already is returned as it
-  is.
+  The wrapper does not check the values inside observations. It converts actions to the
+  dtype in the environment's `action_spec`. A second `close` does nothing. All other
+  attributes are the environment's. A wrapper is not wrapped again.
 
   Args:
-    environment: any whose observation is one array.
-    name: of the environment, for errors; by default its Gymnasium id or its class.
+    environment: an environment whose observation is one array.
+    name: its name in errors; by default its Gymnasium id or its class.
 
   Raises:
-    ValueError: it is no `dm_env.Environment`.
+    ValueError: it is not a `dm_env.Environment`.
   """
   if isinstance(environment, _Checked):
     return environment
@@ -60,19 +58,19 @@ class _Checked(base.Environment):
     self._environment = environment
     self._name = name
     self._spec = environment.observation_spec()
-    # A spec that is nested has neither; it is refused elsewhere.
+    # A nested spec has neither; the builder refuses it.
     self._shape = getattr(self._spec, 'shape', ())
     self._dtype = getattr(self._spec, 'dtype', None)
     action_dtype = getattr(environment.action_spec(), 'dtype', np.int32)
     self._to_action = None if action_dtype == np.int32 else np.dtype(action_dtype).type
     self._num_episodes = 0
-    self._num_steps = 0  # of the episode
+    self._num_steps = 0  # of the current episode
     self._is_over = True
     self._is_closed = False
     self.frames_per_step = getattr(environment, 'frames_per_step', 1)
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith('__') or name == '_environment':  # for copy and pickle
+    if name.startswith('__') or name == '_environment':  # copy and pickle ask for them
       raise AttributeError(name)
     return getattr(self._environment, name)
 
@@ -101,7 +99,7 @@ class _Checked(base.Environment):
 
   def reward_spec(self) -> specs.Array:
     spec = self._environment.reward_spec()
-    # Another is refused by who reads it.
+    # The builder refuses any other spec.
     return super().reward_spec() if layouts.is_one_number(spec) else spec
 
   def close(self) -> None:
@@ -116,7 +114,7 @@ class _Checked(base.Environment):
       ) from error
 
   def _check(self, timestep: dm_env.TimeStep) -> dm_env.TimeStep:
-    """Returns the time step with float32 scalars, after its checks."""
+    """Checks a time step; returns it with reward and discount in float32."""
     if not isinstance(timestep, _TIME_STEP):
       raise self._failed(
         f'it returned {base.describe_value(timestep)} instead of a dm_env.TimeStep: '
@@ -151,6 +149,7 @@ class _Checked(base.Environment):
     return timestep
 
   def _failed(self, reason: str) -> EnvironmentFailed:
+    """Returns the error to raise, which says in which step it occurred."""
     if self._is_over:
       where = f'the reset before episode {self._num_episodes + 1}'
     else:

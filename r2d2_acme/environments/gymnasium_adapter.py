@@ -13,7 +13,7 @@ from r2d2_acme.environments import base
 from r2d2_acme.observations import layouts
 
 _INT32 = np.iinfo(np.int32)
-# What Gymnasium's functions return.
+# The parts of what Gymnasium's functions return.
 _RESET = ('observation', 'info')
 _STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
 
@@ -31,9 +31,9 @@ class GymnasiumAdapter(base.Environment):
   | `terminated`, truncated or not       | LAST, discount 0                 |
   | `truncated` only                     | LAST, discount 1                 |
 
-  Observations are copies, so they stay valid after the next step. `step` and `reset`
-  raise `base.BadValue` for a reward that is not one number, and for an observation
-  whose numbers its space cannot hold.
+  Observations are copies, which stay valid after the next step. `step` and `reset`
+  raise `base.BadValue` if the reward is not one number, or if the dtype of the space
+  cannot hold the observation's numbers.
   """
 
   def __init__(
@@ -47,8 +47,8 @@ class GymnasiumAdapter(base.Environment):
 
     Args:
       env: the environment to adapt; `close` closes it.
-      seed: given to the first `reset` only, later episodes continue its random
-        stream; None seeds from the operating system.
+      seed: passed to the first `reset`; later episodes continue the same random
+        stream. None seeds from the operating system.
       frames_per_step: emulator frames that pass in one step of `env`.
 
     Raises:
@@ -103,7 +103,7 @@ class GymnasiumAdapter(base.Environment):
     try:
       given = np.asarray(observation)
     except (TypeError, ValueError) as error:
-      raise base.BadValue(f'the observation is no array: {error}') from error
+      raise base.BadValue(f'the observation is not an array: {error}') from error
     if given.dtype.kind not in 'biuf':
       raise base.BadValue(
         f'the observation is {base.describe_value(observation)}, not numbers'
@@ -116,21 +116,21 @@ class GymnasiumAdapter(base.Environment):
 
 
 def _unpack(result: Any, names: Sequence[str]) -> tuple:
-  """Returns what `reset` or `step` returned, if it has these parts."""
+  """Returns the result of `reset` or `step` if it has these parts, else raises."""
   if isinstance(result, tuple) and len(result) == len(names):
     return result
   raise base.BadValue(
-    f'it returned {base.describe_value(result)} instead of ({", ".join(names)}): a '
-    'Gym environment must be made one of Gymnasium first'
+    f'it returned {base.describe_value(result)} instead of ({", ".join(names)}): '
+    'convert a Gym environment to Gymnasium first'
   )
 
 
 def _check_integers(given: np.ndarray, array: np.ndarray):
-  """Raises BadValue if the integers of `array` are not the numbers `given`."""
+  """Raises BadValue if the integers in `array` differ from the numbers in `given`."""
   other = given[given != array]
   if other.size:
     raise base.BadValue(
-      f'the observation holds {other[0]}, but its space is of {array.dtype}: make the '
+      f'the observation contains {other[0]}, but its space has {array.dtype}: make the '
       'space float32'
     )
 
@@ -151,7 +151,7 @@ def _discrete(space: gymnasium.Space, name: str) -> gymnasium.spaces.Discrete:
 
 
 def _num_combinations(space: gymnasium.Space) -> int | None:
-  """Returns how many values a space has, where they can be counted."""
+  """Returns the number of values of a space; None if they cannot be counted."""
   if isinstance(space, gymnasium.spaces.Discrete):
     return int(space.n)
   if isinstance(space, gymnasium.spaces.MultiBinary):
@@ -186,7 +186,7 @@ def _observation_spec(space: gymnasium.spaces.Box, name: str) -> specs.BoundedAr
       f'[H, W, C] or vectors [D]: {fault}'
     )
   dtype = _dtype(space)
-  # Unbounded float64 spaces may use ±1.8e308, which is ±inf in float32.
+  # Unbounded float64 spaces may have the bounds ±1.8e308, which are ±inf in float32.
   with np.errstate(over='ignore'):
     return specs.BoundedArray(
       shape=space.shape,
@@ -198,6 +198,7 @@ def _observation_spec(space: gymnasium.spaces.Box, name: str) -> specs.BoundedAr
 
 
 def _dtype(space: gymnasium.spaces.Box) -> type:
+  """Returns the dtype of the adapter's observations; see `GymnasiumAdapter`."""
   kind = space.dtype.kind
   if kind == 'b' or space.dtype == np.uint8:
     return np.uint8
@@ -206,13 +207,13 @@ def _dtype(space: gymnasium.spaces.Box) -> type:
 
 
 def _fault(space: gymnasium.spaces.Box) -> str | None:
-  """Returns why R2D2 cannot take a Box and what to do, or None."""
+  """Returns why R2D2 cannot take a Box, with the cure; None if it can."""
   spec = specs.BoundedArray(space.shape, space.dtype, space.low, space.high)
   return layouts.shape_fault(space.shape, _cures(space)) or layouts.number_fault(spec)
 
 
 def _cures(space: gymnasium.spaces.Box) -> layouts.Cures:
-  """Returns what to do about a Box, in Gymnasium's wrappers."""
+  """Returns the cures for a Box's faults, in terms of Gymnasium's wrappers."""
   shape, flatten = space.shape, 'gymnasium.wrappers.FlattenObservation(env)'
   flatten_it = f'flatten it with {flatten}'
   moved = (*shape[1:], *shape[:1])
@@ -240,13 +241,13 @@ def _cures(space: gymnasium.spaces.Box) -> layouts.Cures:
 
 
 def _box_code(space: gymnasium.spaces.Box, shape: Sequence[int]) -> str:
-  """Returns the code of a Box like `space`, of another shape."""
+  """Returns Python code for a Box like `space` with another shape."""
   low, high = (space.low.min(), space.high.max()) if space.low.size else (0, 1)
   return f'gymnasium.spaces.Box({low}, {high}, {tuple(shape)}, {str(space.dtype)!r})'
 
 
 def _cure_of_other(space: gymnasium.Space) -> str:
-  """Returns how to make a Box of a space that is none."""
+  """Returns how to turn a space that is not a Box into one."""
   flatten = 'gymnasium.wrappers.FlattenObservation'
   if not isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
     if space.is_np_flattenable:
@@ -285,7 +286,7 @@ def _cure_of_other(space: gymnasium.Space) -> str:
 
 
 def _nest(space: gymnasium.Space) -> Any:
-  """Returns the spaces in Dict and Tuple as dicts and tuples."""
+  """Turns Dict and Tuple spaces into dicts and tuples of spaces."""
   if isinstance(space, gymnasium.spaces.Dict):
     return {key: _nest(value) for key, value in space.spaces.items()}
   if isinstance(space, gymnasium.spaces.Tuple):

@@ -1,4 +1,4 @@
-"""Registered Gymnasium environments by their ids, Atari's with their preprocessing."""
+"""Makes Gymnasium environments by their ids, Atari games with their preprocessing."""
 
 import contextlib
 import copy
@@ -18,13 +18,12 @@ from gymnasium.envs import registration
 from r2d2_acme.environments import atari, base
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 
-_USUAL_ATARI: Mapping[str, Sequence[Any]] = {  # the first is the default
+# Arguments of Atari ids and their values that R2D2 can use; the first is the default.
+_USUAL_ATARI: Mapping[str, Sequence[Any]] = {
   'obs_type': ('rgb', 'grayscale'),
   'continuous': (False,),
   'sound_obs': (False,),
 }
-
-
 _IMPORT_LOCK = threading.Lock()
 
 
@@ -33,20 +32,20 @@ def make_gymnasium(
 ) -> dm_env.Environment:
   """Makes the registered Gymnasium environment `id`, e.g. `CartPole-v1`.
 
-  An id whose entry point is ale-py's, such as `PongNoFrameskip-v4`, gives what
-  `make_atari` makes of its game, mode, difficulty and limits. One that is registered
-  with `gymnasium.wrappers.AtariPreprocessing` around it is taken as it is.
+  For an id whose entry point is ale-py's, such as `PongNoFrameskip-v4`, `make_atari`
+  makes the environment with the game, mode, difficulty and limits of the id. An id that
+  is registered with `gymnasium.wrappers.AtariPreprocessing` around it is not changed.
 
   Args:
-    id: name with version, or `module:name-v0` to import its module first, which may
+    id: a name with its version; or `module:name-v0` to import a module first, which may
       be in the current directory.
     seed: seeds the first episode, see `GymnasiumAdapter`.
     full_action_space: of Atari games.
     **kwargs: passed on to `gymnasium.make`.
 
   Raises:
-    ValueError: `id` is unknown (the message has the nearest names), it cannot be made,
-      its actions are not Discrete, or R2D2 cannot take its observation.
+    ValueError: `id` is unknown (the message names similar ones), the environment cannot
+      be made, its actions are not Discrete, or R2D2 cannot take its observation.
   """
   spec = copy.deepcopy(_find(id))
   is_atari = _is_atari_game(spec)
@@ -62,15 +61,15 @@ def make_gymnasium(
         full_action_space=full_action_space,
         max_raw_frames=atari.max_raw_frames(spec),
       )
-    # By its spec: by an old id every process would print that there are newer ones.
+    # By its spec, because for an old id each process would print that it is old.
     env = gymnasium.make(spec, **kwargs)
-  except base.FAULTS as error:  # whatever its own code raises
+  except base.FAULTS as error:
     raise ValueError(_cannot_make(id, error)) from error
   try:
     return adapt(env, id, seed)
   except BaseException:
     with contextlib.suppress(*base.FAULTS):
-      env.close()  # nobody else can
+      env.close()  # the caller has no reference to it
     raise
 
 
@@ -90,7 +89,7 @@ def adapt(env: gymnasium.Env, id: str, seed: int | None) -> GymnasiumAdapter:
 
 
 def _find(id: str) -> registration.EnvSpec:
-  """Returns the spec of an id, after the import of its module."""
+  """Returns the spec of an id, after importing the module in it, if any."""
   module, colon, name = id.rpartition(':')
   if colon:
     import_module(module)
@@ -108,23 +107,23 @@ def _find(id: str) -> registration.EnvSpec:
     return gymnasium.spec(registration.get_env_id(namespace, stem, version))
   except gymnasium.error.Error as error:
     source = getattr(sys.modules.get(module), '__file__', None)
-    where = f' The module is {source}, which registers others.' if source else ''
+    where = f' The module is {source}, which registers other ids.' if source else ''
     raise ValueError(_cannot_make(id, error) + where) from error
 
 
 def import_module(module: str):
   """Imports a module, which may be in the current directory.
 
-  That directory comes after what is installed, so that nothing in it hides a module of
-  that, but before the folder of the program, which the user need not know.
+  The current directory is searched after the installed packages, so that it hides none
+  of them, but before the program's folder, whose contents the user need not know.
 
   Raises:
-    ValueError: there is no such module, or it raises an error; one line.
+    ValueError: there is no such module, or it raises an error. The message is one line.
   """
   folder = os.getcwd()
   if folder not in sys.path:
     sys.path.append(folder)
-  importlib.invalidate_caches()  # it may be younger than our last look
+  importlib.invalidate_caches()  # the module may be newer than Python's cache
   try:
     with _IMPORT_LOCK, _script_folder_last():
       importlib.import_module(module)
@@ -134,8 +133,8 @@ def import_module(module: str):
     name = getattr(error, 'name', None)
     if isinstance(error, ModuleNotFoundError) and f'{module}.'.startswith(f'{name}.'):
       raise ValueError(
-        f'there is no module {module!r}, neither installed nor in {folder}: write it '
-        'as Python imports it, and start where it is'
+        f'there is no module {module!r}, neither installed nor in {folder}: write its '
+        'name as in an import, and start the program in its folder'
       ) from error
     raise ValueError(
       f'cannot import {module!r}, from {folder} or installed: '
@@ -145,10 +144,10 @@ def import_module(module: str):
 
 @contextlib.contextmanager
 def _script_folder_last():
-  """Looks last in the folder of the program, where Python looks first."""
+  """Makes imports search the program's folder last; Python searches it first."""
   script = getattr(sys.modules['__main__'], '__file__', None)
   folder = os.path.dirname(os.path.abspath(script)) if script else None
-  if folder != sys.path[0]:  # it came by -m, or it is a notebook
+  if folder != sys.path[0]:  # the program was started with -m or is a notebook
     yield
     return
   path = sys.path[:]
@@ -160,20 +159,20 @@ def _script_folder_last():
 
 
 def _is_atari_game(spec: registration.EnvSpec) -> bool:
-  """Whether an id is one of ale-py's class, without wrappers of its own."""
+  """Returns whether an id makes ale-py's class without any wrappers."""
   if spec.additional_wrappers or 'game' not in spec.kwargs:
     return False
   entry_point: Any = spec.entry_point
   if isinstance(entry_point, str):
     try:
       entry_point = registration.load_env_creator(entry_point)
-    except base.FAULTS:  # it is made, and then described, soon
+    except base.FAULTS:  # making it will fail and describe the error
       return False
   return isinstance(entry_point, type) and issubclass(entry_point, AtariEnv)
 
 
 def _check_atari(spec: registration.EnvSpec):
-  """Raises ValueError for an Atari game that is seen or played in another way."""
+  """Raises ValueError for an Atari id with observations or actions that do not fit."""
   other = [
     f'{key}={spec.kwargs[key]}'
     for key, usual in _USUAL_ATARI.items()
@@ -187,16 +186,16 @@ def _check_atari(spec: registration.EnvSpec):
 
 
 def _frames_per_step(env: gymnasium.Env, id: str) -> int:
-  """Returns 1, or the frame skip of an Atari game that has its preprocessing.
+  """Returns the frame skip of a preprocessed Atari game; 1 for other environments.
 
   Raises:
-    ValueError: an Atari game without it.
+    ValueError: it is an Atari game without preprocessing.
   """
   if not isinstance(env.unwrapped, AtariEnv):
     return 1
   for layer in _layers(env):
     if isinstance(layer, wrappers.AtariPreprocessing):
-      inner = env.unwrapped._frameskip  # 1, unless the wrapper's is
+      inner = env.unwrapped._frameskip  # of the emulator; 1 unless the wrapper's is 1
       return layer.frame_skip * (inner if isinstance(inner, int) else 1)
   raise ValueError(
     f'{id} is an Atari game without its preprocessing: use '
@@ -205,7 +204,7 @@ def _frames_per_step(env: gymnasium.Env, id: str) -> int:
 
 
 def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
-  """Yields the wrappers from the outermost, and then the environment."""
+  """Yields the wrappers, the outermost first, and then the environment."""
   while isinstance(env, gymnasium.Wrapper):
     yield env
     env = env.env
@@ -213,6 +212,7 @@ def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
 
 
 def _cannot_make(id: str, error: BaseException) -> str:
+  """Returns the message for an environment that cannot be made."""
   if isinstance(error, gymnasium.error.Error):
     reason = ' '.join(str(error).split())
   else:

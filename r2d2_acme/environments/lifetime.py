@@ -1,4 +1,4 @@
-"""Environments are closed by who made them: some have processes of their own."""
+"""Makes environments and closes them at the end: some have processes of their own."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ def opened(
 ) -> Iterator[list[dm_env.Environment]]:
   """Makes a `checked` environment from each seed; closes all of them at the end.
 
-  An error of `close` is printed, not raised: it must not hide why the end came.
+  An error in `close` is printed and not raised, because it would hide an earlier one.
 
   Args:
     factory: makes a `dm_env` or Gymnasium environment from a seed. If it raises, those
@@ -51,7 +51,7 @@ def _name(environment: gymnasium.Env) -> str:
 def _close(environment: dm_env.Environment):
   close = getattr(environment, 'close', None)
   if close is None:
-    return  # it is no environment
+    return  # it is not an environment
   try:
     close()
   except base.FAULTS as error:

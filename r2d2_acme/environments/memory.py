@@ -8,10 +8,10 @@ from r2d2_acme.environments import base
 
 
 class _MemoryTask(base.Environment):
-  """What the tasks share.
+  """The base class of the tasks.
 
   Attributes:
-    max_return: undiscounted return of a perfect policy, 1.
+    max_return: the undiscounted return of a perfect policy, 1.
     chance_return: the largest expected return of any policy without memory.
     frames_per_step: 1.
   """
@@ -38,7 +38,7 @@ class _MemoryTask(base.Environment):
     return specs.DiscreteArray(self._num_actions, dtype=np.int32, name='action')
 
   def _last(self, reward: float, discount: float) -> dm_env.TimeStep:
-    """Ends the episode; its last observation is all zeros."""
+    """Ends the episode with an observation of zeros."""
     self._reset_next_step = True
     observation = np.zeros(self._observation_size, np.float32)
     return dm_env.TimeStep(
@@ -58,13 +58,13 @@ class CueRecall(_MemoryTask):
       delay + 1    one-hot, random distractor         0         1
       end          zeros                              0         0
 
-  The action at the go flag earns +1 if it equals the cue and -1 if not; all others
-  earn 0. Cue and distractors are independent and uniform: without memory no policy
-  expects more than `chance_return`.
+  The action at the go flag earns +1 if it equals the cue and -1 if not. All other
+  actions earn 0. Cue and distractors are independent and uniform, so no policy without
+  memory has an expected return above `chance_return`.
 
-  With more questions, `delay` more distractors and another go flag follow each but the
-  last, and an answer earns +-1 / `num_questions`: the first question is a short lesson
-  in what the last one asks for.
+  With more questions, `delay` distractors and another go flag follow each question but
+  the last, and an answer earns ±1 / `num_questions`. The first question, which is soon
+  after the cue, teaches what the later ones ask for.
   """
 
   def __init__(
@@ -77,9 +77,9 @@ class CueRecall(_MemoryTask):
     """Makes the task.
 
     Args:
-      delay: steps between the cue and the go flag, at least 0.
-      num_cues: number of different cues, and of actions, at least 2.
-      num_questions: all about the same cue, at least 1.
+      delay: distractors between the cue and the go flag, at least 0.
+      num_cues: number of different cues, which is the number of actions; at least 2.
+      num_questions: number of questions about the cue, at least 1.
       seed: seeds all episodes; None seeds from the operating system.
 
     Raises:
@@ -110,7 +110,7 @@ class CueRecall(_MemoryTask):
       return self.reset()
     num_asked, since_question = divmod(self._time, self._period)
     reward = 0.0
-    if num_asked and not since_question:  # the action answers
+    if num_asked and not since_question:  # the action answers a question
       reward = (1.0 if int(action) == self._cue else -1.0) / self._num_questions
       if num_asked == self._num_questions:
         return self._last(reward, discount=0.0)
@@ -132,10 +132,10 @@ class CueRecall(_MemoryTask):
 
 
 class TMaze(_MemoryTask):
-  """A corridor with a sign at its start, and a junction where the sign counts.
+  """A corridor with a sign at its start that says where to turn at its end.
 
-  After Bakker, "Reinforcement Learning with Long Short-Term Memory" (2002), without
-  the action that goes back. Cells are 0 … length; observations, <float32>[3]:
+  It follows Bakker, "Reinforcement Learning with Long Short-Term Memory" (2002), but
+  has no action that goes back. The cells are 0 … length. Observations, <float32>[3]:
 
       cell             sign says left   sign says right   junction
       0                             1                 0          0    or 0, 1, 0
@@ -143,12 +143,13 @@ class TMaze(_MemoryTask):
       length                        0                 0          1
       end                           0                 0          0
 
-  Action 0 goes forward, 1 turns left, 2 turns right. At the junction a turn ends the
-  episode, with +1 on the sign's side and -1 on the other; wherever else it bumps
-  into the wall, as does going forward at the junction: that earns `BUMP_REWARD` and
-  nothing moves. The two signs are equally likely: without memory no policy expects
-  more than `chance_return`. After 4 (length + 1) actions the episode is cut off: a
-  truncation, with discount 1, that seldom comes before a random policy's turn.
+  Action 0 goes forward, 1 turns left and 2 turns right. At the junction (the last cell)
+  a turn ends the episode and earns +1 to the sign's side, -1 to the other. Turning
+  elsewhere, and going forward at the junction, bumps into the wall: it earns
+  `BUMP_REWARD` and the agent stays. The two signs are equally likely, so no policy
+  without memory has an expected return above `chance_return`. After 4 (length + 1)
+  actions the episode is truncated, with discount 1. A random policy seldom needs as
+  many.
   """
 
   BUMP_REWARD = -0.1
@@ -228,18 +229,19 @@ _TASKS = {'cue_recall': CueRecall, 't_maze': TMaze}
 
 
 def make_memory_task(name: str, *, seed: int | None = 0) -> dm_env.Environment:
-  """Makes a task by name: `cue_recall` or `t_maze`, and `/` its number of steps.
+  """Makes a task by its name, `cue_recall` or `t_maze`, and perhaps a number of steps.
 
-  `cue_recall/30` has a delay of 30 steps, `t_maze/20` a corridor of length 20.
+  `cue_recall/30` has a delay of 30 steps, and `t_maze/20` a corridor of length 20.
 
   Raises:
-    ValueError: there is no such task, or the number is none or too small.
+    ValueError: there is no such task, or the number of steps is not a number or too
+      small.
   """
   task, slash, steps = name.partition('/')
   if task not in _TASKS or (slash and not steps.isdecimal()):
     raise ValueError(
-      f'unknown memory task {name!r}: there are cue_recall and t_maze, and with '
-      'another number of steps to remember cue_recall/30 and t_maze/30'
+      f'unknown memory task {name!r}: give cue_recall or t_maze, perhaps with a number '
+      'of steps to remember, such as cue_recall/30 or t_maze/30'
     )
   if not slash:
     return _TASKS[task](seed=seed)

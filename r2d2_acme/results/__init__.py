@@ -1,1 +1,1 @@
-"""What one looks at afterwards: evaluations, curves, videos, scores."""
+"""What one looks at after or during training: evaluations, curves, videos, scores."""

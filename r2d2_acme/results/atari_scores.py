@@ -1,15 +1,16 @@
-"""What random play, a person and the paper's R2D2 score in the 57 Atari games.
+"""Scores of random play, of a human and of the paper's R2D2 in the 57 Atari games.
 
 Episodes begin with up to 30 no-ops and are cut off after 108,000 frames.
 
-Random play and the human tester: Badia et al., "Agent57" (2020), appendix H. Google
-DeepMind's `dqn_zoo/atari_data.py` has the same, but for Video Pinball at random:
-16256.9 rather than 0.0.
+The scores of random play and of the human tester are from Badia et al., "Agent57"
+(2020), appendix H. Google DeepMind's `dqn_zoo/atari_data.py` has the same numbers,
+except for random play in Video Pinball, where it has 16256.9 instead of 0.0.
 
-R2D2: Kapturowski et al. (2019), table 4; final scores, three seeds. With the other two
-columns they give the mean that the paper states in table 1, 4024.9 %, which they would
-not with 16256.9, and its 52 games above the human. The median stated, 1920.6 %, is
-Double Dunk's, of which table 4 has one decimal only: 1922.7 %.
+The scores of R2D2 are the final ones of three seeds in Kapturowski et al. (2019), table
+4. Together with the other two columns they give the numbers in table 1: a mean of
+4024.9 % (which 16256.9 would not give), and 52 games above the human. The median in
+table 1, 1920.6 %, is that of Double Dunk. Table 4 has only one decimal of its score,
+which gives 1922.7 %.
 """
 
 from typing import NamedTuple
@@ -85,12 +86,15 @@ GAMES = {
 
 
 def find_game(name: str) -> str | None:
-  """The key in `GAMES` of `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`; else None."""
+  """Returns the key in `GAMES` for `ms_pacman`, `MsPacman` or `ALE/MsPacman-v5`.
+
+  It is None if the name is not that of one of the 57 games.
+  """
   return _KEYS.get(_letters(name.removeprefix('ALE/').removesuffix('-v5')))
 
 
 def human_normalized(game: str, value: float) -> float:
-  """0 for random play, 1 for the human: (value - random) / (human - random)."""
+  """Returns (value - random) / (human - random): 0 for random play, 1 for the human."""
   scores = GAMES[game]
   return (value - scores.random) / (scores.human - scores.random)
 

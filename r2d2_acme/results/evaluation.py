@@ -1,4 +1,4 @@
-"""Episodes that are played to see how good a network is, and what they come to."""
+"""Plays episodes to measure how good a network is."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked
 from r2d2_acme.workdir import checkpointing
 
-_MAX_ENVIRONMENTS = 16  # that share one network call
+_MAX_ENVIRONMENTS = 16  # environments of `evaluate`, which share one network call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,7 @@ class Episode:
   Attributes:
     total: the undiscounted return of unclipped rewards.
     length: the number of steps.
-    is_cut: whether it was cut off. Then `total` is the return up to the limit, and says
-      nothing of what would have followed.
+    is_cut: whether it was cut off. Then `total` is only the return up to the limit.
   """
 
   total: float
@@ -38,11 +37,11 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Episodes with one checkpoint's network.
+  """The episodes that one checkpoint's network played.
 
   Attributes:
-    checkpoint: its prefix.
-    counts: the program's when it was written.
+    checkpoint: the checkpoint's prefix.
+    counts: the program's counts in the checkpoint.
     episodes: in the order of their numbers.
   """
 
@@ -52,12 +51,12 @@ class Evaluation:
 
   @property
   def returns(self) -> np.ndarray:
-    """Float64, one for each episode."""
+    """The episodes' returns, float64 [number of episodes]."""
     return np.array([episode.total for episode in self.episodes])
 
 
 class Evaluator:
-  """Plays an episode at a time with a learner's newest parameters, and logs it."""
+  """Plays single episodes with a learner's newest parameters and logs them."""
 
   def __init__(
     self,
@@ -71,19 +70,19 @@ class Evaluator:
     should_stop: Callable[[], bool] = lambda: False,
     observe_return: Callable[[float], object] = lambda episode_return: None,
   ):
-    """What it is made of.
+    """Stores the parts of the evaluator.
 
     Args:
-      actor: of one environment; see `R2D2Builder.make_evaluator`.
-      environment: it is reset before each episode.
-      source: the learner.
-      max_steps: after so many an episode is cut off.
-      counter: the program's root counter; `evaluator_episodes` are counted.
-      logger: gets a row for each episode. Its counts are those of the parameters that
-        played: `learner_steps` is how many steps made them, and the others are the
-        program's when they were fetched.
-      should_stop: ends an episode, which is then forgotten.
-      observe_return: is told of each episode's return.
+      actor: acts in one environment; see `R2D2Builder.make_evaluator`.
+      environment: is reset before each episode.
+      source: the learner, from which parameters are fetched.
+      max_steps: steps after which an episode is cut off.
+      counter: the program's root counter, which also gets `evaluator_episodes`.
+      logger: gets a row for each episode. The row's counts belong to the parameters
+        that played: `learner_steps` is the number of steps that made them, and the
+        others are the program's counts when they were fetched.
+      should_stop: if it returns True, the episode ends and is not logged.
+      observe_return: is called with each episode's return.
     """
     self._actor = actor
     self._environment = environment
@@ -96,7 +95,7 @@ class Evaluator:
     self._observe_return = observe_return
 
   def run_episode(self):
-    """Fetches parameters, plays an episode with them and writes its row."""
+    """Fetches parameters, plays an episode with them and logs it."""
     self._actor.fetch(self._source)
     counts = self._counter.get_counts() | {'learner_steps': self._actor.learner_steps}
     for episode in play(
@@ -126,7 +125,7 @@ class Evaluator:
 
 
 class Actor(Protocol):
-  """What `play` needs of a `BatchedActor`."""
+  """The part of `BatchedActor` that `play` uses."""
 
   def select_actions(
     self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
@@ -134,13 +133,16 @@ class Actor(Protocol):
 
 
 class Watcher(Protocol):
-  """Sees every step of the first episode: what was seen, its Q-values, the action."""
+  """Is called with every step of the first episode.
+
+  The arguments are the time step, its Q-values, float32 [A], and the action taken.
+  """
 
   def __call__(self, timestep: dm_env.TimeStep, q: np.ndarray, action: int): ...
 
 
 class _WatchedActor(BatchedActor):
-  """Shows a watcher the first of its environments."""
+  """A `BatchedActor` that calls a watcher with the steps of its first environment."""
 
   watcher: Watcher | None = None
 
@@ -163,16 +165,17 @@ def evaluate(
   make_watcher: Callable[[dm_env.Environment, str], Watcher] | None = None,
   on_episode: Callable[[int, Episode], None] = lambda number, episode: None,
 ) -> Evaluation:
-  """Plays nearly greedily with a checkpoint's network; writes nothing.
+  """Plays nearly greedy episodes with a checkpoint's network; writes nothing.
 
   Args:
     config, environment_factory, environment_spec: of the run.
-    workdir: where its checkpoints are; the program may be running there.
+    workdir: of the run, where the program may be running.
     num_episodes: at least 1.
-    seed: the same seed, checkpoint and number give the same episodes.
-    checkpoint: its name; None for the newest.
-    make_watcher: makes one from the first episode's environment and the checkpoint.
-    on_episode: is told of each episode at its end.
+    seed: the same seed, checkpoint and number of episodes give the same episodes.
+    checkpoint: the checkpoint's name, see `checkpointing.choose`.
+    make_watcher: makes a watcher from the first episode's environment and the
+      checkpoint's prefix.
+    on_episode: is called with the number and the result of each finished episode.
 
   Raises:
     CheckpointError: there is no such checkpoint, or it is corrupt.
@@ -215,28 +218,28 @@ def play(
   max_steps: int = R2D2Config.max_evaluation_steps,
   should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Episode]:
-  """Plays episodes 0 … num_episodes - 1 in E environments at a time.
+  """Plays episodes 0 … num_episodes - 1 in E environments at the same time.
 
-  Environment i plays the episodes i, i + E, i + 2 E …, however long they are: the
-  first to end would be more of the short ones. Each episode starts with a reset, also
-  where the one before was cut off.
+  Environment i plays the episodes i, i + E, i + 2 E …, however long they are. (Taking
+  the first episodes that end would prefer short ones.) Each episode starts with a
+  reset, also after an episode that was cut off.
 
   Args:
-    actor: of E environments.
-    environments: E of them.
+    actor: acts in E environments.
+    environments: E environments. If one returns a FIRST time step from `step`, it has
+      reset itself, and its episode has ended.
     num_episodes: at least 1.
-    on_episode: is told of each episode and its number when it is over.
-    max_steps: of an episode; one that goes on is cut off. An environment that resets
-      by itself, that is one whose step is a FIRST one, ends its episode with it.
-    should_stop: is asked before each step.
+    on_episode: is called with the number and the result of each finished episode.
+    max_steps: steps after which an episode is cut off.
+    should_stop: is called before each step. If it returns True, no more steps follow.
 
   Returns:
-    The episodes in the order of their numbers, and after a stop those that were over.
+    The episodes in the order of their numbers. After a stop, only the finished ones.
   """
   environments = [checked(environment) for environment in environments]
   num_envs = len(environments)
   episodes: dict[int, Episode] = {}
-  numbers = list(range(num_envs))  # of the episodes that are being played
+  numbers = list(range(num_envs))  # of each environment's current episode
   totals = np.zeros(num_envs)
   lengths = np.zeros(num_envs, int)
   actions = np.zeros(num_envs, np.int32)
@@ -245,7 +248,7 @@ def play(
     actions = actor.select_actions(actions, timesteps)
     for i, environment in enumerate(environments):
       if numbers[i] >= num_episodes:
-        continue  # it has played all of its own
+        continue  # this environment has played all of its episodes
       timesteps[i] = environment.step(actions[i])
       has_ended = timesteps[i].last() or timesteps[i].first()
       if not timesteps[i].first():

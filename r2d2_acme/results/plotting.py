@@ -1,4 +1,4 @@
-"""Learning curves of runs, from the rows that their loggers wrote."""
+"""Learning curves of runs, drawn from the rows that their loggers wrote."""
 
 import dataclasses
 import glob
@@ -11,18 +11,18 @@ import numpy as np
 
 from r2d2_acme.workdir import description, paths, sittings
 
-LOW_EPSILON = 0.05  # at most, of an environment that shows nearly what is learned
-_NUM_POINTS = 200  # of a curve
-_SMOOTHING = 10  # a moving mean goes over one in so many of a run's episodes
+LOW_EPSILON = 0.05  # actors with at most this epsilon are drawn: nearly greedy
+_NUM_POINTS = 200  # points of a curve
+_SMOOTHING = 10  # a moving mean covers 1 / _SMOOTHING of a run's episodes
 _AXES = {'actor_frames': (1e6, 'million frames'), 'wall_time': (3600, 'hours')}
 
 
 class NoRun(ValueError):
-  """What was given is no run, or has nothing to draw yet; one line."""
+  """A workdir holds no run, or there is no such workdir; the message is one line."""
 
 
 class Episodes(NamedTuple):
-  """Float64 [N] each, in the order of their ends."""
+  """N finished episodes in the order of their ends; each array is float64 [N]."""
 
   actor_frames: np.ndarray
   wall_time: np.ndarray  # seconds
@@ -31,11 +31,14 @@ class Episodes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What one workdir holds.
+  """The run of one workdir.
 
   Attributes:
-    evaluator: its episodes.
-    actors: those of the actors' environments with an epsilon of at most
+    workdir: its path.
+    environment: the name of the environment.
+    config: the fields of the run's `R2D2Config`.
+    evaluator: the evaluator's episodes.
+    actors: the actors' episodes in environments with an epsilon of at most
       `LOW_EPSILON`.
   """
 
@@ -51,15 +54,21 @@ class Run:
 
 
 class Curve(NamedTuple):
-  """Of several runs; float64 [_NUM_POINTS] each, NaN where no run has been."""
+  """The mean of several runs; each array is float64 [_NUM_POINTS].
+
+  Attributes:
+    x: positions on the x-axis.
+    mean: mean return of the runs that cover x; NaN where none does.
+    spread: standard deviation over these runs; NaN where there are fewer than two.
+  """
 
   x: np.ndarray
   mean: np.ndarray
-  spread: np.ndarray  # standard deviation over the runs; NaN where there is but one
+  spread: np.ndarray
 
 
 def pyplot():
-  """Matplotlib's, which draws to files only; imported when first needed."""
+  """Imports and returns Matplotlib's pyplot, set up to draw to files only."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -69,11 +78,14 @@ def pyplot():
 
 
 def read_runs(patterns: Sequence[str]) -> list[Run]:
-  """The runs in these workdirs, which may be patterns such as `runs/pong_*`.
+  """Reads the runs in these workdirs; each workdir is read once.
+
+  Args:
+    patterns: workdirs, or patterns of them such as `runs/pong_*`.
 
   Raises:
-    NoRun: one of them is not the workdir of a run.
-    BadWorkdir: no folder can have one of these paths.
+    NoRun: one of them does not exist or holds no run.
+    BadWorkdir: one of them cannot be the path of a folder.
   """
   workdirs: list[str] = []
   for pattern in patterns:
@@ -82,18 +94,21 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
     if not found:
       raise NoRun(f'there is no {paths.shown(pattern)}')
     workdirs += map(paths.resolve, found)
-  unique: dict[str, str] = {}  # by where links lead
+  unique: dict[str, str] = {}  # keys are real paths: a link is the same run
   for workdir in workdirs:
     unique.setdefault(os.path.realpath(workdir), workdir)
   return [_read_run(workdir) for workdir in unique.values()]
 
 
 def group(runs: Sequence[Run], separate: bool = False) -> dict[str, list[Run]]:
-  """Puts runs together that differ in their seeds only; by what to call them.
+  """Groups runs that differ in nothing but the seed.
 
   Args:
-    runs: any.
-    separate: whether to leave each on its own.
+    runs: runs of any environments.
+    separate: whether to make each run a group of its own.
+
+  Returns:
+    The groups by their labels in the legend.
   """
   groups: dict[str, list[Run]] = {}
   for run in runs:
@@ -104,14 +119,14 @@ def group(runs: Sequence[Run], separate: bool = False) -> dict[str, list[Run]]:
 
 
 def average(runs: Sequence[Episodes], axis: str) -> Curve:
-  """The mean over runs of each run's moving mean.
+  """Averages the runs' moving means.
 
-  A run counts from its first episode to its last: where some are over, the mean is of
-  the others.
+  A run counts between its first and its last episode. Beyond the end of a shorter run
+  the curve is the mean of the others.
 
   Args:
-    runs: each with an episode at least.
-    axis: 'actor_frames' or 'wall_time'.
+    runs: the episodes of each run, at least one each.
+    axis: the x-axis, 'actor_frames' or 'wall_time'.
   """
   positions = [getattr(run, axis) for run in runs]
   x = np.linspace(
@@ -119,23 +134,17 @@ def average(runs: Sequence[Episodes], axis: str) -> Curve:
     max(position[-1] for position in positions),
     _NUM_POINTS,
   )
-  values = np.stack(
-    [
-      np.interp(x, position, smooth(run.episode_return), left=np.nan, right=np.nan)
-      for run, position in zip(runs, positions, strict=True)
-    ]
-  )
-  there = ~np.isnan(values)
-  num = there.sum(axis=0)
-  total = np.where(there, values, 0.0).sum(axis=0)
-  mean = np.divide(total, num, out=np.full(len(x), np.nan), where=num > 0)
-  squares = np.where(there, (values - mean) ** 2, 0.0).sum(axis=0)
-  variance = np.divide(squares, num - 1, out=np.full(len(x), np.nan), where=num > 1)
-  return Curve(x, mean, np.sqrt(variance))
+  values = [
+    np.interp(x, position, smooth(run.episode_return), left=np.nan, right=np.nan)
+    for run, position in zip(runs, positions, strict=True)
+  ]
+  covered = np.ma.masked_invalid(values)  # float64 [runs, _NUM_POINTS]
+  mean, spread = covered.mean(axis=0), covered.std(axis=0, ddof=1)
+  return Curve(x, mean.filled(np.nan), spread.filled(np.nan))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-  """The mean over a window around each value, cut off at both ends."""
+  """Returns the mean of a window around each value, cut off at both ends."""
   half = len(values) // _SMOOTHING // 2
   sums = np.concatenate([[0.0], np.cumsum(values)])
   index = np.arange(len(values))
@@ -145,21 +154,24 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
-  """Writes a picture: a row for each environment, against frames and wall time.
+  """Draws a row of axes for each environment, against frames and against wall time.
+
+  Args:
+    groups: runs by their labels, see `group`.
+    path: the picture's file. Without an extension it becomes a PNG.
 
   Returns:
-    Its path: where the one given has no extension, it is a PNG.
+    The path of the file, with its extension.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   if not os.path.splitext(path)[1].strip('.'):
     path = f'{path.rstrip(".")}.png'
   plt = pyplot()
   environments = list(dict.fromkeys(runs[0].environment for runs in groups.values()))
   figure, rows = plt.subplots(
-    len(environments),
-    len(_AXES),
+    *(len(environments), len(_AXES)),
     figsize=(11, 0.6 + 3.6 * len(environments)),
     squeeze=False,
     sharey='row',
@@ -169,11 +181,11 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
     for axes, (axis, (unit, name)) in zip(row, _AXES.items(), strict=True):
       for i, (label, runs) in enumerate(groups.items()):
         if runs[0].environment == environment:
-          _draw_group(axes, runs, axis, unit, _literally(label), f'C{i % 10}')
+          draw_group(axes, runs, axis, unit, escape(label), f'C{i % 10}')
       axes.set_xlabel(name)
       axes.grid(alpha=0.3)
     row[0].set_ylabel('return')
-    row[0].set_title(_literally(environment), loc='left')
+    row[0].set_title(escape(environment), loc='left')
     row[0].legend(fontsize='small')
   try:
     figure.savefig(path, dpi=120)
@@ -182,7 +194,21 @@ def draw(groups: Mapping[str, Sequence[Run]], path: str) -> str:
   return path
 
 
-def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
+def draw_group(
+  axes, runs: Sequence[Run], axis: str, unit: float, label: str, color: str
+):
+  """Draws the curves of one group of runs: the evaluators' and, thinner, the actors'.
+
+  A single run's evaluation episodes are drawn as points, too.
+
+  Args:
+    axes: Matplotlib's.
+    runs: the group.
+    axis: the x-axis, 'actor_frames' or 'wall_time'.
+    unit: what to divide the x-axis by.
+    label: the group's name in the legend.
+    color: of the curves.
+  """
   evaluated = [run.evaluator for run in runs if len(run.evaluator.episode_return)]
   acted = [run.actors for run in runs if len(run.actors.episode_return)]
   if evaluated:
@@ -197,14 +223,13 @@ def _draw_group(axes, runs, axis: str, unit: float, label: str, color: str):
       axes.plot(position, points, '.', color=color, alpha=0.3, markersize=4)
   if acted:
     curve = average(acted, axis)
-    what = f'{label}, actors with ε ≤ {LOW_EPSILON}'
-    axes.plot(
-      curve.x / unit, curve.mean, color=color, linewidth=0.7, alpha=0.7, label=what
-    )
+    label = f'{label}, actors with ε ≤ {LOW_EPSILON}'
+    style = {'color': color, 'linewidth': 0.7, 'alpha': 0.7}
+    axes.plot(curve.x / unit, curve.mean, label=label, **style)
 
 
 def _label(members: Sequence[Run], runs: Sequence[Run]) -> str:
-  """In what these differ from the others; a single run is called by its workdir."""
+  """Returns a group's label: a single run's workdir, or what the group differs in."""
   if len(members) == 1:
     return paths.shown(_short(members[0].workdir))
   first = members[0]
@@ -217,21 +242,21 @@ def _label(members: Sequence[Run], runs: Sequence[Run]) -> str:
 
 
 def _match(pattern: str) -> list[str]:
-  """What a pattern stands for; the name of a home folder is none."""
-  start, slash, rest = pattern.partition('/')
+  """Returns the paths that match a pattern, sorted."""
+  start, slash, rest = pattern.partition('/')  # `~user` is a name, not a pattern
   if start.startswith('~'):
     start = glob.escape(paths.resolve(start))
   return sorted(glob.glob(start + slash + rest))
 
 
 def _short(path: str) -> str:
-  """The path from the current folder, for what lies below it."""
+  """Returns a path below the current folder as a relative one, others unchanged."""
   relative = os.path.relpath(path)
   return path if relative.split('/')[0] == '..' else relative
 
 
-def _literally(text: str) -> str:
-  """What Matplotlib shows as `text`: it hides `_x`, and `$x$` is a formula."""
+def escape(text: str) -> str:
+  """Escapes a label: Matplotlib hides `_x` and reads `$x$` as a formula."""
   text = text.replace('$', r'\$')
   return f' {text}' if text.startswith('_') else text
 
@@ -259,11 +284,17 @@ def _read_run(workdir: str) -> Run:
 def _read_episodes(
   workdir: str, labels: Sequence[str], max_epsilon: float | None = None
 ) -> Episodes:
-  """The rows of these nodes together, of environments with at most this epsilon."""
+  """Reads and joins the logged episodes of several nodes.
+
+  Args:
+    workdir: of the run.
+    labels: the nodes, such as 'evaluator' or 'actor_1'.
+    max_epsilon: leaves out environments with a larger epsilon.
+  """
   columns = [*Episodes._fields, *([] if max_epsilon is None else ['epsilon'])]
   rows = [sittings.read_rows(workdir, label, columns) for label in labels]
   episodes = np.concatenate([np.zeros([0, len(columns)]), *rows])
-  # One that is not finite would spoil every mean that it is in.
+  # A return that is not finite would make every mean over it not finite.
   episodes = episodes[np.isfinite(episodes).all(axis=1)]
   if max_epsilon is not None:
     episodes = episodes[episodes[:, -1] <= max_epsilon]

@@ -1,4 +1,4 @@
-"""A video of an episode: the screen and, beside it, the Q-values of every step."""
+"""A video of an episode: the screen with the Q-values of every step beside it."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,33 +12,56 @@ from dm_env import specs
 from r2d2_acme.observations import scaling
 from r2d2_acme.workdir import paths
 
-_MIN_HEIGHT = 420  # pixels: of an Atari screen, doubled
-_PANEL_WIDTH = 300
-_ROW_HEIGHT = 22  # for each action
-_NAME_WIDTH = 120
+_MIN_HEIGHT = 420  # pixels: an Atari screen, doubled
+_PANEL_WIDTH = 300  # pixels, of the Q-values beside the screen
+_ROW_HEIGHT = 22  # pixels, for each action
+_NAME_WIDTH = 120  # pixels, of an action's name
 _WHITE, _GREY, _GREEN = (235, 235, 235), (120, 120, 120), (70, 200, 90)  # RGB
 _EMULATOR_RATE = 60  # frames per second
 
 
+class Camera:
+  """Draws the steps of one episode.
+
+  Attributes:
+    frames_per_second: the speed at which a person would see the environment.
+  """
+
+  def __init__(self, environment: dm_env.Environment):
+    self.frames_per_second = frames_per_second(environment)
+    self._screen = screen_of(environment)
+    self._names = action_names(environment)
+    self._total = 0.0
+
+  def __call__(
+    self, timestep: dm_env.TimeStep, q: np.ndarray, action: int
+  ) -> np.ndarray:
+    """Returns the frame of a step; see `compose`.
+
+    Args:
+      timestep: the time step that the environment has just returned.
+      q: float32 [A], the Q-values for it.
+      action: the action that is taken next.
+    """
+    self._total += timestep.reward or 0.0
+    return compose(self._screen(timestep), q, action, self._names, self._total)
+
+
 class Recorder:
-  """Writes an MP4: a frame for each call, until `close`."""
+  """Writes an MP4 with a frame for each call, until `close`."""
 
   def __init__(self, path: str, environment: dm_env.Environment):
     self.path = path
-    self._screen = screen_of(environment)
-    self._names = action_names(environment)
-    self._frames_per_second = frames_per_second(environment)
+    self._camera = Camera(environment)
     self._writer: cv2.VideoWriter | None = None
-    self._total = 0.0
 
   def __call__(self, timestep: dm_env.TimeStep, q: np.ndarray, action: int):
-    """Adds what was seen, the Q-values of it, float32 [A], and the action then taken.
+    """Adds a step; see `Camera`.
 
     Raises:
       OSError: the file cannot be written.
     """
-    self._total += timestep.reward or 0.0
-    frame = compose(self._screen(timestep), q, action, self._names, self._total)
+    frame = self._camera(timestep, q, action)
     if self._writer is None:
       height, width = frame.shape[:2]
       folder, name = os.path.split(os.path.abspath(self.path))
@@ -47,7 +70,7 @@ class Recorder:
         self._writer = cv2.VideoWriter(
           os.path.join(plain_folder, name),
           cv2.VideoWriter.fourcc(*'mp4v'),  # in OpenCV itself: needs no ffmpeg program
-          self._frames_per_second,
+          self._camera.frames_per_second,
           (width, height),
         )
       if not self._writer.isOpened():
@@ -62,18 +85,18 @@ class Recorder:
 def compose(
   screen: np.ndarray, q: np.ndarray, action: int, names: Sequence[str], total: float
 ) -> np.ndarray:
-  """One frame of the video.
+  """Returns one frame of the video.
 
   Args:
-    screen: uint8 [H, W, 3], shown enlarged by a whole factor.
-    q: float32 [A], as the network gives them, that is rescaled. The longest bar is
-      the largest of them, the smallest has none.
-    action: that was taken; its bar is green.
-    names: of the A actions.
+    screen: uint8 RGB [H, W, 3]. It is enlarged by a whole factor.
+    q: float32 [A], the network's outputs, which are rescaled Q-values. The largest has
+      the longest bar and the smallest has none.
+    action: the action that is taken. Its bar is green.
+    names: the names of the A actions.
     total: the return so far.
 
   Returns:
-    uint8 RGB, of even height and width.
+    uint8 RGB. Height and width are even, as MP4 needs them.
   """
   scale = max(1, round(_MIN_HEIGHT / screen.shape[0]))
   screen = screen.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -101,22 +124,22 @@ def compose(
 def screen_of(
   environment: dm_env.Environment,
 ) -> Callable[[dm_env.TimeStep], np.ndarray]:
-  """What shows the environment as it is now, uint8 RGB [H, W, 3].
+  """Returns a function that shows the environment's present state.
 
-  The emulator's screen for Atari, otherwise what the environment renders, and where
-  it does not, the observation.
+  The function returns uint8 RGB [H, W, 3]: the emulator's screen for Atari, otherwise
+  what the environment renders, and the observation if the environment cannot render.
   """
   base = _innermost(environment)
   spec = environment.observation_spec()
   if hasattr(base, 'ale'):
     return lambda timestep: base.ale.getScreenRGB()
   if base is not None and 'rgb_array' in base.metadata.get('render_modes', ()):
-    base.render_mode = 'rgb_array'  # was made without: training never looks
+    base.render_mode = 'rgb_array'  # not set at its making, as training never renders
 
     def render(timestep: dm_env.TimeStep) -> np.ndarray:
       try:
         return np.asarray(base.render(), np.uint8)
-      except Exception:  # anyone's renderer: it may miss a library, or a display
+      except Exception:  # a renderer may lack a library or a display
         return _draw(timestep.observation, spec)
 
     return render
@@ -124,7 +147,7 @@ def screen_of(
 
 
 def action_names(environment: dm_env.Environment) -> list[str]:
-  """Atari's words for them; elsewhere numbers."""
+  """Returns the names of Atari's actions, such as 'FIRE', and numbers elsewhere."""
   base = _innermost(environment)
   if hasattr(base, 'get_action_meanings'):
     return list(base.get_action_meanings())
@@ -132,7 +155,7 @@ def action_names(environment: dm_env.Environment) -> list[str]:
 
 
 def frames_per_second(environment: dm_env.Environment) -> float:
-  """At which the environment runs as fast as for a person."""
+  """Returns the steps per second at which a person would see the environment."""
   base = _innermost(environment)
   if hasattr(base, 'ale'):
     return _EMULATOR_RATE / getattr(environment, 'frames_per_step', 1)
@@ -140,17 +163,20 @@ def frames_per_second(environment: dm_env.Environment) -> float:
 
 
 def _innermost(environment: dm_env.Environment) -> Any:
-  """The Gymnasium environment without its wrappers, where there is one."""
+  """Returns the Gymnasium environment without its wrappers; None if there is none."""
   return getattr(getattr(environment, 'gymnasium_env', None), 'unwrapped', None)
 
 
 def _draw(observation: np.ndarray, spec: specs.Array) -> np.ndarray:
-  """Images by their bounds, vectors as a row of fields, as bright as they are large."""
+  """Draws an image scaled by its bounds, or a vector as a row of grey fields.
+
+  The larger a number of the vector is, the brighter is its field.
+  """
   x = observation.astype(np.float32)
   if observation.ndim == 3:
     minimum, span = scaling.by_bounds(spec) or (0.0, 1.0)
     x = (x - minimum) / span
-    low, high = min(x.min(), 0.0), max(x.max(), 1.0)  # others than 0, 1 if unbounded
+    low, high = min(x.min(), 0.0), max(x.max(), 1.0)  # not 0 and 1 only if unbounded
     image = (255 * (x - low) / (high - low)).round().astype(np.uint8)
   else:
     x = np.ravel(x)
@@ -164,6 +190,7 @@ def _draw(observation: np.ndarray, spec: specs.Array) -> np.ndarray:
 
 
 def _write(frame: np.ndarray, text: str, left: int, row: int, color):
+  """Writes text into a row of the panel."""
   cv2.putText(
     frame,
     text,

@@ -1,1 +1,1 @@
-"""This machine and its processes: cores, memory, signals, how a process ends."""
+"""The machine and its processes: cores, memory, signals, and how processes end."""

@@ -1,12 +1,13 @@
-"""Can this machine run r2d2_acme, and if not, what is the cure?
+"""Checks whether this machine can run r2d2_acme, and names the cure if it cannot.
 
-    python -m r2d2_acme.system.doctor         # checks everything by using it
+    python -m r2d2_acme.system.doctor         # tries out everything that is needed
     python -m r2d2_acme.system.doctor --fix   # links libpython where Reverb looks
 
-DeepMind's wheels work in one combination of versions on one Python; the usual accident
-is an import that dies of an undefined symbol. The programs in `launch/` therefore call
-`check_installation()` before anything else. It must be able to speak up on any Python
-and without any package: the standard library and old syntax only, imports where used.
+DeepMind's wheels work in only one combination of versions, on one version of Python.
+In any other, an import usually fails with an undefined symbol. The programs in
+`launch/` therefore call `check_installation()` first. It must be able to report a
+problem on any Python and without any package, so this module uses only the standard
+library and old syntax, and imports most modules inside functions.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import os
 import sys
 from typing import NamedTuple
 
-_PYTHON = (3, 10)  # the newest with wheels of reverb and launchpad for TensorFlow 2.8
-_GLIBC = (2, 28)  # what the wheels in requirements.txt ask for
+_PYTHON = (3, 10)  # the newest with reverb's and launchpad's wheels for TensorFlow 2.8
+_GLIBC = (2, 28)  # the oldest for which the wheels in requirements.txt are built
 _LIBPYTHON = 'libpython3.10.so.1.0'
-# The first folder, under site-packages, in the search path of reverb's and courier's
-# libraries that could hold it.
+# Reverb's and courier's libraries search this folder in site-packages for libpython.
 _RUNPATH = '_solib_k8/_U@python_Uincludes_S_S_Cpython_Uincludes___Upython_Uincludes'
 _LOADER_FOLDERS = ('/usr/lib/x86_64-linux-gnu', '/usr/lib64', '/usr/lib')
 
-# What breaks in practice, dependencies first, and the distribution it comes in.
+# The modules that fail in practice, dependencies first, and their distributions.
 _IMPORTS = {
   'tensorflow': 'tensorflow',
   'tensorflow_probability': 'tensorflow-probability',
@@ -69,7 +69,14 @@ env.close()
 
 
 class Check(NamedTuple):
-  """One line of the table; `cure` is a command where there is one."""
+  """The result of one check, a row of the table.
+
+  Attributes:
+    name: what was checked.
+    ok: whether it works.
+    detail: what was found.
+    cure: what to do, a command if there is one.
+  """
 
   name: str
   ok: bool
@@ -78,6 +85,7 @@ class Check(NamedTuple):
 
 
 def check_python(version=sys.version_info[:3], name=sys.implementation.name):
+  """Checks the interpreter; the arguments are for tests."""
   detail = name + ' ' + '.'.join(map(str, version))
   ok = tuple(version[:2]) == _PYTHON and name == 'cpython'
   return Check(
@@ -86,7 +94,7 @@ def check_python(version=sys.version_info[:3], name=sys.implementation.name):
 
 
 def check_platform(system='', machine='', libc=()):
-  """Linux on x86-64 with a glibc that the wheels accept; arguments are for tests."""
+  """Checks for Linux on x86-64 with a new enough glibc; the arguments are for tests."""
   import platform
 
   name, version = libc or platform.libc_ver()
@@ -102,10 +110,10 @@ def check_platform(system='', machine='', libc=()):
 
 
 def check_libpython():
-  """Reverb and courier are linked against libpython; most builds of CPython are not.
+  """Checks that Reverb and courier, which are linked against libpython, find it.
 
-  uv and conda have it in a folder that the loader does not search; Debian and Ubuntu
-  in a package of its own; pyenv only if told.
+  uv and conda install libpython in a folder that the loader does not search. Debian and
+  Ubuntu have it in a separate package. pyenv builds it only with --enable-shared.
   """
   if _LIBPYTHON in _read('/proc/self/maps'):
     return Check(_LIBPYTHON, True, 'part of this interpreter')
@@ -126,7 +134,7 @@ def check_libpython():
 
 
 def check_proxy():
-  """gRPC sends even local connections to a proxy, and then waits for ever."""
+  """Checks that gRPC will not send local connections to a proxy and wait for ever."""
   proxies = [x for x in ('grpc_proxy', 'https_proxy', 'http_proxy') if x in os.environ]
   direct = os.environ.get('no_grpc_proxy', os.environ.get('no_proxy', ''))
   ok = not any(map(os.environ.get, proxies)) or 'localhost' in direct.split(',')
@@ -136,7 +144,7 @@ def check_proxy():
 
 
 def check_pins():
-  """Every direct dependency has the version that setup.py pins."""
+  """Checks that every direct dependency has the version that setup.py pins."""
   from importlib import metadata
 
   try:
@@ -156,7 +164,7 @@ def check_pins():
 
 
 def check_imports(imports=_IMPORTS):
-  """Imports each module in another process: a crash there is a FAIL here."""
+  """Imports each module in another process, so that a crash fails only that check."""
   names, checks = list(imports), []
   while names:
     output, error = _run(_IMPORT, *names)
@@ -166,7 +174,7 @@ def check_imports(imports=_IMPORTS):
       if line.startswith('@import ')
     )
     if len(results) < len(names):
-      results[names[len(results)]] = error or 'ended the process'
+      results[names[len(results)]] = error or 'the import ended the process'
     for name in names[: len(results)]:
       error = results[name].strip()
       cure = _cure(error, imports[name])
@@ -176,13 +184,13 @@ def check_imports(imports=_IMPORTS):
 
 
 def check_reverb(code=_REVERB, seconds=60):
-  """A real server takes an item and gives it back."""
+  """Checks that a Reverb server returns an item that was inserted."""
   _, error = _run(code, seconds=seconds)
   return Check('Reverb gives back an item', not error, error, _cure(error, 'dm-reverb'))
 
 
 def check_atari(code=_ALE):
-  """A real game takes a step."""
+  """Checks that an Atari game takes a step."""
   _, error = _run(code)
   cure = _cure(error, 'ale-py', 'gymnasium')
   return Check('Atari plays Pong', not error, error, cure)
@@ -191,7 +199,7 @@ def check_atari(code=_ALE):
 def check_installation(python_version=sys.version_info[:3]):
   """Exits with one line that names the cure if this installation cannot work.
 
-  The cheap part of the doctor: versions and files, no heavy import.
+  It makes the cheap checks only, of versions and files, and imports nothing heavy.
   """
   steps = (
     lambda: [check_python(python_version), check_platform()],
@@ -212,7 +220,10 @@ def check_installation(python_version=sys.version_info[:3]):
 
 
 def check_interpreter():
-  """Exits unless an environment can be made of this Python; if it is 3.10, says why."""
+  """Exits with code 1 if this Python cannot make a virtual environment for r2d2_acme.
+
+  If it is Python 3.10, it prints the reason and the cure.
+  """
   if not check_python().ok:
     sys.exit(1)
   problem = check_libpython()
@@ -230,7 +241,7 @@ def check_interpreter():
 
 
 def link_libpython():
-  """Puts a link to this Python's libpython where Reverb and courier look for it."""
+  """Links this Python's libpython to where Reverb and courier look for it."""
   source, link = _find_libpython(), _link()
   if check_libpython().ok or not source:
     return
@@ -242,12 +253,12 @@ def link_libpython():
 
 
 def run_checks():
-  """All checks, the slow ones at the same time."""
+  """Returns all checks. The slow ones run at the same time."""
   from concurrent import futures
 
   checks = [check_python(), check_platform()]
   if not all(c.ok for c in checks):
-    return checks  # nothing else can work, nor name a better cure
+    return checks  # all other checks would fail for the same reason
   checks += [check_libpython(), check_proxy(), *check_pins()]
   with futures.ThreadPoolExecutor() as pool:
     imports, *rest = map(pool.submit, [check_imports, check_reverb, check_atari])
@@ -255,7 +266,7 @@ def run_checks():
 
 
 def print_table(checks):
-  """Prints one row per check; plainly, where rich is what is missing."""
+  """Prints one row per check, as plain text if rich is not installed."""
   rows = [
     ('OK' if c.ok else 'FAIL', c.name, c.detail + ('' if c.ok else f'\ncure: {c.cure}'))
     for c in checks
@@ -289,7 +300,7 @@ def main(argv=None):
   parser.add_argument(
     '--interpreter',
     action='store_true',
-    help='only: can this Python make an environment?',
+    help='check only whether this Python can make a virtual environment',
   )
   args = parser.parse_args(argv)
   if args.interpreter:
@@ -304,7 +315,7 @@ def main(argv=None):
 
 
 def _run(code, *args, seconds=120):
-  """Runs code in a fresh interpreter; returns its output and its error's last line."""
+  """Runs code in a new interpreter; returns its output and its error's last line."""
   import signal
   import subprocess
 
@@ -324,12 +335,12 @@ def _run(code, *args, seconds=120):
   if process.returncode < 0:
     return output, 'killed by ' + signal.Signals(-process.returncode).name
   if process.returncode > 0:
-    return output, (errors.strip().splitlines() or ['failed without a word'])[-1]
+    return output, (errors.strip().splitlines() or ['failed without a message'])[-1]
   return output, ''
 
 
 def _cure(error, *distributions):
-  """What helps against an error from using these distributions."""
+  """Returns the cure of an error that came from using these distributions."""
   if _LIBPYTHON in error:
     return check_libpython().cure
   if 'no answer' in error and not check_proxy().ok:
@@ -342,23 +353,24 @@ def _cure(error, *distributions):
 
 
 def _pip_install(*arguments):
-  """The command that installs into this very environment."""
+  """Returns the command that installs into the environment of this interpreter."""
   from importlib import metadata
 
   try:
     metadata.distribution('pip')
     command = f'{_python()} -m pip install'
-  except metadata.PackageNotFoundError:  # an environment made by uv
+  except metadata.PackageNotFoundError:  # uv made the environment
     command = f'uv pip install --python {_python()}'
   return ' '.join([command, *arguments])
 
 
 def _python():
+  """Returns the shorter of this interpreter's absolute and relative paths."""
   return min(sys.executable, os.path.relpath(sys.executable), key=len)
 
 
 def _pins():
-  """Direct runtime dependencies and their versions, from the installed metadata."""
+  """Returns the pins of the direct dependencies, from the installed metadata."""
   from importlib import metadata
 
   try:
@@ -369,7 +381,7 @@ def _pins():
 
 
 def _find_libpython():
-  """This Python's own libpython, or ''."""
+  """Returns the path of this Python's own libpython, or ''."""
   import sysconfig
 
   folders = [os.path.join(sys.base_prefix, 'lib'), sysconfig.get_config_var('LIBDIR')]
@@ -378,6 +390,7 @@ def _find_libpython():
 
 
 def _link():
+  """Returns the path where Reverb and courier look for libpython."""
   import sysconfig
   from importlib import util
 

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory, also in a container."""
+"""The cores and the memory that this process may use, inside a container as well."""
 
 from __future__ import annotations  # loads on any Python, as `doctor` does
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 _ROOT = pathlib.Path('/')
-_DEFAULT_PERIOD = 100_000  # microseconds, of a CPU quota that names none
-_VERSION_2 = ''  # stands for the controllers in /proc/self/cgroup
+_DEFAULT_PERIOD = 100_000  # microseconds, of a CPU quota that states no period
+_VERSION_2 = ''  # the controllers of a version 2 group in /proc/self/cgroup
 # Lines of /proc/self/cgroup, see cgroups(7), and of /proc/self/mountinfo, see proc(5).
 _CGROUP = re.compile(r'^\d+:(?P<controllers>[^:\n]*):(?P<path>/.*)$', re.M)
 _MOUNT = re.compile(
@@ -22,13 +22,13 @@ _MOUNT = re.compile(
 
 
 class _Mount(NamedTuple):
-  """Where a hierarchy of control groups can be read.
+  """A mounted hierarchy of control groups.
 
   Attributes:
     root: the control group that is mounted.
-    point: where.
-    controllers: what it limits, with version 1; `_VERSION_2` alone with version 2,
-      which has everything in one hierarchy.
+    point: the folder at which it is mounted.
+    controllers: the resources that it limits (version 1), or only `_VERSION_2`
+      (version 2, where one hierarchy limits everything).
   """
 
   root: pathlib.PurePosixPath
@@ -39,14 +39,14 @@ class _Mount(NamedTuple):
 def num_cores(root: pathlib.Path = _ROOT) -> int:
   """Returns the number of cores that this process may use, at least 1.
 
-  That is the number of cores that it may run on (its affinity), or the smallest CPU
-  quota of its control groups, rounded up, where that is less. A quota is what
-  `docker --cpus=2`, Kubernetes and systemd's `CPUQuota` set.
+  This is the smaller of two numbers: the cores that it may run on (its affinity), and
+  the smallest CPU quota of its control groups, rounded up. `docker --cpus=2`,
+  Kubernetes and systemd's `CPUQuota` set such quotas.
 
   Args:
-    root: where `proc` and the mounted file systems are.
+    root: the folder that contains `proc` and the mounted file systems.
   """
-  if not hasattr(os, 'sched_getaffinity'):  # no Linux: `doctor` will say so
+  if not hasattr(os, 'sched_getaffinity'):  # not Linux: `doctor` will report it
     return os.cpu_count() or 1
   affinity = len(os.sched_getaffinity(0))
   return max(1, min(affinity, math.ceil(min(affinity, cpu_quota(root)))))
@@ -55,7 +55,7 @@ def num_cores(root: pathlib.Path = _ROOT) -> int:
 def cpu_quota(root: pathlib.Path = _ROOT) -> float:
   """Returns the smallest CPU quota of this process's control groups, in cores.
 
-  Without one it is infinity.
+  The quota is infinity if there is none.
 
   Args:
     root: as for `num_cores`.
@@ -66,8 +66,8 @@ def cpu_quota(root: pathlib.Path = _ROOT) -> float:
 def memory_limit(root: pathlib.Path = _ROOT) -> int:
   """Returns the bytes of memory that this process and its children may use together.
 
-  That is the machine's memory, or the smallest limit of the process's control groups,
-  where that is less. What others use of it is not looked at.
+  This is the smaller of the machine's memory and the smallest limit of the process's
+  control groups. It does not consider what other processes use.
 
   Args:
     root: as for `num_cores`.
@@ -77,7 +77,7 @@ def memory_limit(root: pathlib.Path = _ROOT) -> int:
 
 
 def _machine_bytes(root: pathlib.Path) -> int:
-  """All memory, as the kernel, or a container's own view of /proc, says."""
+  """Returns the memory that /proc reports, which in a container may be its own view."""
   found = re.search(r'^MemTotal:\s*(\d+) kB$', _read(root / 'proc/meminfo'), re.M)
   if found is None:
     return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
@@ -87,14 +87,18 @@ def _machine_bytes(root: pathlib.Path) -> int:
 def _limits(
   root: pathlib.Path, controller: str, *parsers: Callable[[pathlib.Path], float]
 ) -> Iterator[float]:
-  """Yields what these parsers find in the process's groups of a controller."""
+  """Yields the limits that these parsers find in the process's groups of a controller.
+
+  A parser reads a group's folder. It may raise ValueError, IndexError or
+  ZeroDivisionError if the group has no such limit.
+  """
   for folder in _control_groups(root, controller):
     for parse in parsers:
       try:
         limit = parse(folder)
       except (ValueError, IndexError, ZeroDivisionError):
-        continue  # it is 'max', or there is no such file
-      if limit > 0:  # -1 means that there is none
+        continue  # the limit is 'max', or there is no such file
+      if limit > 0:  # -1 means that there is no limit
         yield limit
 
 
@@ -119,8 +123,8 @@ def _memory_v2(folder: pathlib.Path) -> int:
 def _control_groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Path]:
   """Yields the folders of this process's groups and of all groups above them.
 
-  A process is in one group of each hierarchy, and both versions of control groups may
-  be there. SLURM, systemd and Kubernetes set their limits above the process's own.
+  A process is in one group of each hierarchy, and hierarchies of both versions may be
+  mounted. SLURM, systemd and Kubernetes set their limits above the process's own group.
   """
   mounts = list(_mounts(root))
   for found in _CGROUP.finditer(_read(root / 'proc/self/cgroup')):
@@ -134,14 +138,14 @@ def _control_groups(root: pathlib.Path, controller: str) -> Iterator[pathlib.Pat
 def _ascend(
   mounts: Sequence[_Mount], path: pathlib.PurePosixPath
 ) -> Iterator[pathlib.PurePosixPath]:
-  """Yields where the group called `path`, and those above it, are mounted."""
+  """Yields the folders of the group called `path` and of the groups above it."""
   within = [m for m in mounts if _is_within(path, m.root) and '..' not in path.parts]
   for mount in within:
     group = mount.point / path.relative_to(mount.root)
     yield group
     yield from (p for p in group.parents if _is_within(p, mount.point))
   if not within:
-    # The path is one of another namespace: what is mounted is the container's group.
+    # The path belongs to another namespace; the mounted group is the container's.
     yield from (mount.point for mount in mounts)
 
 
@@ -150,7 +154,7 @@ def _is_within(path: pathlib.PurePosixPath, folder: pathlib.PurePosixPath) -> bo
 
 
 def _mounts(root: pathlib.Path) -> Iterator[_Mount]:
-  """Yields the hierarchies that are mounted."""
+  """Yields the mounted hierarchies of control groups."""
   for found in _MOUNT.finditer(_read(root / 'proc/self/mountinfo')):
     is_v1 = found['type'] == 'cgroup'
     controllers = found['options'].split(',') if is_v1 else [_VERSION_2]
@@ -160,14 +164,14 @@ def _mounts(root: pathlib.Path) -> Iterator[_Mount]:
 
 
 def _unescape(path: str) -> pathlib.PurePosixPath:
-  """Spaces and their like are octal numbers in mountinfo."""
+  """Replaces mountinfo's octal escapes, such as that of a space, by the characters."""
   return pathlib.PurePosixPath(
     re.sub(r'\\([0-7]{3})', lambda found: chr(int(found[1], 8)), path)
   )
 
 
 def _read(path: pathlib.Path) -> str:
-  """The file's text; empty where it cannot be read."""
+  """Returns a file's text; it is empty if the file cannot be read."""
   try:
     return path.read_text(errors='surrogateescape')
   except OSError:

@@ -1,16 +1,18 @@
-"""Child processes that end when their parent does, however that happens.
+"""Child processes that end when their parent does, whatever ends the parent.
 
-Each child carries a mark in its environment, which its own children inherit: so all
-that a child leaves behind is found, in whatever session and of whatever parent it is.
-What was started with another environment is found as a descendant of one that has the
-mark; when that has ended, it is a child of the parent, which adopts orphans. A guard,
-one small process beside the parent, notes who is there, waits for the parent's end,
-which may be by SIGKILL, and then ends all of them. It asks nothing of them: they may
-hang in C++ with Python's lock, ignore signals or be suspended. (PR_SET_PDEATHSIG is
-bound to one thread of the parent, does not reach a child's children and can be ignored,
-and a watching thread in the child needs Python's lock.)
+Each child carries a mark in an environment variable, which its own children inherit.
+So all of its descendants are found, in any session and under any parent. A process that
+was started with another environment is found as a descendant of a marked one. If that
+one has ended, it is a child of the parent, which adopts orphans.
 
-The guard runs this file as a script: the standard library only.
+A guard, a small process beside the parent, watches this family. It waits for the
+parent's end, which may be by SIGKILL, and then ends the family. It does not rely on
+these processes: they may hang in C++ with Python's lock, ignore signals or be
+suspended. (PR_SET_PDEATHSIG would not do: it is bound to one thread of the parent, does
+not reach a child's children and can be ignored. Nor would a watching thread in the
+child, which needs Python's lock.)
+
+The guard runs this file as a script, so it imports only the standard library.
 """
 
 from __future__ import annotations  # loads on any Python, as `doctor` does
@@ -28,35 +30,36 @@ from collections.abc import Iterable, Mapping, Sequence
 _MARK = 'R2D2_PROCESS'  # an environment variable: <family>:<name>
 _POLL_PERIOD = 0.1  # seconds
 _KILL_TIMEOUT = 5.0  # seconds until the system must have ended what was killed
-_LOOK_PERIOD = 10.0  # seconds between two looks of a guard at who is there
-_OWN_PATIENCE = 2.0  # seconds for environments' processes to end when they are asked
+_LOOK_PERIOD = 10.0  # seconds between two times that a guard lists the family
+_OWN_PATIENCE = 2.0  # seconds that environments' processes may take to end when asked
 _PR_SET_CHILD_SUBREAPER = 36
-# The parent answers for a lost terminal. `exec` keeps the process.
+# Only the parent reacts to a closed terminal. `exec` keeps the process.
 _WITHOUT_HANGUP = ('/bin/sh', '-c', 'trap "" HUP; exec "$@"')
-# They may be sent to all processes, also while the guard's Python starts.
+# These signals may be sent to all processes, also while the guard's Python starts.
 _WITHOUT_SIGNALS = ('/bin/sh', '-c', 'trap "" INT TERM HUP QUIT; exec "$@"')
 
 
 class Family:
-  """This process's children: they end with it, and so do their own.
+  """The children of this process and their descendants, which end with it.
 
-  Use it in `with`, in the main thread: at the end, what is left of all children is
-  killed. Inside, a terminal's Ctrl-Z suspends them together with this process.
+  Use it with `with`, in the main thread. At the end of the context, all that still runs
+  is killed. Inside, a terminal's Ctrl-Z suspends the family together with this process.
   """
 
   def __init__(self, patience: float, own: bool = False):
-    """Starts the guard. From now on this process adopts orphans of its descendants.
+    """Starts the guard. From then on this process adopts orphans of its descendants.
 
     Args:
       patience: seconds between SIGTERM and SIGKILL, once this process has died.
-      own: whether all children of this process belong to it, however they are started.
+      own: whether all children of this process belong to the family, however they are
+        started.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     self._id = os.urandom(16).hex()
     self._guard = subprocess.Popen(
       [
         *(*_WITHOUT_SIGNALS, 'guard'),
-        # -I: not this folder in sys.path, where our types.py is.
+        # -I keeps this file's folder out of sys.path: its modules would hide others.
         *(sys.executable, '-I', '-S', os.path.abspath(__file__)),
         *(self._id, str(os.getpid()), str(patience), 'own' if own else 'marked'),
       ],
@@ -82,7 +85,7 @@ class Family:
 
   @contextlib.contextmanager
   def marking(self, name: str):
-    """Makes what this process starts inside `with`, by any means, the child `name`."""
+    """Marks all that this process starts inside `with`, by any means, as `name`."""
     before = os.environ.get(_MARK)
     os.environ.update(self._mark(name))
     try:
@@ -103,7 +106,7 @@ class Family:
     """Starts a child in a session of its own: a terminal's Ctrl-C does not reach it.
 
     Args:
-      name: unlike that of other children.
+      name: of the child, unlike that of any other.
       command: as `subprocess.Popen` takes it.
       env: what to add to this process's environment variables.
       **keywords: handed on to `subprocess.Popen`.
@@ -119,7 +122,7 @@ class Family:
   def run(self, name: str, command: Sequence[str], **keywords) -> int:
     """Starts a child as `start` does, waits for its end and returns its exit code."""
     child = self.start(name, command, **keywords)
-    while child.poll() is None:  # no wait without end: see `ask`
+    while child.poll() is None:  # an endless wait would delay signals: see `ask`
       time.sleep(_POLL_PERIOD)
     return child.returncode
 
@@ -131,7 +134,7 @@ class Family:
     """
     deadline = time.monotonic() + _KILL_TIMEOUT
     pids = _kin(_marked(self._id, name))
-    # After it they wait for a device, and the system cannot end them.
+    # What still runs after the deadline waits for a device: the system cannot end it.
     while pids and time.monotonic() < deadline:
       _send(signal.SIGKILL, pids)
       time.sleep(0.01)
@@ -148,13 +151,14 @@ class Family:
 
 
 def ask(pid: int):
-  """Asks a process to stop: sends SIGTERM to its main thread.
+  """Asks a process to stop by sending SIGTERM to its main thread.
 
-  A signal to a whole process may go to any of its threads, and does so right after it
-  was suspended. Python handles it in the main thread, which would not wake up.
+  A signal to a whole process may arrive in any of its threads, as it does when the
+  process has just been suspended. Python handles it in the main thread, which would not
+  wake up.
 
   Raises:
-    ProcessLookupError: there is no such process any more.
+    ProcessLookupError: the process has ended.
   """
   try:
     send = ctypes.CDLL(None, use_errno=True).tgkill
@@ -167,20 +171,21 @@ def ask(pid: int):
 
 
 def guard_children():
-  """Makes the children of this process, and theirs, end when it does, by any means.
+  """Makes all descendants of this process end when it does, whatever ends it.
 
-  For a process that starts children in ways of its own, as environments do.
+  It is for processes whose children are not started by a `Family`, such as those of
+  environments.
   """
   if not _own_families:
     _own_families.append(Family(_OWN_PATIENCE, own=True))
     os.environ.update(_own_families[-1]._mark('own'))
 
 
-_own_families: list[Family] = []  # kept: a guard takes the end of its pipe for ours
+_own_families: list[Family] = []  # kept: if its pipe is closed, a guard ends the family
 
 
 def kill_descendants():
-  """Kills the children of this process, and theirs, without waiting for their end."""
+  """Kills all descendants of this process without waiting for their end."""
   _send(signal.SIGKILL, _kin({os.getpid()}) - {os.getpid()})
 
 
@@ -190,7 +195,7 @@ def _marked(family: str, name: str | None = None) -> set[int]:
   wanted = None if name is None else prefix + name.encode()
   found = set()
   for pid in _pids():
-    with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+    with contextlib.suppress(OSError):  # it has ended, or belongs to another user
       with open(f'/proc/{pid}/environ', 'rb') as file:
         marks = [x for x in file.read().split(b'\0') if x.startswith(prefix)]
       if marks and wanted in (None, marks[0]):
@@ -201,7 +206,7 @@ def _marked(family: str, name: str | None = None) -> set[int]:
 def _kin(pids: set[int]) -> set[int]:
   """Returns these processes and all their descendants, without zombies."""
   parents = {child: _stat(child)[0] for child in _pids()} if pids else {}
-  assert 0 not in pids  # to `kill`, and to what has ended, it means others
+  assert 0 not in pids  # `kill` and `_stat` give 0 a meaning of its own
   found, new = set(pids), pids
   while new:
     new = {child for child, parent in parents.items() if parent in new} - found
@@ -217,7 +222,7 @@ def _stat(pid: int) -> tuple[int, int]:
   """Returns a process's parent and start time; zeros if the process has ended."""
   try:
     with open(f'/proc/{pid}/stat') as file:
-      # After the name, which may hold anything.
+      # The fields after the name, which may contain any character.
       fields = file.read().rpartition(')')[2].split()
   except OSError:
     return 0, 0
@@ -234,28 +239,30 @@ def _guard(family: str, parent: int, patience: float, own: bool):
   """Waits for the parent's end, then ends its family: first asks, then kills.
 
   Args:
-    family, parent, patience: as in `Family`.
-    own: whether all that descends from the parent is of the family, mark or not.
+    family: the mark of the family.
+    parent: the pid of the parent.
+    patience: seconds between asking and killing.
+    own: whether all descendants of the parent belong to the family, marked or not.
   """
   seen: set[tuple[int, int]] = set()
   if own:
     seen |= _identified({parent})
   while os.getppid() == parent:
     seen = _look(family, seen)
-    # The pipe's end comes at once, unless a fork of the parent still holds it.
+    # The pipe is closed at once, unless a fork of the parent still holds it.
     if select.select([0], [], [], _LOOK_PERIOD)[0]:
       time.sleep(_POLL_PERIOD)  # the parent's own end comes a moment later
-  time.sleep(_POLL_PERIOD)  # a child that is being started gets its mark meanwhile
+  time.sleep(_POLL_PERIOD)  # a child that is just being started gets its mark
   asked: set[int] = set()
   deadline = time.monotonic() + patience
   seen = _look(family, seen)
   while seen and time.monotonic() < deadline + _KILL_TIMEOUT:
     pids = {pid for pid, _ in seen}
     if time.monotonic() < deadline:
-      # To its own children each child speaks itself.
+      # Each child asks its own children itself.
       asking = {pid for pid in pids if _stat(pid)[0] not in pids} - asked
       if asking:
-        _send(signal.SIGCONT, pids)  # they may be suspended, as their parent was
+        _send(signal.SIGCONT, pids)  # they may be suspended together with their parent
       for pid in asking:
         with contextlib.suppress(ProcessLookupError, PermissionError):
           ask(pid)
@@ -267,19 +274,19 @@ def _guard(family: str, parent: int, patience: float, own: bool):
 
 
 def _look(family: str, seen: set[tuple[int, int]]) -> set[tuple[int, int]]:
-  """Returns a family's processes: pids and start times.
+  """Returns the pids and start times of a family's processes.
 
   Args:
-    family: its mark.
-    seen: what the last look returned. Of it, those belong to the family that still
-      run, even if their own parent, or whatever had the mark, has ended since.
+    family: the mark of the family.
+    seen: the result of the last call. Those of its processes that still run belong to
+      the family, even if their parent or the marked process has ended since.
   """
   pids = {pid for pid, started in seen if _stat(pid)[1] == started}
   return _identified(_kin(_marked(family) | pids) - {os.getpid()})
 
 
 def _identified(pids: Iterable[int]) -> set[tuple[int, int]]:
-  """Returns pids of what runs, with start times: a pid may be given again."""
+  """Returns those pids that run, with start times, because pids are used again."""
   pairs = ((pid, _stat(pid)[1]) for pid in pids)
   return {(pid, started) for pid, started in pairs if started}
 

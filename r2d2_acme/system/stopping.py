@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM, SIGHUP and SIGQUIT mean to a program."""
+"""How a program reacts to Ctrl-C, SIGTERM, SIGHUP and SIGQUIT."""
 
 from __future__ import annotations  # loads on any Python, as `doctor` does
 
@@ -15,28 +15,29 @@ from r2d2_acme.system import runtime
 
 QUIT_CODE = 130  # the exit code that shells give for Ctrl-C
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-# One gesture may send several: a terminal that is closed sends SIGHUP, and so does its
-# shell; systemd sends SIGTERM and SIGHUP; some wrappers pass Ctrl-C on once more.
-_ONE_GESTURE = 0.3  # seconds
+# One request may arrive as several signals: when a terminal is closed, it sends SIGHUP
+# and its shell sends another; systemd sends SIGTERM and SIGHUP; some wrappers forward a
+# Ctrl-C that has already arrived. Signals within this time are one request.
+_ONE_REQUEST = 0.3  # seconds
 _STOPPING = (
-  'Stopping: the program saves and ends. Another Ctrl-C, SIGTERM or SIGHUP quits at '
+  'Stopping: the program saves and ends. Another Ctrl-C, SIGTERM or SIGHUP ends it at '
   'once, without saving.\n'
 )
 
 
 def end_at_once(code: int | None = None, message: str = ''):
-  """Makes each of the signals end this process and its children, quietly.
+  """Makes each signal end this process and its children at once, without a traceback.
 
-  Call it as the first thing in a program. It also lets the program outlive its
-  terminal: what is printed when that is gone is lost, and characters that it cannot
-  show are printed as escapes.
+  Call it first in a program. It also lets the program outlive its terminal: output is
+  lost once the terminal is gone. Characters that the terminal cannot show are printed
+  as escapes.
 
   Args:
-    code: the exit code; by default 128 + the signal's number, as shells have it.
-    message: a line to print before.
+    code: the exit code; by default 128 + the signal's number, as in shells.
+    message: a line to print before the end.
   """
   for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(AttributeError):  # a notebook's, or none
+    with contextlib.suppress(AttributeError):  # a notebook's stream, or None
       stream.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
   sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
 
@@ -48,21 +49,21 @@ def end_at_once(code: int | None = None, message: str = ''):
 
 
 class Requests:
-  """Counts, inside `with`, the requests to stop this program.
+  """Counts the requests to stop this program that arrive inside `with`.
 
-  The first signal asks the program to stop and prints so; the second to quit at once.
-  Further ones of the same gesture do not count. SIGUSR1, which nodes send at a step
-  limit, asks to stop, too.
+  The first signal asks the program to stop and prints a message. The second asks it to
+  quit at once. Signals that follow within 0.3 s belong to the same request. SIGUSR1,
+  which nodes send at a step limit, also asks the program to stop.
   """
 
   def __init__(
     self, on_quit: Callable[[], Any] = lambda: None, message: str = _STOPPING
   ):
-    """Makes a count that is 0.
+    """Starts with a count of 0.
 
     Args:
       on_quit: called by the signal handler when the program shall quit at once.
-      message: what the first signal prints.
+      message: printed at the first signal.
     """
     self.num = 0
     self._on_quit = on_quit
@@ -84,14 +85,14 @@ class Requests:
 
   @contextlib.contextmanager
   def kept(self):
-    """Keeps the handlers although a library sets its own inside this `with`."""
+    """Restores these handlers after a library has set its own inside this `with`."""
     try:
       yield
     finally:
       _handle(self._count)
 
   def ask(self):
-    """Asks the program to stop, on its own behalf; any thread may."""
+    """Asks the program to stop, as a signal would. Any thread may call it."""
     self._asked.set()
 
   @property
@@ -106,7 +107,7 @@ class Requests:
 
   def _count(self, *unused):
     now = time.monotonic()
-    if self.num and now - self._last_time < _ONE_GESTURE:
+    if self.num and now - self._last_time < _ONE_REQUEST:
       return
     self._last_time = now
     self.num += 1
@@ -117,7 +118,7 @@ class Requests:
 
 
 class Forgiving:
-  """A stream that may be closed at its other end: then it takes all and keeps none."""
+  """A stream that drops what is written after its other end was closed."""
 
   def __init__(self, stream):
     self._stream = stream
@@ -136,16 +137,16 @@ class Forgiving:
 
 
 def _say(message: str):
-  # Not `print`: a signal may come in the middle of another one.
+  """Writes to stderr, without `print`, which the signal may have interrupted."""
   with contextlib.suppress(OSError):
     os.write(2, message.encode())
 
 
 def _handle(handler: Callable[..., Any]) -> dict[int, Any]:
-  """Sets a handler for the signals; returns the handlers before."""
+  """Sets a handler for all signals; returns the previous handlers by signal."""
   before: dict[int, Any] = {n: signal.getsignal(n) for n in _SIGNALS}
   if before[signal.SIGHUP] is signal.SIG_IGN:
-    del before[signal.SIGHUP]  # nohup
+    del before[signal.SIGHUP]  # `nohup` started the program: it stays ignored
   for number in before:
     signal.signal(number, handler)
   return before

@@ -1,1 +1,1 @@
-"""What a run keeps in its workdir: checkpoints, logs, the config, the lock."""
+"""The contents of a workdir: checkpoints, logs, the description, the lock."""

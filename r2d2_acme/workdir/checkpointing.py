@@ -1,8 +1,8 @@
-"""Checkpoints: saves the learner, finds what was saved, restores it.
+"""Checkpoints: saves the learner, finds checkpoints and restores them.
 
-A checkpoint holds both networks, the optimizer, the program's counts and the last
-returns of the evaluator, so that all resume from the same moment. It is
-`<workdir>/checkpoints/learner/ckpt-<number>.*`. Beside it `best.json` names the
+A checkpoint holds both networks, the optimizer, the program's counts and the
+evaluator's last returns, so that all of them resume from the same moment. Its files are
+`<workdir>/checkpoints/learner/ckpt-<number>.*`. Beside them, `best.json` names the
 checkpoint with the best evaluator returns.
 """
 
@@ -28,23 +28,23 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.workdir import paths
 
-BEST = 'best'  # what to call the best checkpoint instead of its number
+BEST = 'best'  # the name that stands for the best checkpoint
 
 _BEST_FILE = 'best.json'
-_UNFINISHED = 'unfinished'  # a folder: what is being written
+_UNFINISHED = 'unfinished'  # the folder of the checkpoint that is being written
 _INDEX = re.compile(r'ckpt-(0|[1-9][0-9]*)\.index')
 _READ_ATTEMPTS = 3
 _READ_PAUSE = 0.5  # seconds
 _SECONDS_PER_HOUR = 3600
 _OTHER_VERSION = (
-  'it was written by another version of r2d2_acme; go on with that one, or start in '
+  'it was written by another version of r2d2_acme; continue with that one, or start in '
   'another --workdir'
 )
 _OTHER_CONFIG = (
   'it was written with another config or environment, or by another version of '
-  'r2d2_acme; go on with those, or start in another --workdir'
+  'r2d2_acme; continue with those, or start in another --workdir'
 )
-# Reasons of the system's for which an intact file cannot be read or written.
+# Errors of the system for which an intact file cannot be read or written.
 _SYSTEM_ERRORS = (
   *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR),
   *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
@@ -57,15 +57,16 @@ class CheckpointError(ValueError):
 
 
 class _Damaged(CheckpointError):
-  """Its bytes are not those that were written."""
+  """The bytes of a checkpoint are not those that were written."""
 
 
 class _Best(NamedTuple):
-  """What `best.json` says.
+  """The content of `best.json`.
 
   Attributes:
-    checkpoint: its name, such as `ckpt-3`.
-    mean_return: of the evaluator's last `episodes` when it was saved.
+    checkpoint: the name of the best checkpoint, such as `ckpt-3`.
+    mean_return: the mean return of the evaluator's last episodes when it was saved.
+    episodes: the number of these episodes.
     learner_steps: of the checkpoint.
   """
 
@@ -76,11 +77,11 @@ class _Best(NamedTuple):
 
 
 class _Moment(NamedTuple):
-  """What a checkpoint holds besides the learner's variables.
+  """The content of a checkpoint besides the learner's variables.
 
   Attributes:
-    counts: the program's, with `learner_steps` and `wall_time` in seconds.
-    returns: of the evaluator's last episodes, oldest first.
+    counts: the program's counts, with `learner_steps` and `wall_time` in seconds.
+    returns: the returns of the evaluator's last episodes, oldest first.
   """
 
   counts: dict[str, float]
@@ -91,15 +92,15 @@ class _Moment(NamedTuple):
     return self.counts.get('learner_steps', 0)
 
   def has_progress(self, before: '_Moment') -> bool:
-    """Whether anything but time has passed."""
+    """Returns whether anything but the wall time has changed since `before`."""
     this, other = ({**m.counts, 'wall_time': 0} for m in (self, before))
     return this != other or self.returns != before.returns
 
 
 class Checkpointer:
-  """Saves the learner under `<workdir>/checkpoints/learner`; restores it at once.
+  """Restores the learner from the newest checkpoint when it is made, then saves it.
 
-  One thread or several may save; `observe_return` waits for none of them.
+  Any number of threads may call `save`. `observe_return` does not wait for them.
   """
 
   def __init__(
@@ -109,11 +110,17 @@ class Checkpointer:
     counts: Mapping[str, float],
     config: R2D2Config,
   ):
-    """`counts` are those that the program started with.
+    """Restores the newest checkpoint of the workdir, if there is one.
+
+    Args:
+      workdir: of the run.
+      learner: the learner to restore and to save.
+      counts: the counts that the program starts with.
+      config: of the run.
 
     Raises:
       CheckpointError: the newest checkpoint is of a learner with other variables, or
-        it cannot be read, or the folder cannot be written.
+        cannot be read, or the folder cannot be written.
     """
     self._workdir = paths.resolve(workdir)
     self._directory = directory(workdir)
@@ -123,35 +130,35 @@ class Checkpointer:
     self._started = time.monotonic() - counts.get('wall_time', 0.0)
     self._saving = threading.Lock()
     self._observing = threading.Lock()
-    # JSON, in variables: with TensorFlow's Python states a save would trace a graph.
+    # JSON in variables, because a save of TensorFlow's Python states traces a graph.
     with tf.device('CPU:0'):
       self._json = {name: tf.Variable('') for name in _Moment._fields}
     self._checkpoint = tf.train.Checkpoint(**learner.state, **self._json)
     with _writing(self._directory):
       os.makedirs(self._directory, exist_ok=True)
     self._newest: str | None = None
-    self._saved = _Moment({}, [])  # that of the newest
+    self._saved = _Moment({}, [])  # the newest checkpoint's
     for prefix in find(workdir)[-1:]:
       self._newest = prefix
       self._saved = self._restore(prefix)
     best = _read_best(workdir)
-    # Means over other numbers of episodes say nothing about each other.
+    # Means over different numbers of episodes cannot be compared.
     is_measure = best is not None and best.episodes == config.num_best_episodes
     self._best_mean = best.mean_return if best and is_measure else -math.inf
-    self._new_best: float | None = None  # a mean that no checkpoint stands for yet
+    self._new_best: float | None = None  # a best mean that is not saved yet
     self._returns = collections.deque(self._saved.returns, config.num_best_episodes)
-    self._wall_times: dict[str, float] = {}  # seconds, by prefix
+    self._wall_times: dict[str, float] = {}  # seconds; keys are prefixes
     self._for_good: set[str] = set()
     if not config.checkpoint_keep_period:
       self._for_good = set(self._read_wall_times()) - self._choose_kept()
     self._next_time = time.monotonic() + config.checkpoint_period
 
   def observe_return(self, episode_return: float):
-    """Notes the return of a finished evaluator episode; returns at once.
+    """Records the return of a finished evaluator episode, without waiting.
 
-    When the mean of the last `num_best_episodes` is higher than ever before, the next
-    `save` saves, and names that checkpoint the best. Returns that are not finite do
-    not count.
+    When the mean of the last `num_best_episodes` returns is higher than ever before,
+    the next `save` is due and its checkpoint becomes the best. Returns that are not
+    finite are ignored.
     """
     if not math.isfinite(episode_return):
       return
@@ -162,17 +169,18 @@ class Checkpointer:
         self._best_mean = self._new_best = mean
 
   def save(self, counts: Mapping[str, float] | None = None, *, force: bool = False):
-    """Saves what is new, if `checkpoint_period` has passed, for a best, or if forced.
+    """Saves a checkpoint if one is due and anything has changed since the last.
 
-    There is one checkpoint for a learner step: when only counts have moved since, the
-    new checkpoint takes the place of the one before it.
+    One is due after `checkpoint_period`, for a new best mean return, or if `force`.
+    There is only one checkpoint for each learner step: if only counts have changed, the
+    new checkpoint replaces the one before it.
 
     Args:
-      counts: the program's; without them, those of the last call.
-      force: whether to save what is new in any case.
+      counts: the program's counts; by default those of the last call.
+      force: whether a checkpoint is due in any case.
 
     Raises:
-      CheckpointError: it cannot be written.
+      CheckpointError: the checkpoint cannot be written.
     """
     with self._saving:
       if counts is not None:
@@ -188,7 +196,7 @@ class Checkpointer:
         if new_best is not None:
           self._pin(newest, new_best)
           with self._observing:
-            if self._new_best == new_best:  # there may be a better one by now
+            if self._new_best == new_best:  # not replaced by a better one meanwhile
               self._new_best = None
         if before and before != newest and before_steps == self._saved.learner_steps:
           self._replace(before, newest)
@@ -196,6 +204,7 @@ class Checkpointer:
       self._next_time = time.monotonic() + self._config.checkpoint_period
 
   def _restore(self, prefix: str) -> _Moment:
+    """Restores the learner from a checkpoint; returns its other content."""
     with _reading(prefix) as path:
       moment = _read_moment(prefix, path)
       with self._learner.locked:
@@ -204,7 +213,7 @@ class Checkpointer:
     return moment
 
   def _write(self) -> str:
-    """Writes the next checkpoint, unless the newest holds it all; returns that."""
+    """Writes the next checkpoint if anything has changed; returns the newest."""
     number = _number(self._newest) + 1 if self._newest else 1
     name = f'ckpt-{number}'
     unfinished = os.path.join(self._directory, _UNFINISHED)
@@ -218,7 +227,7 @@ class Checkpointer:
         for field, value in moment._asdict().items():
           self._json[field].assign(json.dumps(value))
         self._checkpoint.write(os.path.join(path, name))
-      # The index comes last: a checkpoint without it is none.
+      # The index comes last: without it, the other files do not count as a checkpoint.
       for file in reversed(_files(os.path.join(unfinished, name))):
         os.replace(file, os.path.join(self._directory, os.path.basename(file)))
     finally:
@@ -227,19 +236,21 @@ class Checkpointer:
     return self._newest
 
   def _moment(self) -> _Moment:
+    """Returns the counts and returns to save now."""
     counts = dict(self._counts)
-    # The program's counter may have none, or one that stands still.
+    # The program's counter may have no wall time, or one that does not advance.
     seconds = time.monotonic() - self._started
     counts['wall_time'] = max(seconds, counts.get('wall_time', 0.0))
-    # The program's counts run up to a second behind the learner's own.
+    # The program's counts may be up to a second behind the learner's own.
     counts['learner_steps'] = self._learner.num_steps
     with self._observing:
       returns = list(self._returns)
-    # NumPy's numbers are none for JSON.
+    # JSON cannot hold NumPy's numbers.
     numbers = {k: v.item() if hasattr(v, 'item') else v for k, v in counts.items()}
     return _Moment(numbers, returns)
 
   def _pin(self, newest: str, mean_return: float):
+    """Makes the newest checkpoint the best."""
     best = _Best(
       os.path.basename(newest),
       mean_return,
@@ -249,7 +260,7 @@ class Checkpointer:
     _write_best(self._directory, best)
 
   def _replace(self, before: str, newest: str):
-    """Deletes the checkpoint before the newest, which is of the same learner step."""
+    """Deletes the checkpoint before the newest, both being of one learner step."""
     best = _read_best(self._workdir)
     if best and best.checkpoint == os.path.basename(before):
       moved = best._replace(checkpoint=os.path.basename(newest))
@@ -257,14 +268,14 @@ class Checkpointer:
     _delete(before)
 
   def _prune(self):
-    """Deletes all that is not to be kept, see the fields of the config."""
+    """Deletes the checkpoints that the config's fields do not keep."""
     kept = self._choose_kept() | self._for_good
     for prefix in self._read_wall_times():
       if prefix not in kept:
         _delete(prefix)
 
   def _choose_kept(self) -> set[str]:
-    """Returns the newest, the best, and one a `checkpoint_keep_period`."""
+    """Returns the checkpoints to keep: the recent, the spaced out ones and the best."""
     wall_times = self._read_wall_times()
     newest = next(reversed(wall_times), '')
     spaced = _space(wall_times, self._config.checkpoint_period, since=-math.inf)
@@ -279,11 +290,11 @@ class Checkpointer:
     return kept
 
   def _read_wall_times(self) -> dict[str, float]:
-    """Returns, oldest first, the seconds at which each was saved that can be read."""
+    """Returns the wall times of all readable checkpoints in seconds, oldest first."""
     prefixes = find(self._workdir)
     for prefix in prefixes:
       if prefix not in self._wall_times:
-        # What cannot be read is left for whoever wants to look at it.
+        # Unreadable checkpoints are neither counted nor deleted.
         with contextlib.suppress(CheckpointError):
           self._wall_times[prefix] = read_counts(prefix).get('wall_time', 0.0)
     return {p: self._wall_times[p] for p in prefixes if p in self._wall_times}
@@ -292,7 +303,13 @@ class Checkpointer:
 def _space(
   wall_times: Mapping[str, float], period: float, *, since: float
 ) -> list[str]:
-  """Returns those that are each at least a period after the one before, or `since`."""
+  """Returns checkpoints that are at least a period apart from each other.
+
+  Args:
+    wall_times: seconds by prefix, oldest first.
+    period: seconds.
+    since: the first one is at least a period after this time.
+  """
   chosen = []
   for prefix, wall_time in wall_times.items():
     if wall_time - since >= period:
@@ -302,7 +319,7 @@ def _space(
 
 
 def directory(workdir: str) -> str:
-  """Returns the folder of a workdir's checkpoints."""
+  """Returns the path of the folder with a workdir's checkpoints."""
   return os.path.join(paths.resolve(workdir), 'checkpoints', 'learner')
 
 
@@ -330,7 +347,7 @@ def verify(workdir: str) -> dict[str, float]:
   """Reads every byte of the checkpoint that a start in `workdir` resumes from.
 
   Returns:
-    The counts it holds; empty if there is no checkpoint.
+    The counts of the checkpoint; empty if there is none.
 
   Raises:
     CheckpointError: the newest checkpoint is corrupt, cannot be read, or is of another
@@ -344,7 +361,7 @@ def verify(workdir: str) -> dict[str, float]:
     with _reading(newest) as path:
       reader = tf.train.load_checkpoint(path)
       for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)  # checks the sums
+        reader.get_tensor(name)  # verifies the checksum
       return _read_moment(newest, path).counts
   except _Damaged as error:
     cure = (
@@ -356,7 +373,10 @@ def verify(workdir: str) -> dict[str, float]:
 
 
 def read_counts(prefix: str) -> dict[str, float]:
-  """Returns the program's counts in a checkpoint of `find`.
+  """Returns the program's counts in a checkpoint.
+
+  Args:
+    prefix: of the checkpoint, as `find` returns it.
 
   Raises:
     CheckpointError: it is corrupt, cannot be read, or is of another version.
@@ -368,21 +388,21 @@ def read_counts(prefix: str) -> dict[str, float]:
 def restore_network(
   network: snt.Module, workdir: str, name: str | None = None
 ) -> tuple[str, dict[str, float]]:
-  """Gives the variables of `network` a checkpoint's values of the online network.
+  """Sets the variables of `network` to those of a checkpoint's online network.
 
-  Writes nothing: the program may be running in `workdir`, and saving.
+  It writes nothing. The program may be running in `workdir` and saving checkpoints.
 
   Args:
-    network: with its variables made.
+    network: a network whose variables exist.
     workdir: of the run.
-    name: as `choose` takes it.
+    name: of the checkpoint, see `choose`.
 
   Returns:
-    The checkpoint, as `find` has it, and the counts it holds.
+    The checkpoint's prefix and its counts.
 
   Raises:
-    CheckpointError: there is none, none of that name, it is corrupt, cannot be read,
-      or is of another version.
+    CheckpointError: there is no such checkpoint, it is corrupt, cannot be read, or is
+      of another version.
   """
   for attempt in range(_READ_ATTEMPTS):
     if attempt:
@@ -395,21 +415,24 @@ def restore_network(
         _read_variables(checkpoint, prefix, path).expect_partial()
         return prefix, counts
     except _Damaged as error:
-      failure = error  # or it was just deleted as the oldest
+      failure = error  # or the program has just deleted it as the oldest
   raise CheckpointError(
     f'{failure}; name another with --checkpoint, there are: {_list(find(workdir))}'
   ) from failure
 
 
 def choose(workdir: str, name: str | None) -> str:
-  """Finds a checkpoint by what a user calls it, as `find` has it.
+  """Finds a checkpoint by its name or path.
 
   Args:
     workdir: of the run.
-    name: such as `ckpt-3`, or its path; `best`; None for the newest.
+    name: a name such as `ckpt-3`, or its path, or `best`, or None for the newest.
+
+  Returns:
+    The checkpoint's prefix, as in `find`.
 
   Raises:
-    CheckpointError: there is none, or `best.json` is corrupt.
+    CheckpointError: there is no such checkpoint, or `best.json` is corrupt.
   """
   prefixes = find(workdir)
   where = paths.shown(workdir)
@@ -435,9 +458,13 @@ def choose(workdir: str, name: str | None) -> str:
 
 
 def go_back(workdir: str, name: str):
-  """Makes what `choose` finds the newest: later ones move to a `set_aside_*`.
+  """Makes a checkpoint the newest by moving the later ones to a folder `set_aside_*`.
 
-  So does a `best.json` that names one of them.
+  If `best.json` names one of the later ones, it moves, too.
+
+  Args:
+    workdir: of the run.
+    name: of the checkpoint, see `choose`.
 
   Raises:
     CheckpointError: there is no such checkpoint.
@@ -452,7 +479,7 @@ def go_back(workdir: str, name: str):
     files.insert(0, os.path.join(folder, _BEST_FILE))
   if not files:
     return
-  # A new folder each time: numbers are given again.
+  # A new folder each time, because later checkpoints get the same numbers again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=folder)
   for file in files:
     os.replace(file, os.path.join(aside, os.path.basename(file)))
@@ -467,7 +494,7 @@ def _list(prefixes: list[str]) -> str:
 
 
 def _files(prefix: str) -> list[str]:
-  """The files of a checkpoint, the index first."""
+  """Returns the files of a checkpoint, the index first."""
   folder, name = os.path.split(prefix)
   pattern = re.compile(rf'{re.escape(name)}\.(index|data-\d+-of-\d+)')
   names = [file for file in os.listdir(folder) if pattern.fullmatch(file)]
@@ -482,23 +509,23 @@ def _delete(prefix: str):
 
 @contextlib.contextmanager
 def _reading(prefix: str) -> Iterator[str]:
-  """Yields a path of the checkpoint for TensorFlow, which takes a path for a pattern.
+  """Yields a path of the checkpoint that TensorFlow cannot mistake for a pattern.
 
   Raises:
-    CheckpointError: what is done inside failed: the checkpoint is corrupt, or the
-      system does not let us read it.
+    CheckpointError: reading it inside the context failed. Either the checkpoint is
+      corrupt, or the system refused to read it.
   """
   folder, name = os.path.split(prefix)
   what = f'checkpoint {paths.shown(prefix)}'
   try:
     for file in _files(prefix):
       with open(file, 'rb'):
-        pass  # TensorFlow would not tell why it cannot
+        pass  # raises an error with the reason, which TensorFlow's error lacks
     with paths.opened(folder) as path:
       yield os.path.join(path, name)
   except CheckpointError:
     raise
-  except Exception as error:  # each kind of damage has its own type
+  except Exception as error:  # its type depends on the damage
     reason = _system_reason(error)
     if reason is not None:
       raise CheckpointError(f'{what} cannot be read: {reason}') from error
@@ -507,10 +534,10 @@ def _reading(prefix: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _writing(folder: str) -> Iterator[None]:
-  """Says in one line why a folder cannot be written.
+  """Turns errors of writing into a folder into a `CheckpointError`.
 
   Raises:
-    CheckpointError: the system did not let us.
+    CheckpointError: the system refused to write.
   """
   try:
     yield
@@ -520,21 +547,21 @@ def _writing(folder: str) -> Iterator[None]:
 
 
 def _system_reason(error: Exception) -> str | None:
-  """Returns why the system refused; None if it did not."""
+  """Returns the system's reason for an error; None if the system is not its cause."""
   if isinstance(error, OSError):
     return None if error.errno == errno.ENOENT else error.strerror
   if isinstance(error, MemoryError):
     return os.strerror(errno.ENOMEM)
-  # TensorFlow's errors quote the system's words.
+  # TensorFlow's errors quote the system's message.
   reasons = map(os.strerror, _SYSTEM_ERRORS)
   return next((reason for reason in reasons if reason in str(error)), None)
 
 
 def _read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
-  """Reads all variables of `checkpoint`; returns TensorFlow's status of it.
+  """Reads all variables of `checkpoint`; returns TensorFlow's status of the restore.
 
   Raises:
-    CheckpointError: the checkpoint of that path lacks one, or its shape is another.
+    CheckpointError: the file lacks a variable or has it in another shape.
   """
   try:
     status = checkpoint.read(path)
@@ -547,7 +574,7 @@ def _read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
 
 
 def _read_moment(prefix: str, path: str) -> _Moment:
-  """Reads what is JSON in the checkpoint of that path, and runs no code of it.
+  """Reads the JSON in a checkpoint; never unpickles anything, which could run code.
 
   Raises:
     CheckpointError: it is of a version that pickled its counts.
@@ -569,24 +596,24 @@ def _read_moment(prefix: str, path: str) -> _Moment:
     ) from error
 
 
-# What reading foreign JSON may raise, if it is other than expected.
+# The errors that reading JSON with other content than expected may raise.
 _NOT_OURS = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def _parse_json(text: bytes | str) -> Any:
-  """As `json.loads`, without NaN and infinity."""
+  """Parses JSON like `json.loads`, but refuses NaN and infinity."""
 
   def refuse(constant: str):
-    raise ValueError(f'{constant} is no number')
+    raise ValueError(f'{constant} is not a number')
 
   return json.loads(text, parse_constant=refuse)
 
 
 def _read_best(workdir: str) -> _Best | None:
-  """Returns what `best.json` says, if the checkpoint that it names is there.
+  """Returns the content of `best.json`; None if there is no such file or checkpoint.
 
   Raises:
-    CheckpointError: it is not what was written.
+    CheckpointError: the file is corrupt.
   """
   path = os.path.join(directory(workdir), _BEST_FILE)
   try:

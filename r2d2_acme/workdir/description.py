@@ -37,7 +37,7 @@ FREE_FIELDS = (
 
 _KINDS = ('game', 'env', 'environment')  # flags: one of them names the environment
 _CURE = 'restore it, or give another --workdir'
-# What reading foreign JSON may raise, if it is other than expected.
+# The errors that reading JSON with other content than expected may raise.
 _NOT_OURS = (
   *(OSError, ValueError, TypeError, KeyError, AttributeError),
   *(OverflowError, RecursionError),
@@ -45,11 +45,11 @@ _NOT_OURS = (
 
 
 class BadDescription(ValueError):
-  """A `config.json` is not what a program wrote; one line that names the cure."""
+  """A `config.json` is damaged or foreign; the message is one line with the cure."""
 
 
 def path(workdir: str) -> str:
-  """Returns where a workdir's description is."""
+  """Returns the path of a workdir's description."""
   return os.path.join(workdir, 'config.json')
 
 
@@ -70,7 +70,7 @@ def read(workdir: str) -> dict[str, Any]:
     return {}
   try:
     if not stat.S_ISREG(os.stat(file).st_mode):
-      raise ValueError('it is no file')  # to open a pipe would wait for its writer
+      raise ValueError('it is not a file')  # opening a pipe would wait for its writer
     with open(file) as opened:
       stored = json.load(opened)
     _check(stored)
@@ -194,14 +194,14 @@ def _check(stored: Any):
     if annotation is not None and not _has_type(value, annotation):
       raise ValueError(f'{key} is {value!r}')
   if not isinstance(stored.get('versions', {}), dict):
-    raise ValueError('the versions are no dict')
+    raise ValueError('the versions are not a dict')
   history = stored.get('history', [])
   if not (isinstance(history, list) and all(isinstance(x, dict) for x in history)):
-    raise ValueError('the history is no list of starts')
+    raise ValueError('the history is not a list of starts')
 
 
 def _has_type(value: Any, annotation: Any) -> bool:
-  """Whether JSON's value is one of a field's type; a float may be a whole number."""
+  """Returns whether JSON's value fits a field's type; floats may be whole numbers."""
   if annotation is float:
     return type(value) in (int, float) and math.isfinite(value)
   if annotation in (bool, int, str):

@@ -1,7 +1,7 @@
-"""TensorBoard's event files: rows as scalars, and how it is told to forget some.
+"""TensorBoard's event files, which hold rows as scalars, and how to remove points.
 
-Acme's own logger for TensorBoard writes scalars only. What a sitting has abandoned
-stays in its curves.
+Acme's own logger for TensorBoard cannot remove points: rows that a later sitting
+abandons would stay in the curves.
 """
 
 import os
@@ -17,18 +17,18 @@ from acme.utils import loggers
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.scalar import summary_v2
 
-_NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')  # TensorBoard's, with its time
-_ABANDONED = 'abandoned.'  # instead of `events.out.tfevents.`, so that nothing reads it
+_NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')  # the number is a time
+_ABANDONED = 'abandoned.'  # replaces `events.out.tfevents.`: TensorBoard skips the file
 
 
 class EventLogger(loggers.Logger):
-  """Writes each row to an event file of its own in a folder, at once."""
+  """Writes rows to a new event file in a folder, each without delay."""
 
   def __init__(self, folder: str, label: str, steps_key: str):
-    """The file is made with the first row.
+    """Prepares the logger. The first row makes the file.
 
     Args:
-      folder: of the node.
+      folder: the node's folder.
       label: the first part of all tags.
       steps_key: the column that is the x-axis.
     """
@@ -52,17 +52,17 @@ class EventLogger(loggers.Logger):
 def go_back(
   folder: str, label: str, steps_key: str, last_row: Mapping[str, Any] | None
 ):
-  """Makes TensorBoard forget what a node had logged after a row.
+  """Removes from TensorBoard's curves what a node logged after a row.
 
-  TensorBoard's Python reader drops points from the step of a session's start on. Its
-  default reader does not know sessions: it drops points when the same tag comes again
-  with a smaller or equal step. So the last row is written again. Where no row is left,
-  all files are renamed.
+  TensorBoard has two readers. Its Python reader drops the points after the step of a
+  session start, so session starts are written. Its default reader ignores sessions and
+  drops points when a tag returns with a smaller or equal step, so the last row is
+  written again. If no row is left, all files are renamed.
 
   Args:
-    folder: of the node; it need not be there.
+    folder: the node's folder, which need not exist.
     label, steps_key: as for `EventLogger`.
-    last_row: what remains; None for nothing.
+    last_row: the last row to keep; None to keep none.
   """
   paths = _event_files(folder)
   if last_row is None:
@@ -74,8 +74,7 @@ def go_back(
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
   event = event_pb2.Event(wall_time=time.time(), step=step, session_log=start)
   with _open(folder) as file:
-    # The first start that TensorBoard finds tells it nothing: it drops points from the
-    # second one on.
+    # TensorBoard ignores the first session start that it finds.
     for _ in range(2):
       file.write(event.SerializeToString())
     if last_row is not None:
@@ -83,23 +82,23 @@ def go_back(
 
 
 def _row(label: str, steps_key: str, values: Mapping[str, Any]) -> event_pb2.Event:
-  """The event of a row: a scalar for each of its columns but the steps."""
+  """Returns the event of a row: a scalar for each of its columns but the steps."""
   summary = summary_pb2.Summary()
   for key, value in values.items():
     if key != steps_key:
-      tag = f'{label}/{key.title().replace("_", "")}'  # as Acme writes it
+      tag = f'{label}/{key.title().replace("_", "")}'  # as Acme's logger names it
       summary.value.extend(summary_v2.scalar_pb(tag, value).value)
   step = int(values[steps_key])
   return event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
 
 
 def _open(folder: str) -> tf.io.TFRecordWriter:
-  """Opens a file that TensorBoard reads after those that are there."""
+  """Opens a new file that TensorBoard reads after the existing ones."""
   os.makedirs(folder, exist_ok=True)
   times = [int(_NAME.match(path.name)[1]) for path in _event_files(folder)]  # type: ignore[index]
   now = max(int(time.time()), max(times, default=0) + 1)
   name = f'events.out.tfevents.{now:010d}.{platform.node()}.{os.getpid()}'
-  # As bytes: TensorFlow refuses strings that are not UTF-8.
+  # TensorFlow refuses strings that are not UTF-8, but takes bytes.
   file = tf.io.TFRecordWriter(os.fsencode(os.path.join(folder, name)))
   version = event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
   file.write(version.SerializeToString())

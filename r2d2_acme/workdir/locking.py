@@ -1,15 +1,16 @@
-"""Who writes in a workdir: one program at a time, for as long as any part of it lives.
+"""Locks that let only one program at a time write in a workdir.
 
-Locks are POSIX record locks on bytes of `<workdir>/lock`: the system lets go of them
-when their process ends, however it does, and tells which process holds one. A program
-holds the first byte, and each of its nodes that writes holds one of its own. A program
-that starts is refused while anyone holds any of them: what is left of a program that
-was killed holds them until it has ended, too.
+They are POSIX record locks on bytes of `<workdir>/lock`. The system releases them when
+their process ends, by whatever cause, and tells which process holds one. A program
+locks the first byte, and each of its nodes that writes locks a byte of its own. A new
+program is refused while any byte is locked. Thus it is also refused while nodes of a
+killed program are still running.
 
-Hazards of such locks: a process loses all of its locks on a file when it closes any
-descriptor of that file, so this module alone opens it, once, and never closes it. They
-do not conflict within one process: there, nodes as threads (`local_mt`) hold theirs
-beside the program's, and two agents of one notebook are not kept apart.
+Such locks have two hazards. A process loses all of its locks on a file when it closes
+any descriptor of that file, so only this module opens the file, once, and it never
+closes it. And locks do not conflict within one process: nodes that are threads
+(`local_mt`) hold theirs beside the program's, but two agents in one notebook are not
+kept apart.
 """
 
 import collections
@@ -32,15 +33,15 @@ _num_holds: collections.Counter[tuple[_Inode, int]] = collections.Counter()  # b
 
 
 class WorkdirInUse(ValueError):
-  """Another process writes in the workdir; one line that names it and the cure."""
+  """Another process writes in the workdir; the message names it and the cure."""
 
 
 def hold_program(workdir: str):
   """Keeps other programs out of `workdir` for as long as this process lives.
 
   Raises:
-    WorkdirInUse: another program, or what is left of one, writes there.
-    OSError: a lock cannot be had there.
+    WorkdirInUse: another program, or a node of a killed one, writes there.
+    OSError: the lock file cannot be made or locked.
   """
   inode = _open(workdir)
   _take(inode, _PROGRAM_BYTE, workdir)
@@ -54,19 +55,19 @@ def hold_program(workdir: str):
 
 
 def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
-  """Keeps other programs out while a node, a part of this one, writes in `workdir`.
+  """Keeps other programs out of `workdir` while a node of this one writes there.
 
   Args:
-    workdir: exists or is made.
+    workdir: is made if it does not exist.
     role: 'learner', 'actor' or 'evaluator'.
     index: of the actor.
 
   Returns:
-    What ends it; so does the end of this process.
+    A function that releases the lock. The end of this process releases it, too.
 
   Raises:
-    WorkdirInUse: another program, or what is left of one, writes there.
-    OSError: a lock cannot be had there.
+    WorkdirInUse: another program, or a node of a killed one, writes there.
+    OSError: the lock file cannot be made or locked.
   """
   byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
   inode = _open(workdir)
@@ -121,11 +122,11 @@ def _write_host(inode: _Inode):
 
 def _in_use(inode: _Inode, workdir: str, pid: int | None) -> WorkdirInUse:
   host = os.pread(_descriptors[inode], 256, 0).decode(errors='replace').strip()
-  # 0, or below, where the holder is in another container or on another machine.
+  # The pid is not positive if the holder is in another container or on another machine.
   who = f'process {pid}' if pid and pid > 0 else 'a process'
   if host and host != socket.gethostname():
     who += f' of the host {host}'
   return WorkdirInUse(
-    f'another program runs in {workdir} ({who}): stop it, or wait until it has saved '
-    'and ended, or give another --workdir'
+    f'another program runs in {workdir} ({who}): stop it, wait until it has saved and '
+    'ended, or give another --workdir'
   )

@@ -1,4 +1,4 @@
-"""Loggers, put together: terminal, CSV and TensorBoard under one workdir."""
+"""Loggers that write to the terminal, to CSV and to TensorBoard, in one workdir."""
 
 import mmap
 import os
@@ -12,7 +12,7 @@ from r2d2_acme.workdir import event_files, paths, sittings
 
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
 
-# Fixed, so that a resumed run goes on in the same columns.
+# The columns are fixed, so that a resumed run appends to the same ones.
 COLUMNS = {
   'learner': (
     'loss',
@@ -49,7 +49,9 @@ COLUMNS = {
 
 
 def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
-  """Begins a sitting: see `sittings.begin`. TensorBoard too forgets what it abandons.
+  """Begins a sitting, see `sittings.begin`, in the CSV logs and in TensorBoard.
+
+  TensorBoard then no longer shows the rows that do not count any more.
 
   Returns:
     The sitting's number, for `make_logger`.
@@ -71,14 +73,14 @@ def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
 
 
 def label(role: str, index: int = 0) -> str:
-  """Returns the name of a node's logs: the role, with `_i` for the i-th from 1 on."""
+  """Returns the name of a node's logs: `actor` for index 0, `actor_1` for index 1."""
   return f'{role}_{index}' if index else role
 
 
 def make_logger(
   workdir: str | None, role: str, index: int = 0, *, sitting: int = 0
 ) -> loggers.Logger:
-  """The logger of the `index`-th node of a role ('learner', 'actor', 'evaluator').
+  """Makes the logger of a node.
 
   Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
   them, and to the terminal, at most one a second. Without a workdir there is the
@@ -86,9 +88,9 @@ def make_logger(
 
   Args:
     workdir: of the run.
-    role: decides the columns.
+    role: 'learner', 'actor' or 'evaluator'; it decides the columns.
     index: of the node among those of its role.
-    sitting: its number, which each row has.
+    sitting: the number that each row gets, from `begin_sitting`.
   """
   name = label(role, index)
   terminal = loggers.TimeFilter(
@@ -106,11 +108,11 @@ def make_logger(
 
 
 def _mend_log(workdir: str, label: str, columns: Sequence[str]):
-  """Makes a log ready for more rows of these columns.
+  """Prepares a CSV log for more rows of these columns.
 
-  Acme's logger appends rows without a look at what is there. A last line without an
-  end, of a process that was killed, is dropped, or the next row would be a part of it.
-  A log with other columns, of another version, is set aside.
+  Acme's logger appends rows without checking the file. A killed process may have left a
+  last line without its end. It is removed, or the next row would continue it. A log
+  with other columns, from another version, is set aside.
   """
   path = os.path.join(workdir, 'logs', label, 'logs.csv')
   if not os.path.exists(path) or not os.path.getsize(path):
@@ -125,12 +127,12 @@ def _mend_log(workdir: str, label: str, columns: Sequence[str]):
 
 
 class _FixedColumns(loggers.Logger):
-  """Passes on the same columns in every row; what is not counted yet is 0."""
+  """Passes on the same columns in every row; those without a value are 0."""
 
   def __init__(
     self, to: loggers.Logger, columns: Sequence[str], constants: Mapping[str, Any]
   ):
-    """`constants` are the same in every row too."""
+    """Passes rows on to `to`, with these `constants` in each of them."""
     self._to = to
     self._columns = columns
     self._constants = constants
@@ -146,19 +148,19 @@ class _FixedColumns(loggers.Logger):
 def is_at_limit(
   counts: Mapping[str, float], limits: Mapping[str, float | None]
 ) -> bool:
-  """Whether one of the counts has reached its limit, where it has one."""
+  """Returns whether a count has reached its limit; None stands for no limit."""
   return any(
     limit is not None and counts.get(name, 0) >= limit for name, limit in limits.items()
   )
 
 
 class WallTimeCounter(counting.Counter):
-  """The root counter. It also counts `wall_time`: seconds over all sittings."""
+  """The root counter, which also counts `wall_time`: seconds over all sittings."""
 
   def __init__(self, counts: Mapping[str, float] | None = None):
-    """`counts` are those of a checkpoint, to go on from."""
+    """Starts from `counts`, those of the checkpoint that the run resumes from."""
     super().__init__()
-    self._started = time.monotonic()  # a clock that is set back would count less
+    self._started = time.monotonic()  # nobody can set this clock back
     self.increment(**(counts or {}))
 
   def get_counts(self):

@@ -1,4 +1,4 @@
-"""Workdirs' paths: any that the file system allows, for whatever library opens them."""
+"""Paths of workdirs, made such that every library can open what the system allows."""
 
 import argparse
 import contextlib
@@ -6,18 +6,18 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 
-_MAX_BYTES = 4096 - 256  # Linux's limit of a path, less what is below a workdir
+_MAX_BYTES = 4096 - 256  # Linux's limit, less the longest path inside a workdir
 _DESCRIPTORS = '/proc/self/fd'
 
 
 class BadWorkdir(ValueError):
-  """A path cannot be a workdir's; one line that names the cure."""
+  """A path cannot be that of a workdir; the message is one line with the cure."""
 
 
 def resolve(path: str | os.PathLike) -> str:
-  """Returns the absolute path that every part of the program then uses.
+  """Returns the absolute path of a workdir, which every part of the program uses.
 
-  A leading `~` or `~user` is the home folder, as in a shell.
+  A leading `~` or `~user` stands for the home folder, as in a shell.
 
   Raises:
     BadWorkdir: there is no such home folder, or the path is empty or too long.
@@ -27,7 +27,7 @@ def resolve(path: str | os.PathLike) -> str:
   if expanded.startswith('~'):
     raise BadWorkdir(
       f'there is no home folder for {shown(given)}: give the whole path, or '
-      f'./{shown(given)} if a folder is called so'
+      f'./{shown(given)} if that is the name of a folder'
     )
   if not expanded or '\0' in expanded:
     raise BadWorkdir(f'{given!r} cannot be the path of a folder: give another')
@@ -48,7 +48,7 @@ def resolve(path: str | os.PathLike) -> str:
 
 
 def argument(path: str) -> str:
-  """As `resolve`, as the `type` of an argparse argument."""
+  """Is `resolve` for the `type` of an argparse argument."""
   try:
     return resolve(path)
   except BadWorkdir as error:
@@ -56,20 +56,20 @@ def argument(path: str) -> str:
 
 
 def shown(path: str) -> str:
-  """Returns `path` in one line that any terminal can print."""
+  """Returns `path` with unprintable characters escaped, so that it fits in a line."""
   return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
 
 
 def check_writable(workdir: str, folders: Iterable[str], files: Iterable[str]):
-  """Tries to write in folders and files of a workdir, and leaves them as they are.
+  """Checks that a workdir and parts of it can be written, and changes nothing.
 
   Args:
     workdir: of the run.
-    folders: below it. A file is made and deleted in each that exists.
-    files: below it. Each that exists is opened as if more came at its end.
+    folders: relative paths of folders. In each that exists a file is made and deleted.
+    files: relative paths of files. Each that exists is opened for appending.
 
   Raises:
-    OSError: one cannot be written; its `filename` says which.
+    OSError: one cannot be written. Its `filename` says which.
   """
 
   def write_in(folder: str):
@@ -77,7 +77,7 @@ def check_writable(workdir: str, folders: Iterable[str], files: Iterable[str]):
       pass
 
   def append_to(file: str):
-    # Of a pipe without a reader the system says so, instead of waiting for one.
+    # O_NONBLOCK: a pipe without a reader is an error. Otherwise the call would wait.
     os.close(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))
 
   tries = [(write_in, '.'), *((write_in, folder) for folder in folders)]
@@ -94,9 +94,9 @@ def check_writable(workdir: str, folders: Iterable[str], files: Iterable[str]):
 def opened(directory: str) -> Iterator[str]:
   """Opens a folder and yields a path to it that has no special character.
 
-  Many libraries take the characters of a path for a pattern, or need UTF-8. Files are
-  to be opened before the end of the context, and may stay open after it. Where there
-  is no /proc, it is the path that was given.
+  Many libraries read paths as patterns, or need UTF-8. Open the folder's files inside
+  the context; they may stay open after it. On a system without /proc, the path is
+  `directory` itself.
 
   Raises:
     OSError: there is no such folder.

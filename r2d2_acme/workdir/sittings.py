@@ -1,9 +1,10 @@
-"""Sittings: each start of a run in its workdir, and which log rows still count.
+"""Sittings, that is starts of a run in its workdir, and which log rows still count.
 
-A program that is started again in a workdir goes on from a checkpoint. What it had
-logged after that checkpoint belongs to an abandoned timeline: those steps are not in
-the weights, and will be taken again. `<workdir>/logs/sittings.csv` has a line for each
-start, with the counts that it went on from; readers of the logs cut there.
+A program that starts again in a workdir resumes from a checkpoint. Rows that were
+logged after that checkpoint do not count any more: their steps are not in the weights
+and will be taken again. `<workdir>/logs/sittings.csv` has a line for each start with
+the counts of its checkpoint. Readers of the logs leave out the rows of earlier sittings
+beyond these counts.
 """
 
 import fcntl
@@ -19,17 +20,17 @@ import numpy as np
 
 _COUNTS = ('wall_time', 'actor_steps', 'actor_frames', 'learner_steps')
 _HEADER = ','.join(('sitting', 'started_at', *_COUNTS))
-_UNNUMBERED = -1  # the sitting of rows that were written before there were numbers
-_MAX_DIGITS = 9  # of a sitting's number; more are damage
+_UNNUMBERED = -1  # the sitting of rows of older versions, which had no such column
+_MAX_DIGITS = 9  # a longer number of a sitting is damage
 
 
 class Sitting(NamedTuple):
   """One start of a run.
 
   Attributes:
-    number: from 0 on; no two sittings of a workdir have the same.
-    counts: those of the checkpoint that it went on from; zeros without one, and
-      infinity for what that had not counted.
+    number: from 0 on, unique in a workdir.
+    counts: the counts of the checkpoint that it resumed from. They are zeros without a
+      checkpoint, and infinity for a count that the checkpoint lacks.
   """
 
   number: int
@@ -37,11 +38,11 @@ class Sitting(NamedTuple):
 
 
 def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
-  """Numbers a start, and notes it in `<workdir>/logs/sittings.csv`.
+  """Gives a start its number and appends it to `<workdir>/logs/sittings.csv`.
 
   Args:
-    workdir: without one nothing is written, and the number is 0.
-    counts: those of the checkpoint that the run goes on from; empty without one.
+    workdir: of the run. If it is None, nothing is written and the number is 0.
+    counts: of the checkpoint that the run resumes from; empty without one.
 
   Raises:
     OSError: the file cannot be written.
@@ -56,7 +57,7 @@ def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
     fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
     file.seek(0)
     *lines, half = file.read().split(b'\n')
-    # A line that was cut short could be read as one with smaller counts.
+    # A line without its end could be read as one with smaller counts.
     file.truncate(file.tell() - len(half))
     numbers = map(_number, [*lines, half])
     sitting = Sitting(max(numbers, default=_UNNUMBERED) + 1, counts)
@@ -69,7 +70,7 @@ def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
 
 
 def read(workdir: str) -> list[Sitting]:
-  """Returns the sittings of a workdir, first to last; none if it has no list."""
+  """Returns the sittings of a workdir, oldest first; none if it has no such file."""
   sittings = []
   for line in _whole_lines(_path(workdir)):
     try:
@@ -84,7 +85,7 @@ def read(workdir: str) -> list[Sitting]:
 
 
 def steps_key(label: str) -> str:
-  """Returns the count that a node's rows are drawn against."""
+  """Returns the column that is the x-axis of a node's rows."""
   return 'learner_steps' if label.startswith('learner') else 'actor_steps'
 
 
@@ -96,15 +97,16 @@ def read_labels(workdir: str) -> list[str]:
 def read_rows(workdir: str, label: str, columns: Sequence[str]) -> np.ndarray:
   """Reads the rows of a node's log that count, in the order of writing.
 
-  A row does not count if it comes after the checkpoint that a later sitting went on
-  from: if its `learner_steps`, or for other nodes than the learner its `actor_steps`
-  or `wall_time`, is larger than that sitting's. Where rows have no `sitting`, one with
-  fewer `actor_frames` than those before it tells that the program went back.
+  A row does not count if it was logged after the checkpoint that a later sitting
+  resumed from. This is so if its `learner_steps` are larger than that sitting's; for
+  nodes other than the learner, if its `actor_steps` or `wall_time` are. Rows of older
+  versions have no `sitting`. There, a row with fewer `actor_frames` than the rows
+  before it shows that the program went back.
 
   Args:
-    workdir: of the run, which may be going on: a line without an end is left out.
-    label: of the node, such as `actor_1`.
-    columns: what to read. Rows that lack one of them are left out.
+    workdir: of the run, which may be running. A line without its end is left out.
+    label: the name of the node's log, such as `actor_1`.
+    columns: the columns to read. Rows that lack one of them are left out.
 
   Returns:
     Float64 [N, len(columns)].
@@ -124,14 +126,14 @@ def read_rows(workdir: str, label: str, columns: Sequence[str]) -> np.ndarray:
 
 
 def read_last_row(workdir: str, label: str) -> dict[str, float] | None:
-  """Returns the last row of a node's log that counts, by column; None without one."""
+  """Returns the last row of a node's log that counts, by column; None if none does."""
   files = reversed(_files(workdir, label))
   rows = _kept_rows(workdir, label, files, backwards=True)
   return next((row for row in rows if steps_key(label) in row), None)
 
 
 def set_log_aside(workdir: str, label: str):
-  """Renames a node's `logs.csv` to `logs.<i>.csv`, which is read before it."""
+  """Renames a node's `logs.csv` to `logs.<i>.csv`, which is read before a new one."""
   number = max(_set_aside(workdir, label), default=-1) + 1
   folder = _logs(workdir) / label
   os.replace(folder / 'logs.csv', folder / f'logs.{number}.csv')
@@ -140,11 +142,11 @@ def set_log_aside(workdir: str, label: str):
 def _kept_rows(
   workdir: str, label: str, paths: Iterable[pathlib.Path], backwards: bool = False
 ) -> Iterator[dict[str, float]]:
-  """Yields the rows of these files that no later sitting has abandoned."""
+  """Yields the rows of these files that count; see `read_rows`."""
   sittings = read(workdir)
   steps = steps_key(label)
-  # The steps that the last checkpoint counted as learned are those that it holds, but
-  # its other counts may be of up to a second before.
+  # A checkpoint's learner steps are exactly those in its weights, but its other counts
+  # may be up to a second older.
   axes = (steps,) if steps == 'learner_steps' else (steps, 'wall_time')
 
   @functools.cache
@@ -159,29 +161,28 @@ def _kept_rows(
       try:
         row = dict(zip(names, map(float, line.split(',')), strict=True))
       except ValueError:
-        continue  # what a killed process, or another version, left
+        continue  # a row of a killed process or of another version
       row_limits = limits(row.get('sitting', _UNNUMBERED))
       if all(row.get(axis, 0) <= limit for axis, limit in row_limits.items()):
         yield row
 
 
 def _files(workdir: str, label: str) -> list[pathlib.Path]:
-  """The files of a node's log, oldest first."""
+  """Returns the files of a node's log, oldest first."""
   folder = _logs(workdir) / label
   numbers = sorted(_set_aside(workdir, label))
   return [*(folder / f'logs.{i}.csv' for i in numbers), folder / 'logs.csv']
 
 
 def _set_aside(workdir: str, label: str) -> list[int]:
-  """The numbers of the files that `set_log_aside` made."""
-  names = [
-    path.name.split('.')[1] for path in (_logs(workdir) / label).glob('logs.*.csv')
-  ]
+  """Returns the numbers of the files that `set_log_aside` made."""
+  files = (_logs(workdir) / label).glob('logs.*.csv')
+  names = [path.name.split('.')[1] for path in files]
   return [int(name) for name in names if name.isdecimal()]
 
 
 def _whole_lines(path: pathlib.Path) -> list[str]:
-  """The lines of a file that have an end; none if there is no file."""
+  """Returns the lines of a file that have an end; none if there is no file."""
   try:
     *lines, _ = path.read_bytes().split(b'\n')
   except FileNotFoundError:
@@ -190,7 +191,7 @@ def _whole_lines(path: pathlib.Path) -> list[str]:
 
 
 def _number(line: bytes) -> int:
-  """The number of the sitting that a line is of."""
+  """Returns the number of the sitting in a line, or `_UNNUMBERED`."""
   first = line.partition(b',')[0]
   is_number = first.isdigit() and len(first) <= _MAX_DIGITS
   return int(first) if is_number else _UNNUMBERED

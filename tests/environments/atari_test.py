@@ -57,7 +57,7 @@ def test_gymnasium_finds_no_fault():
   )
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    # It means that there are wrappers, which is what is to be checked here.
+    # The warning says that there are wrappers, which is what this test is about.
     warnings.filterwarnings('ignore', '.*different from the unwrapped version')
     env_checker.check_env(env, skip_render_check=True)
 
@@ -89,7 +89,7 @@ def test_screens_taller_than_210_lines_work():
 def test_frames_pass_and_the_screen_changes_at_every_step(frame_skip):
   env = make_atari('ms_pacman', seed=0, frame_skip=frame_skip)
   assert env.frames_per_step == frame_skip
-  _play(env, num_steps=70)  # Until the opening tune is over.
+  _play(env, num_steps=70)  # until the opening tune is over
   frames, observations = [], []
   for _ in range(20):
     observations.append(env.step(2).observation.tobytes())
@@ -168,7 +168,7 @@ def test_frame_limit_shorter_than_the_noops_does_not_count_them():
 def test_frame_limit_is_108_000_raw_frames():
   env = make_atari('pong')
   assert env.gymnasium_env.get_wrapper_attr('_max_episode_steps') * 4 == 108_000
-  assert _ale(env).getInt('max_num_frames_per_episode') == 0  # 0 is no limit.
+  assert _ale(env).getInt('max_num_frames_per_episode') == 0  # 0 means no limit
 
 
 def test_game_over_at_the_frame_limit_has_discount_0():

@@ -36,12 +36,12 @@ def _play(env, policy):
 
 
 def _remember(observations):
-  """Bits are shown first, as +-1; before the end the index of the one asked for is."""
+  """The bits come first, as ±1, and the index of the one to recall before the end."""
   query = int(observations[-1][1])
   return int(observations[0][2 + query] > 0)
 
 
-# The number is bsuite's own: it counts the settings of the sweep.
+# The number counts the settings of bsuite's sweep.
 @pytest.mark.parametrize(
   ('number', 'length'), [(0, 1), (9, 10), (10, 12), (15, 30), (16, 40), (22, 100)]
 )
@@ -53,7 +53,7 @@ def test_memory_len_is_numbered_as_in_bsuite(number, length):
 
 
 def test_memory_size_is_numbered_as_in_bsuite():
-  # Time, index of the bit asked for, and 4 bits.
+  # Time, index of the bit to recall, and 4 bits.
   assert make_bsuite('memory_size/3').observation_spec().shape == (2 + 4,)
 
 
@@ -68,7 +68,7 @@ def test_memory_earns_the_maximal_return(bsuite_id):
 def test_without_memory_the_return_is_chance():
   env = make_bsuite('memory_len/0', seed=1)
   returns = [sum(t.reward for t in _play(env, lambda _: 1)[1:]) for _ in range(4_000)]
-  # Standard deviation 1: three standard errors are 0.047.
+  # The standard deviation is 1, so three standard errors are 0.047.
   assert np.mean(returns) == pytest.approx(env.chance_return, abs=0.047)
   assert env.chance_return == 0
 
@@ -79,7 +79,7 @@ def test_observations_are_flat_float32_of_their_own():
   assert env.observation_spec().shape == (3,)
   for timestep in timesteps:
     env.observation_spec().validate(timestep.observation)
-  # Time goes on in later ones, and not in those that were given out before.
+  # Later observations show the later time; earlier ones do not change.
   times = [float(t.observation[0]) for t in timesteps[1:]]
   assert times == sorted(set(times), reverse=True)
 

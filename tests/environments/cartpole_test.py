@@ -20,11 +20,11 @@ class VelocitylessCartPoleContractTest(
     return make_gymnasium(VELOCITYLESS_CARTPOLE, seed=0)
 
   def make_action_sequence(self):
-    return itertools.repeat(np.int32(0), 30)  # Falls over after about ten.
+    return itertools.repeat(np.int32(0), 30)  # falls over after about ten
 
 
 def _play(env, policy):
-  """Time steps of an episode; `policy` sees the last two observations."""
+  """Returns an episode's time steps; `policy` sees the last two observations."""
   timesteps = [env.reset()]
   previous = timesteps[0].observation
   while not timesteps[-1].last():
@@ -46,7 +46,7 @@ def test_it_is_cartpole_without_velocities():
       assert observed.step_type == whole.step_type
       assert observed.discount == whole.discount
       assert observed.reward == whole.reward
-      # The cart's position and the pole's angle.
+      # Position of the cart and angle of the pole.
       np.testing.assert_array_equal(observed.observation, whole.observation[[0, 2]])
 
 
@@ -63,7 +63,7 @@ def test_two_observations_are_enough_for_all_500_steps():
   weights = np.array([0.05, 1.0])
 
   def balance(before, now):
-    velocities = (now - before) / 0.02  # seconds a step
+    velocities = (now - before) / 0.02  # 0.02 seconds per step
     return int(now @ weights + velocities @ np.array([0.2, 0.5]) > 0)
 
   env = make_gymnasium(VELOCITYLESS_CARTPOLE, seed=0)

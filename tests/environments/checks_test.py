@@ -28,7 +28,7 @@ _ZEROS = np.zeros(3, np.float32)
 
 
 class _Scripted(dm_env.Environment):
-  """Plays a script of time steps, or of errors to raise; then over again."""
+  """Plays a script of time steps, or of errors to raise, again and again."""
 
   max_return = 7.0
   frames_per_step = 4
@@ -70,7 +70,7 @@ def _mid(reward=1.0, discount=1.0, observation=_ZEROS):
 
 
 def _step(*script):
-  """What the last step of a script gives."""
+  """Plays a script; returns its last time step."""
   env = checked(_Scripted(*script))
   env.reset()
   for _ in script[1:]:
@@ -209,7 +209,7 @@ def test_an_error_names_environment_step_and_episode():
   with pytest.raises(EnvironmentFailed) as error:
     env.step(0)
   assert isinstance(error.value.__cause__, ZeroDivisionError)
-  # After LAST a step is the reset of the next episode.
+  # After LAST, `step` resets to the next episode.
   message = str(error.value)
   assert message.startswith(
     'my task failed in the reset before episode 3: ZeroDivisionError: a b ('

@@ -17,7 +17,7 @@ from r2d2_acme.observations import layouts
 
 
 class _Scripted(gymnasium.Env):
-  """Plays a script of (reward, terminated, truncated); observes one reused buffer."""
+  """Plays a script of (reward, terminated, truncated); reuses an observation buffer."""
 
   def __init__(self, script=(), observation_space=None, action_space=None):
     self.observation_space = observation_space or spaces.Box(-1e3, 1e3, (2,), 'float64')
@@ -61,7 +61,7 @@ class CartPoleContractTest(test_utils.EnvironmentTestMixin, unittest.TestCase):
     return make_gymnasium('CartPole-v1', seed=0)
 
   def make_action_sequence(self):
-    return itertools.repeat(np.int32(0), 30)  # Falls over after about ten.
+    return itertools.repeat(np.int32(0), 30)  # falls over after about ten
 
 
 def test_cartpole_falling_over_has_discount_0():
@@ -149,7 +149,7 @@ def test_float64_observations_become_float32():
 @pytest.mark.parametrize(
   ('dtype', 'low', 'high', 'expected'),
   [
-    # What is of integers stays so: the network scales it by its bounds.
+    # Integers stay integers: the network scales them by their bounds.
     ('int64', 0, 9, np.int32),
     ('int8', -128, 127, np.int32),
     ('uint16', 0, 65535, np.int32),
@@ -174,7 +174,7 @@ def test_observations_of_other_dtypes_become_one_of_three(dtype, low, high, expe
 
 
 def _observe(space, observation):
-  """What the adapter makes of an observation in this space."""
+  """Returns the adapter's observation for an observation in this space."""
   inner = _Scripted(observation_space=space)
   inner.step = lambda action: (observation, 0.0, False, False, {})
   env = GymnasiumAdapter(inner)
@@ -204,20 +204,20 @@ def test_numbers_that_the_space_can_hold_are_taken(dtype, observation):
 @pytest.mark.parametrize(
   ('dtype', 'observation', 'words'),
   [
-    ('uint8', np.full(2, 0.5), 'holds 0.5, but its space is of uint8'),
-    ('uint8', np.array([1, np.nan]), 'holds nan'),
-    ('uint8', np.array([np.inf, 1]), 'holds inf'),
-    ('uint8', np.array([300, 5]), 'holds 300'),
-    ('uint8', np.array([3, -1], np.int8), 'holds -1'),
-    ('uint8', np.array([300.0, 5]), 'holds 300.0'),
-    ('uint8', [300, 5], 'holds 300'),
-    ('int64', np.array([2**40, 5]), f'holds {2**40}, but its space is of int32'),
-    ('int64', np.array([2**63, 5], np.uint64), f'holds {2**63}'),
+    ('uint8', np.full(2, 0.5), 'contains 0.5, but its space has uint8'),
+    ('uint8', np.array([1, np.nan]), 'contains nan'),
+    ('uint8', np.array([np.inf, 1]), 'contains inf'),
+    ('uint8', np.array([300, 5]), 'contains 300'),
+    ('uint8', np.array([3, -1], np.int8), 'contains -1'),
+    ('uint8', np.array([300.0, 5]), 'contains 300.0'),
+    ('uint8', [300, 5], 'contains 300'),
+    ('int64', np.array([2**40, 5]), f'contains {2**40}, but its space has int32'),
+    ('int64', np.array([2**63, 5], np.uint64), f'contains {2**63}'),
     ('float32', np.array([1j, 2]), 'is complex128 of shape [2], not numbers'),
     ('float32', ['1', '2'], 'is a list of 2, not numbers'),
     ('float32', None, 'is None, not numbers'),
     ('float32', {'a': 1}, 'is dict, not numbers'),
-    ('float32', [[1.0, 2.0], [3.0]], 'the observation is no array'),
+    ('float32', [[1.0, 2.0], [3.0]], 'the observation is not an array'),
   ],
 )
 def test_what_the_space_cannot_hold_is_named(dtype, observation, words):
@@ -228,7 +228,7 @@ def test_what_the_space_cannot_hold_is_named(dtype, observation, words):
 
 def test_what_gymnasium_does_not_return_is_named():
   inner = _Scripted()
-  inner.step = lambda action: (inner.buffer, 0.0, False, {})  # as Gym did
+  inner.step = lambda action: (inner.buffer, 0.0, False, {})  # Gym's old result
   env = GymnasiumAdapter(inner)
   env.reset()
   message = _message(env.step, 0)
@@ -314,7 +314,7 @@ _RGB = spaces.Box(0, 255, (84, 84, 3), 'uint8')
 _FLAT = spaces.Box(-1, 1, (5,))
 _WRAPPERS = gymnasium.wrappers
 
-# A space, the words that say what is wrong, those that say what to do, and that done.
+# A space, the error's words for the fault and for the cure, and the cure in code.
 _LAYOUTS = {
   'Discrete': (
     spaces.Discrete(4, start=2),
@@ -492,7 +492,7 @@ _LAYOUTS = {
 
 
 class _Sampled(_Scripted):
-  """Observes samples of its space."""
+  """An environment whose observations are samples of its space."""
 
   def __init__(self, space):
     self.observation_space = space

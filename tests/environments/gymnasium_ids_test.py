@@ -1,4 +1,4 @@
-"""Tests of environments by their Gymnasium ids: Atari's, and those of a module."""
+"""Tests of environments by their Gymnasium ids: Atari games and ids of modules."""
 
 import os
 import pathlib
@@ -54,7 +54,7 @@ def _preprocessed(**kwargs):
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
-  """Ids of the tests' own."""
+  """Registers ids of these tests."""
   monkeypatch.setattr(gymnasium.envs.registration, 'registry', {**gymnasium.registry})
   monkeypatch.setattr(gymnasium, 'registry', gymnasium.envs.registration.registry)
   for name, entry_point, arguments in (
@@ -121,14 +121,14 @@ def test_all_actions_of_an_atari_id_on_request():
 
 
 def test_every_registered_atari_id_is_preprocessed():
-  """Of three games: all have the same ids."""
+  """Three games are enough, because all games have the same ids."""
   ids = [
     id
     for id, spec in gymnasium.registry.items()
     if spec.kwargs.get('game') in ('pong', 'ms_pacman', 'pooyan')
     and spec.entry_point == 'ale_py.env:AtariEnv'
   ]
-  assert len(ids) == 3 * 5 + 1  # and Hard-v0
+  assert len(ids) == 3 * 5 + 1  # and one more, Hard-v0
   for id in ids:
     assert environments.make(id).observation_spec().shape == (84, 84, 1)
 
@@ -218,7 +218,7 @@ def test_an_id_without_a_version_is_the_newest():
   assert env.gymnasium_env.spec.id == 'CartPole-v1'
 
 
-# What its own code raises.
+# Errors from an environment's own code.
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ gymnasium.register('Found-v0', entry_point=CartPoleEnv, max_episode_steps=9)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """The current directory, from which Python does not import by itself."""
+  """The current directory, which Python does not import from by default."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [path for path in sys.path if path])
   modules = set(sys.modules)
@@ -286,7 +286,7 @@ def test_module_in_the_current_directory_hides_no_installed_one(folder):
 def test_the_folder_of_the_program_hides_no_module_of_the_current_directory(
   folder, name
 ):
-  """A node is Launchpad's script, and `launch/plot.py` one of ours."""
+  """The main script may be Launchpad's, as in a node, or one in launch/."""
   scripts = pathlib.Path(process_entry.__file__).parent
   (folder / f'{name}.py').write_text(_MODULE)
   (folder / 'program.py').write_text(

@@ -61,7 +61,7 @@ def test_memory_earns_the_maximal_return():
 def test_without_memory_the_return_is_chance(policy):
   env = make_cue_recall(num_cues=_NUM_CUES)
   assert env.chance_return == 1 / 4 * 1 + 3 / 4 * -1
-  # 4,000 returns of standard deviation 0.87: three standard errors are 0.041.
+  # The standard deviation of 4,000 returns is 0.87: three standard errors are 0.041.
   assert _mean_return(policy, 4_000) == pytest.approx(env.chance_return, abs=0.041)
 
 
@@ -157,7 +157,7 @@ class TMazeContractTest(test_utils.EnvironmentTestMixin, unittest.TestCase):
 
 
 def _walk(turn):
-  """The policy that goes to the junction and there asks `turn`."""
+  """Returns a policy that goes to the junction and turns as `turn` says."""
 
   def policy(observations):
     at_junction = observations[-1].tolist() == [0, 0, 1]
@@ -206,7 +206,7 @@ def test_without_memory_the_return_in_the_maze_is_chance():
   env = make_t_maze(length=2, seed=1)
   assert env.chance_return == 0
   returns = [sum(_play(env, _walk(lambda _: 1))[1]) for _ in range(4_000)]
-  # Standard deviation 1: three standard errors are 0.047.
+  # The standard deviation is 1, so three standard errors are 0.047.
   assert np.mean(returns) == pytest.approx(env.chance_return, abs=0.047)
 
 
@@ -250,7 +250,7 @@ def test_corridor_without_length_is_refused():
     make_t_maze(length=0)
 
 
-# By name.
+# Tasks by name.
 
 
 @pytest.mark.parametrize(
@@ -275,5 +275,5 @@ def test_unknown_task_names_those_there_are(name):
   with pytest.raises(ValueError) as error:
     make_memory_task(name)
   assert repr(name) in str(error.value)
-  assert 'cue_recall/30 and t_maze/30' in str(error.value)
+  assert 'cue_recall/30 or t_maze/30' in str(error.value)
   assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""`launch/atari57.py`: what it starts, skips and resumes, and its table."""
+"""`launch/atari57.py`: which games it starts, skips and resumes, and its table."""
 
 import csv
 import dataclasses
@@ -23,8 +23,8 @@ from tests import helpers
 
 _LAUNCH = helpers.LAUNCH
 
-# In place of launch/atari_distributed.py: notes what it was asked for, and leaves a
-# checkpoint that counts so many steps.
+# Replaces launch/atari_distributed.py: records its arguments and leaves a checkpoint
+# with the given number of steps.
 _PROGRAM = """
 import json, os, shutil, signal, sys, time
 flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
@@ -57,7 +57,7 @@ sys.exit(code)
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory) -> pathlib.Path:
-  """In the folder of each number, checkpoints that count so many actor steps."""
+  """Workdirs with a checkpoint each; a workdir's name is the actor steps in it."""
   folder = tmp_path_factory.mktemp('saved')
   config = helpers.make_config()
   learner = R2D2Builder(config, helpers.make_spec(image=False)).make_learner(iter(()))
@@ -71,15 +71,15 @@ def saved(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def suite(saved, tmp_path, monkeypatch):
-  """`suite(*flags, codes=…)` runs the suite; returns its code and what it started.
+  """`suite(*flags, codes=…)` runs the suite; returns its code and the games it started.
 
-  A game's program ends with 0 and a checkpoint at the limit, but for its own entry in
-  `codes` or `steps`. Those of `slow` games wait to be stopped.
+  A game's program ends with code 0 and a checkpoint at the limit, unless the game has
+  an entry in `codes` or `steps`. The programs of `slow` games wait to be stopped.
   """
   log = tmp_path / 'log'
   monkeypatch.setattr(atari57, '_PROGRAM', tmp_path / 'program.py')
   monkeypatch.setattr(atari57, '_collect', lambda args: ([], []))
-  # In this process, where TensorFlow is imported already.
+  # Runs in this process, which has already imported TensorFlow.
   monkeypatch.setattr(atari57, '_in_process', lambda read, argument: read(argument))
 
   def suite(*flags: str, codes=(), steps=(), slow=()):
@@ -221,7 +221,7 @@ def test_a_games_failure_is_told_at_the_end_and_bad_input_at_once(suite, capfd):
 
 @pytest.fixture
 def playing(suite, tmp_path):
-  """A suite in a process of its own, which plays qbert until it is stopped."""
+  """A suite in another process, which plays qbert until it is stopped."""
   suite('--games=pong', '--max_actor_steps=1', slow=('qbert',))
   code = (
     f'import sys; sys.path.insert(0, {str(_LAUNCH)!r}); import atari57\n'
@@ -246,7 +246,7 @@ def _log(tmp_path: pathlib.Path) -> list[str]:
 def test_signal_stops_the_game_which_is_resumed_next_time(
   suite, playing, tmp_path, number
 ):
-  """The signal comes alone, and twice by one gesture."""
+  """The signal arrives once, or twice within a moment as one request."""
   playing.send_signal(number)
   time.sleep(0.05)
   playing.send_signal(number)
@@ -279,7 +279,7 @@ def test_game_saves_when_the_suite_is_killed(playing, tmp_path):
     (['--games=pnog', '--collect'], "'pnog' is not one of the 57"),
     (['--max_actor_steps=5', '--game=pong'], "'--game=pong' has no use"),
     (['--collect', '--num_actors=5'], "'--num_actors=5' has no use"),
-    (['--max_actor_steps=5', '--max_learner_steps=5'], 'has no use here'),
+    (['--max_actor_steps=5', '--max_learner_steps=5'], 'cannot be used here'),
     (['--collect', '--episodes=0'], '--episodes'),
     (['--max_actor_steps=many'], 'many'),
     (['--collect'], 'has a checkpoint yet'),
@@ -336,7 +336,7 @@ def test_table_comes_back_from_its_file_without_the_summary(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory) -> pathlib.Path:
-  """A suite in which pong has a checkpoint of a network that knows nothing."""
+  """A suite in which pong has a checkpoint of an untrained network."""
   folder = tmp_path_factory.mktemp('suite')
   config = helpers.make_config()
   learner = R2D2Builder(
@@ -351,7 +351,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
 
 
 def _collect(folder: pathlib.Path, capsys) -> tuple[str, list[str]]:
-  """All that is printed, and the cells of pong."""
+  """Returns the whole output and the cells of pong."""
   assert atari57.main(['--collect', f'--workdir={folder}', '--episodes=1']) == 0
   out = capsys.readouterr().out
   (line,) = [line for line in out.splitlines() if line.startswith('│ pong')]
@@ -367,7 +367,7 @@ def test_collected_score_is_of_episodes_that_were_played_once(
   with open(trained / 'scores.csv', newline='') as file:
     row = next(csv.DictReader(file))
   value = float(row['mean_return'])
-  assert -21 <= value < -10  # it knows nothing
+  assert -21 <= value < -10  # the network is untrained
   assert value == int(value)
   normalized = (value + 20.7) / 35.3
   assert float(row['human_normalized']) == pytest.approx(normalized)

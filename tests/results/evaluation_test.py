@@ -1,4 +1,4 @@
-"""Playing with a checkpoint, its scores and its video."""
+"""Plays with a checkpoint: scores, videos and `launch/evaluate.py`."""
 
 import contextlib
 import dataclasses
@@ -22,6 +22,7 @@ import sonnet as snt
 import tensorflow as tf
 from acme.utils import counting, loggers
 from dm_env import specs
+from PIL import Image
 
 from r2d2_acme import config as config_lib
 from r2d2_acme.builder import R2D2Builder
@@ -35,7 +36,7 @@ from tests import helpers
 
 _EVALUATE = helpers.LAUNCH / 'evaluate.py'
 _CONFIG = helpers.make_config(evaluator_epsilon=0.0)
-# A user's, who has not imported what these tests have.
+# The environment of a user, without the variables that this process has set.
 _ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
 
 
@@ -43,7 +44,7 @@ _ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT
 
 
 def test_columns_give_the_numbers_that_the_paper_states():
-  """A wrong digit anywhere that matters would change them: see `atari_scores`."""
+  """A wrong digit in any column would change these numbers; see `atari_scores`."""
   assert len(atari_scores.GAMES) == 57
   scores = [
     atari_scores.human_normalized(game, game_scores.paper)
@@ -51,7 +52,7 @@ def test_columns_give_the_numbers_that_the_paper_states():
   ]
   assert f'{100 * statistics.mean(scores):.1f}' == '4024.9'
   assert sum(score > 1 for score in scores) == 52
-  # Of Double Dunk, between 23.65 and 23.75.
+  # The median is that of Double Dunk, whose score is between 23.65 and 23.75.
   assert statistics.median(scores) == pytest.approx(19.206, abs=0.05 / 2.2)
 
 
@@ -75,14 +76,14 @@ def test_every_game_is_found_by_all_its_names_and_can_be_played():
 
 
 class _Constant:
-  """Takes the environment's number as its action."""
+  """An actor whose action is the environment's number."""
 
   def select_actions(self, actions, timesteps):
     return np.arange(len(timesteps), dtype=np.int32)
 
 
 def test_each_environment_plays_its_own_episodes_however_long():
-  lengths = [[2, 3, 2], [9, 4]]  # the fast one must not take over the slow one's
+  lengths = [[2, 3, 2], [9, 4]]  # the fast one must not play the slow one's
   environments = [
     helpers.ScriptedEnvironment(
       [helpers.Episode(length, terminates=True) for length in lengths[i]], index=i
@@ -122,7 +123,7 @@ def test_episode_that_does_not_end_is_cut_off_and_the_next_starts_with_a_reset()
   lengths = [[1000, 2, 1000], [6, 5, 1000]]
   episodes, environments = _play(_Constant(), lengths, 5, max_steps=5)
   assert [episode.length for episode in episodes] == [5, 5, 2, 5, 5]
-  # The one that ended at the limit was not cut off, though 5 steps are all it had.
+  # The episode that ended at the limit by itself was not cut off.
   cut = [episode.is_cut for episode in episodes]
   assert cut == [True, True, False, False, True]
   for number, episode in enumerate(episodes):
@@ -156,7 +157,7 @@ def test_limit_is_atari_s_unless_said_otherwise():
 
 
 class _ResetsItself(dm_env.Environment):
-  """After so many steps its step begins an episode: it never says LAST."""
+  """Resets itself in `step` after some steps, and never returns LAST."""
 
   def __init__(self, length: int):
     self._length = length
@@ -197,7 +198,7 @@ def test_stop_ends_an_episode_that_does_not_end_by_itself():
   episodes, _ = _play(
     _Constant(), [[3, 1000], [1000]], 4, max_steps=1000, should_stop=should_stop
   )
-  assert [episode.length for episode in episodes] == [3]  # that was over
+  assert [episode.length for episode in episodes] == [3]  # the finished one
   assert steps == 21
 
 
@@ -205,7 +206,7 @@ def test_stop_ends_an_episode_that_does_not_end_by_itself():
 
 
 class _Busy(helpers.ScriptedEnvironment):
-  """While it is stepped, the program goes on."""
+  """An environment in whose steps the learner and the actors make progress."""
 
   def __init__(self, episodes, learner, counter):
     super().__init__(episodes, image=False)
@@ -220,14 +221,14 @@ class _Busy(helpers.ScriptedEnvironment):
 
 class _Evaluated(NamedTuple):
   rows: list
-  returns: list[float]  # that were observed
-  parameters: list[float]  # a sum over those that played
+  returns: list[float]  # passed to `observe_return`
+  parameters: list[float]  # a sum over the first variable that played
   out: str
 
 
 @pytest.fixture(scope='module')
 def evaluated() -> _Evaluated:
-  """Three episodes, the second cut off, beside a learner of 5 steps already."""
+  """Three episodes, the second cut off; the learner has already taken 5 steps."""
   played = helpers.run(
     helpers.make_config(batch_size=2), [[helpers.Episode(8, True)]], image=False
   )
@@ -262,7 +263,7 @@ def evaluated() -> _Evaluated:
 
 def test_row_has_the_counts_of_the_parameters_that_played(evaluated):
   rows = evaluated.rows
-  # 5 steps before, then one of the learner's for each of the evaluator's.
+  # 5 learner steps before, then one for each step of the evaluator.
   assert [row['learner_steps'] for row in rows] == [5, 8, 14]
   assert [row['actor_steps'] for row in rows] == [100, 130, 190]
   assert [row['actor_frames'] for row in rows] == [400, 520, 760]
@@ -295,11 +296,11 @@ def test_row_has_no_column_that_the_log_lacks(evaluated):
 
 class _Saved(NamedTuple):
   workdir: pathlib.Path
-  networks: list[list[np.ndarray]]  # of ckpt-1, ckpt-2 …: their variables
+  networks: list[list[np.ndarray]]  # the variables of ckpt-1, ckpt-2 …
 
 
 def _save(workdir, config, spec, number=1) -> _Saved:
-  """Checkpoints of different networks, none as they are made."""
+  """Saves checkpoints of different networks, all unlike a new network."""
   learner = R2D2Builder(config, spec).make_learner(iter(()))
   checkpointer = checkpointing.Checkpointer(str(workdir), learner, {}, config)
   rng = np.random.default_rng(1)
@@ -379,7 +380,9 @@ def test_checkpoint_that_goes_while_it_is_read_gives_way_to_the_next(
 ):
   monkeypatch.setattr(checkpointing, '_READ_PAUSE', 0.0)
   find = checkpointing.find
-  answers = [[f'{checkpointing.directory(str(saved.workdir))}/ckpt-0']]  # just deleted
+  answers = [
+    [f'{checkpointing.directory(str(saved.workdir))}/ckpt-0']
+  ]  # a checkpoint that was just deleted
   monkeypatch.setattr(
     checkpointing, 'find', lambda workdir: answers.pop() if answers else find(workdir)
   )
@@ -389,7 +392,7 @@ def test_checkpoint_that_goes_while_it_is_read_gives_way_to_the_next(
   assert _equal(network, saved.networks[1])
 
 
-# Both.
+# `evaluate`.
 
 
 def _evaluate(saved, spec, seed=0, config=_CONFIG, **arguments):
@@ -405,7 +408,7 @@ def _evaluate(saved, spec, seed=0, config=_CONFIG, **arguments):
 
 
 def test_actions_are_the_greedy_ones_of_the_checkpoints_network(saved, _cues):
-  """The watcher's Q-values are those of an own unroll of what it saw."""
+  """The watcher's Q-values equal those of an unroll over what it saw."""
   seen = []
 
   def make_watcher(environment, checkpoint):
@@ -425,7 +428,9 @@ def test_actions_are_the_greedy_ones_of_the_checkpoints_network(saved, _cues):
       reward=tf.constant([timestep.reward or 0.0], tf.float32),
     )
     expected, state = network(observation, state)
-    np.testing.assert_allclose(q, expected[0], atol=1e-5)  # float32, another batch
+    np.testing.assert_allclose(
+      q, expected[0], atol=1e-5
+    )  # float32, in another batch size
     assert action == np.argmax(q)
     action_tm1 = action
   assert len({tuple(q) for _, q, _ in seen}) == 5
@@ -435,7 +440,7 @@ def test_seed_decides_the_episodes(saved, _cues):
   first, again, other = (_evaluate(saved, _cues, seed=seed) for seed in (3, 3, 4))
   assert first.episodes == again.episodes
   assert first.episodes != other.episodes
-  # Episodes of one evaluation differ too: each environment has a seed of its own.
+  # Episodes of one evaluation differ, because each environment has its own seed.
   assert set(first.returns) == {-1.0, 1.0}
 
 
@@ -457,7 +462,7 @@ _Q = np.array([-1.0, 1.0, 0.0], np.float32)
 
 
 def _bar_lengths(frame: np.ndarray, num_actions: int) -> list[int]:
-  """Of the rows of the panel, in pixels that are not black."""
+  """Returns the lengths of the panel's bars in pixels."""
   rows = [(i + 1) * video._ROW_HEIGHT + 10 for i in range(num_actions)]
   bars = frame[rows, -video._PANEL_WIDTH + 8 + video._NAME_WIDTH :]
   return [int(np.any(bar != 0, axis=-1).sum()) for bar in bars]
@@ -522,7 +527,7 @@ def test_elsewhere_the_observation_is_shown(make, shape):
 
 
 class _Still(dm_env.Environment):
-  """Shows one image."""
+  """An environment whose observation is always the same image."""
 
   def __init__(self, spec, image):
     self._spec, self._image = spec, image
@@ -553,7 +558,7 @@ class _Still(dm_env.Environment):
     ('float32', (0, 1), [0, 0.5, 1], [0, 128, 255]),
     ('float32', (-1, 1), [-1, 0, 1], [0, 128, 255]),
     ('float64', None, [0, 0.5, 1], [0, 128, 255]),
-    # Without bounds, what there is shows them.
+    # Without bounds, the values themselves are the bounds.
     ('float32', (-np.inf, np.inf), [-1, 0, 1], [0, 128, 255]),
     ('float32', None, [0, 50, 100], [0, 128, 255]),
   ],
@@ -601,6 +606,7 @@ for argv in json.loads(sys.argv[1]):
 
 _STARTS = {
   'video': ['--workdir={run}', '--episodes=3', '--seed=5', '--video'],
+  'animation': ['--workdir={run}', '--episodes=1', '--animation={empty}/a.gif'],
   'older': ['--workdir={run}', '--episodes=1', '--checkpoint=ckpt-1'],
   'epsilon': ['--workdir={run}', '--episodes=3', '--epsilon=0.9', '--seed=5'],
   'cut': ['--workdir={short}', '--episodes=2'],
@@ -619,6 +625,7 @@ _STARTS = {
   'above one': ['--workdir={run}', '--epsilon=1.1'],
   'no number': ['--workdir={run}', '--epsilon=nan'],
   'no epsilon': ['--workdir={run}', '--epsilon=much'],
+  'no folder': ['--workdir={run}', '--episodes=1', '--animation={empty}/x/a.gif'],
 }
 _REFUSALS = {
   'no seed': '--seed=-1: bad configuration: seed must not be negative',
@@ -635,6 +642,7 @@ _REFUSALS = {
   'above one': '--epsilon=1.1',
   'no number': '--epsilon=nan',
   'no epsilon': '--epsilon=much',
+  'no folder': 'No such file or directory',
 }
 
 
@@ -646,7 +654,7 @@ class _Ended(NamedTuple):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """That of `run`, a run of CartPole as a program left it."""
+  """A folder with workdirs of CartPole runs, as programs leave them."""
   folder = tmp_path_factory.mktemp('evaluate')
   (folder / 'empty').mkdir()
   spec = acme.make_environment_spec(make_gymnasium('CartPole-v1'))
@@ -666,7 +674,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ended(folder) -> dict[str, _Ended]:
-  """What each of `_STARTS` came to."""
+  """The code and the output of each of `_STARTS`."""
   before = _contents(folder / 'run')
   paths = {name: folder / 'empty' / name for name in _STARTS}
   arguments = []
@@ -696,7 +704,7 @@ def test_table_says_what_the_episodes_came_to(ended):
   lines = [line.split() for line in out.splitlines() if line.startswith('episode')]
   assert sorted(line[1] for line in lines) == ['0:', '1:', '2:']
   returns = [float(line[3]) for line in lines]
-  assert returns == [float(line[5]) for line in lines]  # a point for each step
+  assert returns == [float(line[5]) for line in lines]  # each step earns 1
   numbers = [line for line in out.splitlines() if line.startswith('│')]
   assert [float(x) for x in numbers[-1].strip('│').split('│')] == pytest.approx(
     [
@@ -738,8 +746,8 @@ def test_epsilon_can_be_given(ended):
   code, out, err = ended['epsilon']
   assert (code, err) == (0, '')
   assert 'epsilon=0.9' in out
-  assert 'epsilon=0' in ended['video'].out  # that of the config
-  # With the same seed, but for the random actions.
+  assert 'epsilon=0' in ended['video'].out  # the config's
+  # Same seed, but random actions.
   greedy, random = (
     sorted(line for line in text.splitlines() if line.startswith('episode'))
     for text in (ended['video'].out, out)
@@ -756,9 +764,20 @@ def test_video_has_a_frame_for_each_step_of_the_first_episode(ended, folder):
   while (frame := capture.read()[1]) is not None:
     frames.append(frame)
   assert len(frames) == int(first.split()[5])
-  # The position and speed in the first and the last: not one picture again and again.
+  # The first and the last frame differ: it is not one picture again and again.
   assert np.abs(frames[0].astype(int) - frames[-1]).max() > 50
   assert os.listdir(folder / 'run' / 'videos') == [path.name]
+
+
+def test_animation_has_a_frame_for_each_step_of_a_short_episode(ended, folder):
+  code, out, err = ended['animation']
+  assert (code, err) == (0, '')
+  path = folder / 'empty' / 'a.gif'
+  assert f'animation: {path}' in out
+  (line,) = [line for line in out.splitlines() if line.startswith('episode 0:')]
+  with Image.open(path) as image:
+    assert image.format == 'GIF'
+    assert image.n_frames == int(line.split()[5])
 
 
 @pytest.mark.parametrize('name', sorted(_REFUSALS))

@@ -1,4 +1,4 @@
-"""`launch/plot.py`: which rows count, what a curve is, and what the picture shows."""
+"""`launch/plot.py`: which rows count, how curves are made, and what is drawn."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ _COLUMNS = ('actor_frames', 'actor_steps', 'episode_return', 'epsilon', 'wall_ti
 def _write_run(
   workdir, returns, frames=None, environment='pong', label='evaluator', **config
 ):
-  """Episodes 100 s and, unless given, a million frames apart."""
+  """Writes a run whose episodes end every 100 s and, by default, million frames."""
   folder = workdir / 'logs' / label
   folder.mkdir(parents=True)
   config = {'seed': 0, 'n_step': 5, **config}
@@ -148,7 +148,7 @@ def test_axis_is_the_one_asked_for():
 
 def test_moving_mean_is_of_a_window_cut_off_at_the_ends():
   values = np.random.default_rng(0).normal(size=80)
-  half = 4  # of 80 / 10
+  half = 4  # half of 80 / 10
   expected = [values[max(0, i - half) : i + half + 1].mean() for i in range(80)]
   np.testing.assert_allclose(plotting.smooth(values), expected, atol=1e-12)
   few = np.array([3.0, -1.0, 2.0])
@@ -207,7 +207,7 @@ def test_picture_shows_each_group_in_both_halves_at_its_height(tmp_path):
   def rows_of(color, columns) -> np.ndarray:
     part = picture[:, columns]
     counts = (np.abs(part - np.array(color)).sum(axis=-1) < 12).sum(axis=1)
-    return np.flatnonzero(counts > width // 20)  # long lines: not the legend's
+    return np.flatnonzero(counts > width // 20)  # long lines, not those in the legend
 
   blue, orange = (31, 119, 180), (255, 127, 14)
   for columns in (slice(0, width // 2), slice(width // 2, width)):
@@ -243,5 +243,5 @@ def test_run_without_an_episode_does_not_hinder_the_others(tmp_path):
   _write_run(tmp_path / 'b', [1, 2])
   ended = _plot(tmp_path / 'a', tmp_path / 'b', f'--out={tmp_path}/out.png')
   assert ended.returncode == 0
-  assert ended.stderr == f'left out, without an episode yet: {tmp_path}/a\n'
+  assert ended.stderr == f'left out, no finished episode yet: {tmp_path}/a\n'
   assert (tmp_path / 'out.png').read_bytes().startswith(b'\x89PNG')

@@ -1,4 +1,4 @@
-"""The doctor finds what breaks in practice, survives it, and names the cure."""
+"""The doctor finds the faults that occur in practice, survives them and names cures."""
 
 import ast
 import importlib.metadata
@@ -28,7 +28,7 @@ def wrong_versions(monkeypatch):
 
 @pytest.fixture
 def libpython(monkeypatch, tmp_path):
-  """Pretends that this Python is uv's: libpython is there, but not found."""
+  """Pretends that this Python is uv's: libpython exists, but the loader misses it."""
   library = tmp_path / 'lib' / 'libpython3.10.so.1.0'
   library.parent.mkdir()
   library.write_text('the library')
@@ -147,7 +147,7 @@ def test_wrong_python_exits_with_one_line(version, capsys):
 
 
 def _modules_of_doctor():
-  """The files that `python -m r2d2_acme.system.doctor` loads before it can speak."""
+  """Returns the files that `python -m r2d2_acme.system.doctor` loads at its start."""
   program = (
     'import sys, r2d2_acme.system.doctor; '
     'print(*(m.__file__ for n, m in sys.modules.items() if n.startswith("r2d2_acme")))'

@@ -1,4 +1,4 @@
-"""`machine.py`, on trees as they are in containers, and on this machine."""
+"""`machine.py`: on file trees copied from containers, and on this machine."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from r2d2_acme.system import machine
 _MIB = 1 << 20
 _GIB = 1 << 30
 _MACHINE = 64 * _GIB
-_NO_LIMIT = str(2**63 - 4096)  # as version 1 says it
+_NO_LIMIT = str(2**63 - 4096)  # how version 1 expresses it
 _OTHERS = (
   '27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n'
   '22 27 0:21 / /proc rw,relatime shared:5 - proc proc rw\n'
@@ -39,7 +39,7 @@ def _v1(root: str = '/') -> str:
 
 @pytest.fixture
 def make_tree(tmp_path):
-  """`make_tree(cgroup, mountinfo, files)` is a root, with files in /sys/fs/cgroup."""
+  """`make_tree(cgroup, mountinfo, files)` makes a root with files in /sys/fs/cgroup."""
 
   def make(cgroup: str, mountinfo: str, files: Mapping[str, str]) -> pathlib.Path:
     tree = {
@@ -57,7 +57,7 @@ def make_tree(tmp_path):
 
 _V1_CGROUP = '4:memory:{0}\n3:cpuset:/\n2:cpu,cpuacct:{0}\n1:name=systemd:{0}\n'
 
-# What /proc and /sys/fs/cgroup say, and the quota and memory that it comes to.
+# The contents of /proc and /sys/fs/cgroup, and the quota and memory that follow.
 _TREES = {
   'no control groups': ('', _OTHERS, {}, math.inf, _MACHINE),
   'v2, root group': ('0::/\n', _v2(), {}, math.inf, _MACHINE),
@@ -108,7 +108,7 @@ _TREES = {
       'user.slice/cpu.max': '800000 100000\n',
       'user.slice/user-7.slice/cpu.max': '20000 10000\n',
       'user.slice/user-7.slice/run.scope/cpu.max': '400000 100000\n',
-      'user.slice/user-8.slice/cpu.max': '1000 100000\n',  # another user's
+      'user.slice/user-8.slice/cpu.max': '1000 100000\n',  # of another user
     },
     2.0,
     _MACHINE,
@@ -239,7 +239,6 @@ def test_cores_are_the_quota_rounded_up_within_the_affinity(
 
 
 def test_affinity_counts():
-  """Of a process that may run on one core only."""
   code = (
     'import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n'
     'from r2d2_acme.system import machine; print(machine.num_cores())'
@@ -252,7 +251,7 @@ def test_this_machine_is_seen_as_it_is():
   total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   assert 0 < machine.memory_limit() <= total
   assert 1 <= machine.num_cores() <= len(os.sched_getaffinity(0))
-  # What its control groups say, by another reading of the same files.
+  # Reads the limits of the control groups in another way from the same files.
   groups = [
     line.split(':', 2) for line in pathlib.Path('/proc/self/cgroup').open().readlines()
   ]

@@ -1,4 +1,4 @@
-"""`processes.py`: children end when their parent does, and theirs too."""
+"""`processes.py`: children and their descendants end when their parent does."""
 
 import json
 import os
@@ -137,7 +137,7 @@ def test_children_of_a_process_without_a_family_end_with_it_too():
 
 
 def test_guard_never_kills_the_parent_itself():
-  """Nor anything else while that lives, although its files were closed."""
+  """A closed pipe is not the parent's end: the parent and its family live on."""
   code = _ALONE.format(
     root=_ROOT,
     child='import os; print("ready", flush=True); os.closerange(3, 99)\n'
@@ -191,7 +191,7 @@ def test_what_a_child_leaves_is_killed_and_other_children_are_not():
       psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
     )
     assert other.poll() is None
-  assert other.wait(10) == -signal.SIGKILL  # at the end of `with`
+  assert other.wait(10) == -signal.SIGKILL  # killed at the end of `with`
 
 
 def test_what_a_child_started_without_a_mark_is_killed_with_it():
@@ -212,7 +212,7 @@ def test_child_has_a_session_of_its_own_and_no_hangup():
     assert child.poll() is None
 
 
-# Waits in its main thread, beside others, as nodes do.
+# Waits in its main thread while other threads run, as nodes do.
 _NODE = """
 import signal, threading, time
 stop = threading.Event()
@@ -257,7 +257,7 @@ def test_descendants_are_found_in_whatever_session():
 
 
 def test_library_beside_the_guard_does_not_hide_the_standard_one():
-  """`r2d2_acme/types.py` is in the guard's folder."""
+  """A `types.py` beside the guard's file must not hide that of the standard library."""
   ended = subprocess.run(
     [sys.executable, '-I', '-S', processes.__file__, 'none', '0', '0', 'marked'],
     stdin=subprocess.DEVNULL,

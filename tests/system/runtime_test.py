@@ -1,4 +1,4 @@
-"""`runtime.py`: what it finds out about the machine, and sets for this process."""
+"""`runtime.py`: what it detects on the machine and sets for this process."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from r2d2_acme.system import runtime
 
-# A user's, who has not imported what these tests have.
+# The environment of a user, without the variables that this process has set.
 _ENVIRON = {
   name: value
   for name, value in os.environ.items()
@@ -21,7 +21,7 @@ _AS_NOBODY = ['unshare', '--user', '--map-user=54321', '--map-group=54321']
 
 
 def _run(*command: str, **environ: str) -> tuple[str, str]:
-  """What a program writes to stdout and stderr; notices of TensorFlow are not."""
+  """Runs a program; returns its stdout and its stderr without TensorFlow's notices."""
   ended = subprocess.run(
     command,
     env={'TF_CPP_MIN_LOG_LEVEL': '3', **_ENVIRON, **environ},
@@ -63,14 +63,14 @@ def test_bfloat16_needs_the_flag_and_onednn(onednn):
     'launchpad, r2d2_acme.config',
     'reverb, r2d2_acme.agent, r2d2_acme.learning.learner',
     'os; import sonnet; from r2d2_acme import R2D2Config',
-    # Too late.
+    # The variable is set too late.
     'os, trfl; os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"; import r2d2_acme',
     'importlib, courier, r2d2_acme; importlib.reload(r2d2_acme)',
   ],
 )
 def test_tensorflow_before_r2d2_acme_is_one_line(modules):
   _, err = _python(f'import {modules}')
-  assert err.startswith('warning: TensorFlow was loaded before r2d2_acme')
+  assert err.startswith('warning: TensorFlow was imported before r2d2_acme')
   assert 'import r2d2_acme before' in err
   assert 'or export TF_ENABLE_ONEDNN_OPTS=1' in err
   assert err.count('\n') == 1
@@ -82,7 +82,7 @@ def test_tensorflow_before_r2d2_acme_is_one_line(modules):
     ('r2d2_acme, acme, tensorflow', None),
     ('r2d2_acme.learning.learner, tensorflow', None),
     ('tensorflow_probability, acme.specs, r2d2_acme', '1'),
-    # On purpose.
+    # The user turned oneDNN off.
     ('tensorflow, r2d2_acme', '0'),
     ('acme, r2d2_acme', 'False'),
   ],
@@ -93,19 +93,19 @@ def test_other_orders_are_silent(modules, onednn):
 
 
 def test_children_of_a_warned_process_use_onednn():
-  """Thus the nodes of a program do, whatever its launcher imported first."""
+  """A program's nodes inherit it, whatever their launcher imported first."""
   code = 'import launchpad, r2d2_acme'
   child = f'import subprocess, sys; {code}; subprocess.run([sys.executable, "-c", %r])'
   _, err = _python(child % code)
   assert err.count('warning') == 1
 
 
-# Without a home.
+# No home directory.
 
 
 @pytest.fixture
 def temporary_folder(tmp_path):
-  """What `tempfile` uses; short, and writable for all."""
+  """A temporary folder with a short path, which every user may write in."""
   folder = tempfile.mkdtemp()
   os.chmod(folder, 0o1777)
   yield folder
@@ -127,7 +127,7 @@ def test_caches_are_temporary_without_a_home(temporary_folder, home):
   assert {os.path.dirname(path) for path in caches} == {
     os.path.join(temporary_folder, f'r2d2_acme-{os.getuid()}-0')
   }
-  # The next process takes the same.
+  # The next process uses the same folder.
   assert json.loads(_python(_CACHES, **environ)[0]) == caches
   assert len(os.listdir(temporary_folder)) == 1
 
@@ -144,7 +144,7 @@ def test_caches_of_the_user_stay(tmp_path):
 
 
 def test_a_folder_that_others_can_write_is_not_used(temporary_folder):
-  """They could have put files into it."""
+  """Its owner could have put files into it."""
   name = os.path.join(temporary_folder, f'r2d2_acme-{os.getuid()}-')
   os.mkdir(f'{name}0', mode=0o700)
   os.chmod(f'{name}0', 0o777)

@@ -1,4 +1,4 @@
-"""`stopping.py`: what signals do to a program, in real processes."""
+"""`stopping.py`: how real processes react to signals."""
 
 import os
 import signal
@@ -97,14 +97,14 @@ def test_first_signal_asks_to_stop_and_says_so_unless_the_program_asks(run, numb
 def test_second_signal_quits(run, second):
   process = run(_REQUESTS.format(saving=100))
   process.send_signal(signal.SIGINT)
-  time.sleep(stopping._ONE_GESTURE + 0.2)
+  time.sleep(stopping._ONE_REQUEST + 0.2)
   process.send_signal(second)
   out, err = process.communicate(timeout=10)
   assert (process.returncode, out, err) == (130, '', stopping._STOPPING)
 
 
 def test_several_signals_of_one_gesture_are_one(run):
-  """A terminal that is closed sends SIGHUP, and so does its shell."""
+  """A closed terminal sends SIGHUP, and its shell sends another."""
   process = run(_REQUESTS.format(saving=1))
   for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
     process.send_signal(number)
@@ -144,7 +144,7 @@ def test_what_is_printed_to_nobody_is_lost_and_no_error(run):
   assert process.stderr.read() == ''
 
 
-# Programs with children that save nothing.
+# Programs that have children and nothing to save.
 
 _LAUNCH = helpers.LAUNCH
 _PROGRAMS = {
@@ -161,7 +161,7 @@ _PROGRAMS = {
 
 @pytest.mark.parametrize(('name', 'code'), _PROGRAMS.items())
 def test_program_ends_quietly_in_its_first_moments(tmp_path, name, code):
-  """There is nothing to save: those that would save end with code 0."""
+  """Programs that save when they are stopped end with code 0, others with 128 + 15."""
   with subprocess.Popen(
     [sys.executable, _LAUNCH / name],
     cwd=tmp_path,

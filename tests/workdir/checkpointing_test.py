@@ -1,4 +1,4 @@
-"""What a checkpoint brings back, and what happens when it is damaged."""
+"""What a checkpoint restores, and what happens when it is damaged."""
 
 import collections
 import contextlib
@@ -33,11 +33,11 @@ _CONFIG = helpers.make_config(
   trace_length=2,
   sequence_period=2,
   batch_size=4,
-  checkpoint_period=1e-6,  # seconds: each is due, and stays
+  checkpoint_period=1e-6,  # seconds: every checkpoint is due, and kept
 )
 _ROWS = _CONFIG.sequence_length + 1
 _HOUR = 3600  # seconds
-_NEVER = 1e9  # seconds: none is due
+_NEVER = 1e9  # seconds: no checkpoint is due
 
 
 def _make_batch(seed: int) -> Batch:
@@ -74,7 +74,7 @@ def _make_learner(batches=()) -> R2D2Learner:
 
 
 def _sit_down(workdir: pathlib.Path, batches=(), **overrides: Any) -> _Sitting:
-  """As the program does, with these fields of the config."""
+  """Starts a learner and its checkpointer as the program does."""
   counts = checkpointing.verify(str(workdir))
   learner = _make_learner(batches)
   checkpointer = checkpointing.Checkpointer(
@@ -85,14 +85,14 @@ def _sit_down(workdir: pathlib.Path, batches=(), **overrides: Any) -> _Sitting:
 
 
 def _save_at(sitting: _Sitting, learner_step: int, **counts: float):
-  """Saves at that step, as if the learner had taken it."""
+  """Sets the learner's number of steps and saves."""
   with sitting.learner.locked:
     sitting.learner.state['num_steps'].assign(learner_step)
   sitting.checkpointer.save({**sitting.counter.get_counts(), **counts}, force=True)
 
 
 def _state(learner: R2D2Learner):
-  """Copies of all variables that decide what the learner does next."""
+  """Copies all variables that decide what the learner does next."""
   with learner.locked:
     optimizer = learner.state['optimizer']
     return {
@@ -114,13 +114,13 @@ def _differ(a, b) -> list[str]:
 
 class _Saved(NamedTuple):
   workdir: pathlib.Path
-  states: dict[int, dict]  # by learner step; 1 … 4 were saved
-  last: dict  # one step after the last that was saved
+  states: dict[int, dict]  # keys are learner steps; 1 … 4 were saved
+  last: dict  # the state one step after the last checkpoint
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory) -> _Saved:
-  """A first sitting: a checkpoint after each of 4 steps, and one step more."""
+  """A first sitting of 5 steps, with a checkpoint after each of the first 4."""
   workdir = tmp_path_factory.mktemp('first')
   sitting = _sit_down(workdir, [_make_batch(seed) for seed in range(5)])
   sitting.counter.increment(actor_steps=123)
@@ -136,7 +136,7 @@ def saved(tmp_path_factory) -> _Saved:
 
 @pytest.fixture
 def workdir(saved, tmp_path) -> pathlib.Path:
-  """A copy of the first sitting's."""
+  """A copy of the first sitting's workdir."""
   return shutil.copytree(saved.workdir, tmp_path / 'workdir')
 
 
@@ -165,7 +165,7 @@ def test_files_are_where_the_next_start_looks_and_only_the_newest_are_kept(saved
 def test_checkpoint_of_another_network_is_refused(workdir):
   builder = R2D2Builder(_CONFIG, helpers.make_spec(image=False))
   other = builder.make_learner(iter(()))
-  # What an older version called otherwise.
+  # Names that older versions used.
   other.state['network'].renamed = snt.Linear(3)
   other.state['network'].renamed(tf.zeros([1, 2]))
   counts = checkpointing.verify(str(workdir))
@@ -184,7 +184,7 @@ def test_tenth_checkpoint_is_newer_than_the_ninth(tmp_path):
 
 
 def test_new_learner_goes_on_exactly_where_the_last_one_was(saved, workdir):
-  # The learner draws nothing: what follows a checkpoint is the same, bit for bit.
+  # The learner draws no random numbers, so a resumed run is the same, bit for bit.
   resumed = _sit_down(workdir, [_make_batch(4)])
   assert resumed.learner.num_steps == 4
   assert not _differ(_state(resumed.learner), saved.states[4])
@@ -205,7 +205,9 @@ def test_what_is_compared_here_does_change(saved):
 
 def test_counts_come_back_with_the_learners_own_steps(workdir):
   counts = checkpointing.verify(str(workdir))
-  assert counts['learner_steps'] == 4  # although the counts were told at 1
+  assert (
+    counts['learner_steps'] == 4
+  )  # although `save` was last given the counts of step 1
   assert counts['actor_steps'] == 123
   assert counts['wall_time'] > 0
 
@@ -337,7 +339,7 @@ def test_what_was_set_aside_stays_when_going_back_again(workdir):
   folder = checkpointing.directory(str(workdir))
   for _ in range(2):
     checkpointing.go_back(str(workdir), os.path.join(folder, 'ckpt-3'))
-    _save_at(_sit_down(workdir), 4)  # another ckpt-4
+    _save_at(_sit_down(workdir), 4)  # a second ckpt-4
     assert _names(workdir)[-1] == 'ckpt-4'
   names = [os.path.basename(path) for path in _contents(workdir)]
   assert names.count('ckpt-4.index') == 3
@@ -351,7 +353,7 @@ def test_going_back_to_what_is_not_there_names_what_is(workdir):
   assert _contents(workdir) == before
 
 
-# When it saves, and what it keeps.
+# When checkpoints are saved and which are kept.
 
 
 def test_start_and_stop_without_a_step_write_nothing(workdir):
@@ -413,7 +415,7 @@ def test_one_is_kept_every_so_many_hours_of_the_run_over_all_sittings(
     _CONFIG, checkpoint_keep_period=period, num_checkpoints=1
   )
   learner = _make_learner()
-  for step in range(1, 10):  # each in a sitting of its own, half an hour apart
+  for step in range(1, 10):  # each in its own sitting, half an hour apart
     checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
     with learner.locked:
       learner.state['num_steps'].assign(step)
@@ -439,7 +441,7 @@ def test_short_sittings_leave_the_checkpoints_of_a_long_one(tmp_path):
   for number, minute in enumerate((50.1, 50.2, 50.3), start=26):
     sit(minute)
     assert _names(tmp_path) == ['ckpt-24', 'ckpt-25', f'ckpt-{number}']
-  sit(52.4)  # two periods after ckpt-25, and more than one after ckpt-28
+  sit(52.4)  # 2 periods after ckpt-25, over 1 after ckpt-28
   assert _names(tmp_path) == ['ckpt-24', 'ckpt-25', 'ckpt-29']
 
 
@@ -453,7 +455,7 @@ def test_none_more_an_hour_leaves_those_that_were_kept(tmp_path):
     with learner.locked:
       learner.state['num_steps'].assign(step)
     checkpointer.save({'wall_time': step * _HOUR}, force=True)
-  # The fourth was the newest then, and kept for that only.
+  # The fourth was kept only because it was the newest at that time.
   assert _names(tmp_path) == ['ckpt-1', 'ckpt-2', 'ckpt-3', 'ckpt-7']
 
 
@@ -466,7 +468,7 @@ def test_files_of_the_users_stay(workdir):
 
 
 def test_time_passes_although_the_programs_counter_has_none(tmp_path):
-  """A counter of the caller's may have got `wall_time` from a checkpoint."""
+  """The caller's counter may have restored its `wall_time` from a checkpoint."""
   sitting = _sit_down(tmp_path)
   wall_times = []
   for step in (1, 2):
@@ -500,7 +502,7 @@ def test_old_checkpoint_that_cannot_be_read_hinders_nothing(workdir):
   assert _names(workdir) == ['ckpt-2', 'ckpt-3', 'ckpt-4', 'ckpt-5']
 
 
-# The best.
+# The best checkpoint.
 
 
 def _read_best(workdir: pathlib.Path) -> dict[str, Any]:
@@ -522,7 +524,7 @@ def test_best_is_the_checkpoint_at_the_highest_mean_of_so_many_episodes(tmp_path
     with sitting.learner.locked:
       sitting.learner.state['num_steps'].assign(step)
     _observe(sitting, value)
-    sitting.checkpointer.save(counts)  # is not due but for the best
+    sitting.checkpointer.save(counts)  # due only because of the new best
     if (tmp_path / 'checkpoints/learner/best.json').exists():
       best = _read_best(tmp_path)
       means[best['learner_steps']] = best['mean_return']
@@ -553,7 +555,7 @@ def test_best_of_another_number_of_episodes_is_no_measure(tmp_path):
   _save_at(sitting, 1)
   sitting = _sit_down(tmp_path, num_best_episodes=3)
   _save_at(sitting, 2)
-  assert _read_best(tmp_path)['learner_steps'] == 1  # until there is another
+  assert _read_best(tmp_path)['learner_steps'] == 1  # until there is a better one
   _observe(sitting, 12, 12)
   _save_at(sitting, 3)
   assert _read_best(tmp_path)['mean_return'] == 15
@@ -573,13 +575,13 @@ def test_best_so_far_and_the_last_returns_survive_a_resume(tmp_path):
   sitting = _sit_down(tmp_path, num_best_episodes=2)
   _observe(sitting, 4, 6)
   _save_at(sitting, 1)
-  _observe(sitting, 7, 0)  # 6.5 is a new best; 0 is the last return
+  _observe(sitting, 7, 0)  # 6.5 is a new best mean; the last return is 0
   _save_at(sitting, 2)
   sitting = _sit_down(tmp_path, num_best_episodes=2)
-  _observe(sitting, 12)  # with the 0 from before it is 6
+  _observe(sitting, 12)  # the mean with that 0 is 6
   _save_at(sitting, 3)
   assert _read_best(tmp_path)['learner_steps'] == 2
-  _observe(sitting, 2)  # 7
+  _observe(sitting, 2)  # the mean is 7
   _save_at(sitting, 4)
   assert _read_best(tmp_path)['mean_return'] == 7
   assert _read_best(tmp_path)['learner_steps'] == 4
@@ -593,7 +595,7 @@ def test_checkpoint_of_this_very_step_becomes_the_best_without_another(tmp_path)
   sitting.checkpointer.save()
   assert len(_names(tmp_path)) == len(before) == 1
   assert [_read_best(tmp_path)['checkpoint']] == _names(tmp_path)
-  sitting.checkpointer.save({'actor_steps': 7}, force=True)  # the same step
+  sitting.checkpointer.save({'actor_steps': 7}, force=True)  # the same learner step
   assert [_read_best(tmp_path)['checkpoint']] == _names(tmp_path)
 
 
@@ -645,7 +647,7 @@ def test_going_back_sets_a_later_best_aside(workdir, name, best):
   aside = [path.name for path in folder.glob('set_aside_*/*.*')]
   assert ('best.json' in aside) == (best is None)
   assert 'ckpt-4.index' in aside
-  if best is None:  # then whatever comes next is the best that there is
+  if best is None:  # then the next mean is the best in any case
     sitting = _sit_down(workdir, num_best_episodes=1)
     _observe(sitting, -100)
     sitting.checkpointer.save()
@@ -698,11 +700,11 @@ def test_best_that_was_deleted_is_none(workdir):
   assert _read_best(workdir)['mean_return'] == 1
 
 
-# What is written, and how.
+# What is written and in which order.
 
 
 def test_nothing_is_a_checkpoint_before_all_of_it_is_there(tmp_path):
-  """Looks on, from another thread, while checkpoints are written and deleted."""
+  """Lists the folder in another thread while checkpoints are written and deleted."""
   sitting = _sit_down(tmp_path, num_checkpoints=2)
   _save_at(sitting, 1)
   done, found = threading.Event(), []
@@ -744,7 +746,7 @@ def test_what_a_killed_process_left_unfinished_is_cleared(workdir):
 
 @contextlib.contextmanager
 def _full_disk():
-  """Lets no file become longer than 2,000 bytes."""
+  """Limits the size of files to 2,000 bytes."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
   try:
@@ -766,12 +768,12 @@ def test_full_disk_is_said_and_leaves_what_there_was(workdir):
   assert checkpointing.verify(str(workdir))['learner_steps'] == 5
 
 
-# What is no damage is not called so.
+# System errors are not reported as damage.
 
 
 @contextlib.contextmanager
 def _no_more_files(number: int):
-  """Lets this process open only so many files more."""
+  """Limits how many more files this process may open."""
   limits = resource.getrlimit(resource.RLIMIT_NOFILE)
   highest = max(map(int, os.listdir('/proc/self/fd')))
   resource.setrlimit(resource.RLIMIT_NOFILE, (highest + number, limits[1]))
@@ -840,7 +842,7 @@ def test_checkpoint_of_other_sizes_is_refused(workdir):
 
 
 class _Bomb:
-  """Pickles to what makes a folder when it is loaded."""
+  """An object whose pickle makes a folder when it is loaded."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -850,7 +852,7 @@ class _Bomb:
 
 
 class _Pickled(tf.train.experimental.PythonState):
-  """As Acme's checkpointer keeps what is no variable."""
+  """Saves a Python object in the way of Acme's checkpointer."""
 
   def __init__(self, content: bytes):
     self._content = content
@@ -863,7 +865,7 @@ class _Pickled(tf.train.experimental.PythonState):
 
 
 def _write_foreign(workdir: pathlib.Path, **contents: Any):
-  """The newest checkpoint, with these contents instead of what we write."""
+  """Writes a newest checkpoint with these contents instead of ours."""
   contents = {'counts': b'{"learner_steps": 1}', 'returns': b'[]', **contents}
   states = {
     name: x if isinstance(x, _Pickled) else tf.Variable(x)
@@ -893,11 +895,13 @@ def test_pickled_counts_are_refused_and_not_loaded(tmp_path, kind, protocol):
     with pytest.raises(checkpointing.CheckpointError) as error:
       read()
     assert '\n' not in str(error.value)
-    assert 'another version of r2d2_acme; go on with that one, or' in str(error.value)
+    assert 'another version of r2d2_acme; continue with that one, or' in str(
+      error.value
+    )
     assert 'corrupt' not in str(error.value)
   assert not flag.exists()
   pickle.loads(content)
-  assert flag.exists()  # the test is right
+  assert flag.exists()  # so unpickling would have been noticed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`locking.py`: who may write in a workdir, in real processes."""
+"""`locking.py`: which of several real processes may write in a workdir."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from r2d2_acme.experiment import BadInput, Experiment
 from r2d2_acme.workdir import locking, sittings
 from tests import helpers
 
-# Takes a lock, says so, and keeps it until its input ends.
+# Takes a lock, prints so, and keeps it until its input ends.
 _HOLDER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -37,7 +37,7 @@ _ACTOR = 'locking.hold({workdir!r}, "actor", {index})'
 
 @contextlib.contextmanager
 def _holding(take: str, workdir: pathlib.Path, **values):
-  """Yields the pid of a process that takes a lock, and what it says."""
+  """Yields the pid of a process that takes a lock, and its output."""
   code = take.format(workdir=str(workdir), **values)
   with subprocess.Popen(
     [sys.executable, '-c', _HOLDER.format(root=_ROOT, take=code)],
@@ -58,7 +58,7 @@ def _holding(take: str, workdir: pathlib.Path, **values):
     (_LEARNER, _PROGRAM),
     (_ACTOR, _PROGRAM),
     (_LEARNER, _LEARNER),
-    # Its own nodes are children of the program; these are others.
+    # A program's own nodes are its children; these processes are not.
     (_PROGRAM, _LEARNER),
   ],
 )
@@ -69,7 +69,7 @@ def test_second_writer_is_refused_and_told_by_which_process(tmp_path, first, sec
       assert f'another program runs in {tmp_path} (process {pid}): ' in said
       assert '--workdir' in said
   with _holding(second, tmp_path, index=0) as (_, said):
-    assert said == 'held'  # free again
+    assert said == 'held'  # the lock is free again
 
 
 def test_nodes_of_one_program_hold_theirs_beside_it(tmp_path):
@@ -141,7 +141,7 @@ def test_agent_by_hand_keeps_others_out_as_long_as_it_lives(tmp_path):
 
 @pytest.mark.parametrize('holder', [_PROGRAM, _LEARNER])
 def test_program_made_by_hand_is_refused_and_begins_no_sitting(tmp_path, holder):
-  """Readers of the logs would cut the other program's rows at its start."""
+  """Otherwise readers of the logs would cut off the other program's rows."""
   with _holding(holder, tmp_path) as (pid, _):
     with pytest.raises(BadInput, match=str(pid)):
       program.make_program(

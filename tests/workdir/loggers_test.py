@@ -1,4 +1,4 @@
-"""Rows reach the terminal, the CSV file and TensorBoard, in a second sitting too."""
+"""Rows reach the terminal, the CSV file and TensorBoard, also in a second sitting."""
 
 import csv
 import glob
@@ -21,7 +21,7 @@ def _read_csv(workdir, label: str) -> list[dict[str, str]]:
 
 
 def _read_scalars(workdir, label: str) -> dict[str, list[tuple[int, float]]]:
-  """(step, value) pairs by tag."""
+  """Returns pairs of step and value by tag."""
   scalars: dict[str, list[tuple[int, float]]] = {}
   for path in sorted(glob.glob(os.path.join(workdir, 'tb', label, 'events.*'))):
     for event in tf.compat.v1.train.summary_iterator(path):
@@ -53,7 +53,7 @@ def test_second_sitting_appends_in_the_same_columns(tmp_path):
   first.write({'episode_return': 1.5, 'actor_steps': 10, 'actor_episodes': 1})
   first.close()
   second = loggers.make_logger(str(tmp_path), 'actor')
-  second.write({'actor_steps': 20})  # it has not counted the rest yet
+  second.write({'actor_steps': 20})  # the other counts are not known yet
   second.close()
   rows = _read_csv(tmp_path, 'actor')
   assert [row['actor_steps'] for row in rows] == ['10', '20']
@@ -79,13 +79,16 @@ def test_each_node_has_its_own_files(tmp_path):
   ],
 )
 def test_tensorboard_counts_in_the_roles_steps(tmp_path, role, step):
-  counts = {'learner_steps': 2**24 + 1, 'actor_steps': 2**33 + 1}  # no float32 has them
+  counts = {
+    'learner_steps': 2**24 + 1,
+    'actor_steps': 2**33 + 1,
+  }  # float32 cannot hold them
   logger = loggers.make_logger(str(tmp_path), role)
   logger.write({**counts, 'wall_time': 0.5})
   logger.close()
   scalars = _read_scalars(tmp_path, role)
   assert scalars[f'{role}/WallTime'] == [(counts[step], 0.5)]
-  assert len(scalars) == len(loggers.COLUMNS[role]) - 1  # the step is the axis
+  assert len(scalars) == len(loggers.COLUMNS[role]) - 1  # the steps are the x-axis
 
 
 def test_terminal_gets_at_most_a_line_a_second_and_files_get_all(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Paths: whatever the file system allows works, with every library that opens it."""
+"""Every path that the file system allows works with every library that opens it."""
 
 import argparse
 import csv
@@ -35,7 +35,7 @@ def learner():
 @pytest.mark.parametrize('name', _NAMES, ids=ascii)
 def test_any_folder_is_a_workdir(tmp_path, name, learner):
   path = tmp_path / name
-  os.makedirs(tmp_path / 'ab')  # what some of the names match as patterns
+  os.makedirs(tmp_path / 'ab')  # some of the names match it as patterns
   run = str(path)
   _check_checkpoints(run, learner)
   _check_logs(run)
@@ -83,7 +83,7 @@ def _check_video(run: str):
 
 
 def _write_run(run: str, environment: str):
-  """What `plot.py` reads, of a single episode."""
+  """Writes what `plot.py` reads, with a single episode."""
   os.makedirs(os.path.join(run, 'logs', 'evaluator'))
   stored = {'environment': {'env': environment}, 'config': {'seed': 0}}
   pathlib.Path(run, 'config.json').write_text(json.dumps(stored))
@@ -107,7 +107,7 @@ def test_any_folder_can_be_plotted_and_printed(tmp_path):
 
 
 def test_legend_names_workdirs_as_they_are_called(tmp_path, monkeypatch):
-  """Matplotlib hides labels such as `_a`, and takes `$a$` for a formula."""
+  """Matplotlib hides labels such as `_a` and reads `$a$` as a formula."""
   monkeypatch.chdir(tmp_path)
   for name in ('_a', '$b$', 'c'):
     _write_run(name, name)
@@ -179,7 +179,9 @@ def test_refusal_is_one_line_that_names_the_cure(path, expected):
 
 def test_without_any_home_it_is_said(monkeypatch):
   monkeypatch.delenv('HOME')
-  monkeypatch.setattr(os, 'getuid', lambda: 3_999_999)  # who has no entry in passwd
+  monkeypatch.setattr(
+    os, 'getuid', lambda: 3_999_999
+  )  # a user without an entry in passwd
   with pytest.raises(paths.BadWorkdir, match='no home folder for ~/x: give the whole'):
     paths.resolve('~/x')
 

@@ -18,7 +18,7 @@ from r2d2_acme.workdir import loggers, sittings
 
 
 def _counts(steps: int) -> dict[str, float]:
-  """As they may be after so many environment steps."""
+  """Returns plausible counts after so many environment steps."""
   return {
     'wall_time': steps / 10 + 0.5,
     'actor_steps': steps,
@@ -28,7 +28,7 @@ def _counts(steps: int) -> dict[str, float]:
 
 
 def _write(workdir, sitting, steps, role='evaluator', index=0):
-  """A row at each of these steps, with the steps as its return or loss."""
+  """Writes a row at each of these steps, whose return or loss equals the steps."""
   logger = loggers.make_logger(str(workdir), role, index, sitting=sitting)
   for step in steps:
     value = {'loss' if role == 'learner' else 'episode_return': float(step)}
@@ -37,7 +37,7 @@ def _write(workdir, sitting, steps, role='evaluator', index=0):
 
 
 def _read(workdir, label='evaluator') -> list[float]:
-  """The returns or losses that count."""
+  """Reads the returns or losses of the rows that count."""
   column = 'loss' if label == 'learner' else 'episode_return'
   return sittings.read_rows(str(workdir), label, [column])[:, 0].tolist()
 
@@ -131,7 +131,7 @@ def test_starts_at_the_same_time_have_different_numbers(tmp_path):
 
 
 def test_rows_of_an_abandoned_timeline_do_not_count(tmp_path):
-  """Even before the new one has got as far, or has written anything at all."""
+  """They are left out even before the new sitting has written anything."""
   workdir = str(tmp_path)
   first = loggers.begin_sitting(workdir, {})
   _write(tmp_path, first, [10, 20, 30, 40])
@@ -139,12 +139,12 @@ def test_rows_of_an_abandoned_timeline_do_not_count(tmp_path):
   assert _read(tmp_path) == [10, 20]
   _write(tmp_path, second, [28, 50])
   assert _read(tmp_path) == [10, 20, 28, 50]
-  loggers.begin_sitting(workdir, _counts(55))  # nothing is abandoned
+  loggers.begin_sitting(workdir, _counts(55))  # abandons nothing
   assert _read(tmp_path) == [10, 20, 28, 50]
-  last = loggers.begin_sitting(workdir, _counts(15))  # before both
+  last = loggers.begin_sitting(workdir, _counts(15))  # abandons rows of both
   _write(tmp_path, last, [16])
   assert _read(tmp_path) == [10, 16]
-  assert len(_log(tmp_path).read_text().splitlines()) == 8  # nothing is lost
+  assert len(_log(tmp_path).read_text().splitlines()) == 8  # the file keeps all rows
 
 
 def test_everything_is_abandoned_where_there_was_no_checkpoint(tmp_path):
@@ -163,7 +163,7 @@ def test_learner_rows_are_cut_at_its_own_steps(tmp_path):
 
 
 def test_what_the_checkpoint_had_not_counted_cuts_nothing(tmp_path):
-  """As where an environment loop has a counter that the agent does not know."""
+  """Such a checkpoint comes from an agent that does not share the loop's counter."""
   _write(tmp_path, loggers.begin_sitting(str(tmp_path), {}), [10, 20])
   loggers.begin_sitting(str(tmp_path), {'wall_time': 9.0, 'learner_steps': 9})
   assert _read(tmp_path) == [10, 20]
@@ -189,7 +189,7 @@ def test_rows_without_sittings_keep_their_order_rule_and_are_cut_too(tmp_path):
   with open(path, 'w', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(columns)
-    for steps in (10, 20, 30, 15, 25, 40):  # it went back after 30
+    for steps in (10, 20, 30, 15, 25, 40):  # the run went back after 30
       row = {**_counts(steps), 'episode_return': float(steps)}
       writer.writerow([row[column] for column in columns])
   old = path.read_bytes()
@@ -215,7 +215,7 @@ def _write_until_killed(workdir):
   logger = loggers.make_logger(workdir, 'evaluator', sitting=0)
   logger.write({'episode_return': 1.0, **_counts(10)})
   with open(_log(workdir), 'a') as file:
-    file.write('4321,80,20')  # as the system had taken in so much of a row
+    file.write('4321,80,20')  # the beginning of a row
   os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -276,7 +276,7 @@ def _points_in_python(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]
 
 
 def _points_in_rust(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-  """As TensorBoard's data server has them, which it reads with by default."""
+  """Reads with TensorBoard's data server, its default reader."""
   ingester = server_ingester.SubprocessServerDataIngester(
     server_binary=server_ingester.get_server_binary(),
     logdir=str(folder.parent),
@@ -285,7 +285,7 @@ def _points_in_rust(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     samples_per_plugin={},
     extra_flags=[],
   )
-  ingester.start()  # returns when it has read everything once
+  ingester.start()  # returns after it has read everything once
   try:
     tags = ingester.data_provider.read_scalars(
       context.RequestContext(),
@@ -298,7 +298,7 @@ def _points_in_rust(folder: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
       for tag, points in tags.items()
     }
   finally:
-    ingester._stdin_handle.close()  # it ends then
+    ingester._stdin_handle.close()  # ends the server
 
 
 _READERS = {'python': _points_in_python, 'rust': _points_in_rust}
@@ -307,7 +307,7 @@ _READERS = {'python': _points_in_python, 'rust': _points_in_rust}
 @pytest.mark.parametrize('reader', _READERS)
 @pytest.mark.parametrize('role', ['learner', 'actor', 'evaluator'])
 def test_tensorboard_forgets_what_was_abandoned(tmp_path, role, reader):
-  """Also where the new sitting has not got as far, and the second time."""
+  """This also holds before the new sitting reaches those steps, and a second time."""
   points = _READERS[reader]
   tag = f'{role}/Loss' if role == 'learner' else f'{role}/EpisodeReturn'
   step = (lambda steps: steps // 5) if role == 'learner' else (lambda steps: steps)
@@ -325,7 +325,9 @@ def test_tensorboard_forgets_what_was_abandoned(tmp_path, role, reader):
   _write(tmp_path, third, [55], role)
   found = points(folder)
   assert found[tag] == expected(10, 20, 45, 55)
-  assert len({len(of_tag) for of_tag in found.values()}) == 1  # in all curves
+  assert (
+    len({len(of_tag) for of_tag in found.values()}) == 1
+  )  # all curves have the same length
 
 
 @pytest.mark.parametrize('reader', _READERS)
@@ -354,9 +356,11 @@ def test_tensorboard_that_watches_sees_the_same(tmp_path):
 
 @pytest.mark.parametrize('reader', _READERS)
 def test_tensorboard_forgets_in_folders_of_earlier_versions(tmp_path, reader):
-  """They have no session's start, and files that TensorFlow has named."""
+  """Older versions wrote no session start and left the file names to TensorFlow."""
   folder = tmp_path / 'tb' / 'evaluator'
-  _write(tmp_path, loggers.begin_sitting(str(tmp_path), {}), [10, 20, 30])  # its log
+  _write(
+    tmp_path, loggers.begin_sitting(str(tmp_path), {}), [10, 20, 30]
+  )  # the CSV log
   for path in folder.iterdir():
     path.unlink()
   logger = tf_summary.TFSummaryLogger(str(folder), 'evaluator', steps_key='actor_steps')
