@@ -7,6 +7,8 @@ resumes the others. Flags that are not listed here, such as --num_actors=4, are 
 on to launch/atari_distributed.py.
 """
 
+import preamble  # noqa: F401
+
 import argparse
 import csv
 import dataclasses
@@ -21,27 +23,18 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import TYPE_CHECKING, TypeVar, get_type_hints
 
-_STOPPED = 'stopped: start again with the same --workdir to continue'
+from rich import console, table
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once(0, f'{_STOPPED}\n')
-doctor.check_installation()
-
-from rich import console, table  # noqa: E402
-
-from r2d2_acme.results import atari_scores  # noqa: E402
-from r2d2_acme.system import machine, processes, runtime  # noqa: E402
-from r2d2_acme.workdir import paths  # noqa: E402
+from r2d2_acme.results import atari_scores
+from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.workdir import paths
 
 if TYPE_CHECKING:
   from r2d2_acme.results import evaluation
 
 _T = TypeVar('_T')
 _U = TypeVar('_U')
+_STOPPED = 'stopped: start again with the same --workdir to continue'
 _PROGRAM = pathlib.Path(__file__).parent / 'atari_distributed.py'
 _TABLE = 'scores.csv'
 _PATIENCE = 25.0  # seconds that a game's program may take to stop if this one is killed
@@ -430,4 +423,5 @@ def _parse_games(given: str | None) -> list[str]:
 
 
 if __name__ == '__main__':
+  stopping.end_at_once(0, f'{_STOPPED}\n')
   sys.exit(main())

@@ -3,23 +3,16 @@
 python launch/atari_distributed.py --lp_launch_type=local_mp --game=pong
 """
 
+import preamble  # noqa: F401
+
 import os
-import sys
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once(0)  # there is nothing to save yet
-doctor.check_installation()
+import experiment_flags
+from absl import flags
 
-import experiment_flags  # noqa: E402
-from absl import flags  # noqa: E402
-
-from r2d2_acme import program  # noqa: E402
-from r2d2_acme.running import launching  # noqa: E402
-from r2d2_acme.system import machine, runtime  # noqa: E402
+from r2d2_acme import program
+from r2d2_acme.running import launching
+from r2d2_acme.system import machine, runtime
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
 

@@ -3,6 +3,8 @@
 python launch/benchmark.py [actor learner ...]
 """
 
+import preamble  # noqa: F401
+
 import argparse
 import contextlib
 import importlib.util
@@ -12,13 +14,7 @@ import pathlib
 import sys
 import time
 
-try:
-  from r2d2_acme.system import doctor
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-doctor.check_installation()
-
-from r2d2_acme.system import runtime  # noqa: E402
+from r2d2_acme.system import runtime
 
 PARTS = (
   'actor',

@@ -172,3 +172,34 @@ def _config_from_flags(
     return dataclasses.replace(start, **{**free, **given})
   except (TypeError, ValueError) as error:
     raise BadInput(str(error)) from error
+
+
+def override(config: R2D2Config, **given: flags.FlagHolder | flags.Flag) -> R2D2Config:
+  """Returns a config with the values of flags, by field, where these have one.
+
+  Raises:
+    BadInput: a value is out of its field's bounds.
+  """
+  for field, flag in given.items():
+    if flag.value is not None:
+      try:
+        config = dataclasses.replace(config, **{field: flag.value})
+      except ValueError as error:  # NaN is within all bounds of absl's
+        raise BadInput(f'--{flag.name}={flag.value}: {error}') from error
+  return config
+
+
+def refuse_all_but(*names: str):
+  """Refuses the flags of this module that a program reads from a workdir instead.
+
+  Raises:
+    BadInput: one that is not among `names` is given.
+  """
+  shared = flags.FLAGS.flags_by_module_dict()[__name__]
+  unused = [flag.name for flag in shared if flag.present and flag.name not in names]
+  overridden = config_flags.get_override_values(flags.FLAGS['config'])
+  unused += [f'config.{name}' for name in overridden]
+  if unused:
+    raise BadInput(
+      f'--{unused[0]} cannot be changed here: the config is that of --workdir'
+    )

@@ -3,21 +3,15 @@
 python launch/plot.py runs/pong 'runs/breakout_*' --out=curves.png
 """
 
+import preamble  # noqa: F401
+
 import argparse
 import sys
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once()
-doctor.check_installation()
-
-from r2d2_acme.results import plotting  # noqa: E402
-from r2d2_acme.system import runtime  # noqa: E402
-from r2d2_acme.workdir import paths  # noqa: E402
-from r2d2_acme.workdir.paths import shown  # noqa: E402
+from r2d2_acme.results import plotting
+from r2d2_acme.system import runtime
+from r2d2_acme.workdir import paths
+from r2d2_acme.workdir.paths import shown
 
 
 def main() -> int:

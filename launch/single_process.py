@@ -3,21 +3,13 @@
 python launch/single_process.py --env=CartPole-v1
 """
 
-import sys
+import preamble  # noqa: F401
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once(0)  # there is nothing to save yet
-doctor.check_installation()
+import experiment_flags
+from absl import flags
 
-import experiment_flags  # noqa: E402
-from absl import flags  # noqa: E402
-
-from r2d2_acme import agent  # noqa: E402
-from r2d2_acme.system import machine, processes, runtime  # noqa: E402
+from r2d2_acme import agent
+from r2d2_acme.system import machine, processes, runtime, stopping
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in between.')
 
