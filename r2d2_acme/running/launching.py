@@ -71,16 +71,7 @@ def launch(
     ValueError: there is no such launch type.
     WorkdirInUse: another program runs in the workdir.
   """
-  if launch_type not in LAUNCH_TYPES:
-    raise ValueError(
-      f'{launch_type!r} is no launch type of this module: give one of '
-      f'{", ".join(LAUNCH_TYPES)}'
-    )
-  if threading.current_thread() is not threading.main_thread():
-    raise RuntimeError(
-      'launch() takes signals, which reach the main thread only: call it from there, '
-      'or run launch/atari_distributed.py in a process of its own'
-    )
+  _check_can_launch(launch_type)
   if not flags.FLAGS.is_parsed():  # as Launchpad does: scripts and notebooks do not
     flags.FLAGS(sys.argv, known_only=True)
   wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
@@ -99,6 +90,19 @@ def launch(
     stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
     print(message, file=stopping.Forgiving(sys.stderr), flush=True)
   return code
+
+
+def _check_can_launch(launch_type: str):
+  if launch_type not in LAUNCH_TYPES:
+    raise ValueError(
+      f'{launch_type!r} is no launch type of this module: give one of '
+      f'{", ".join(LAUNCH_TYPES)}'
+    )
+  if threading.current_thread() is not threading.main_thread():
+    raise RuntimeError(
+      'launch() takes signals, which reach the main thread only: call it from there, '
+      'or run launch/atari_distributed.py in a process of its own'
+    )
 
 
 def _run(

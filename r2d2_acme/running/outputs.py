@@ -130,9 +130,8 @@ def captured(path: str) -> Iterator[tuple[Output, TextIO]]:
     The file, and a stream that still prints on the terminal, of stdout.
   """
   output = Output(path)
-  terminal = os.fdopen(
-    os.dup(1), 'w', encoding=sys.stdout.encoding, errors='backslashreplace'
-  )
+  encoding = getattr(sys.stdout, 'encoding', None)
+  terminal = os.fdopen(os.dup(1), 'w', encoding=encoding, errors='backslashreplace')
   kept = {number: os.dup(number) for number in (1, 2) if os.isatty(number)}
 
   def flush():

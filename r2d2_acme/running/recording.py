@@ -91,7 +91,9 @@ class Recorder:
     for name, log in self._logs.items():
       for row in log.new_rows():
         self._count(row)
-        self._replay |= {_REPLAY[name]: row[name] for name in _REPLAY.keys() & row}
+        self._replay |= {
+          _REPLAY[column]: row[column] for column in _REPLAY.keys() & row
+        }
         if name.startswith('evaluator/') and 'episode_return' in row:
           self._returns.append(row['episode_return'])
     self.status = status_lib.Status(
@@ -113,8 +115,9 @@ class Recorder:
   def _count(self, row: Mapping[str, float]):
     for name in _COUNTS:
       if name in row:
+        count = int(row[name]) if row[name].is_integer() else row[name]
         # Rows of different nodes are not in order.
-        self._counts[name] = max(row[name], self._counts.get(name, 0))
+        self._counts[name] = max(count, self._counts.get(name, 0))
 
   def _rates(self) -> dict[str, float]:
     """Returns steps per second, from the learner's rows once there are some."""
@@ -205,7 +208,7 @@ def _state(worker: Worker) -> str:
 
 
 def _log_path(workdir: str, node: str) -> str:
-  role, index = node.split('/')
+  role, _, index = node.rpartition('/')
   return os.path.join(workdir, 'logs', loggers.label(role, int(index)), 'logs.csv')
 
 
