@@ -156,9 +156,8 @@ def _draw_bar(
     return todo / rate if rate > 0 else math.inf
 
   name = min(status.limits, key=lambda name: (seconds_left(name), -done(name)))
-  label = (
-    f'{int(100 * done(name))}% of {status.limits[name]:,} {name.replace("_", " ")}'
-  )
+  count = name.replace('_', ' ')
+  label = f'{int(100 * done(name))}% of {status.limits[name]:,} {count}'
   if is_running and math.isfinite(seconds_left(name)):
     label += f', ETA {_format_duration(seconds_left(name))}'
   grid = table.Table.grid(padding=(0, 1, 0, 0), expand=True)

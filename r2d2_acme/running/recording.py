@@ -91,9 +91,7 @@ class Recorder:
     for name, log in self._logs.items():
       for row in log.new_rows():
         self._count(row)
-        self._replay |= {
-          _REPLAY[column]: row[column] for column in _REPLAY.keys() & row
-        }
+        self._replay |= {key: row[x] for x, key in _REPLAY.items() if x in row}
         if name.startswith('evaluator/') and 'episode_return' in row:
           self._returns.append(row['episode_return'])
     self.status = status_lib.Status(
@@ -115,7 +113,8 @@ class Recorder:
   def _count(self, row: Mapping[str, float]):
     for name in _COUNTS:
       if name in row:
-        count = int(row[name]) if row[name].is_integer() else row[name]
+        count = float(row[name])
+        count = int(count) if count.is_integer() else count
         # Rows of different nodes are not in order.
         self._counts[name] = max(count, self._counts.get(name, 0))
 
