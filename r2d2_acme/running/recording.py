@@ -15,6 +15,7 @@ _PERIOD = 1.0  # seconds
 _RATE_PERIOD = 60.0  # seconds
 _MAX_RATE_ROWS = 1000  # of a node in that time
 _MIN_RATE_SECONDS = 2.0
+_MAX_ROW_SIZE = 64 << 10  # bytes
 _NUM_RETURNS = 10  # of the evaluator
 _COUNTS = (
   *('actor_steps', 'actor_frames', 'actor_episodes'),
@@ -154,7 +155,7 @@ class _Log:
   def __init__(self, path: str):
     self.grown_at = 0.0
     self._path = path
-    self._position = _size(path)
+    self._position = _end_of_rows(path)
     self._recent: collections.deque[tuple[float, dict[str, float]]] = collections.deque(
       maxlen=_MAX_RATE_ROWS
     )
@@ -164,7 +165,7 @@ class _Log:
 
     What is not a finite number is left out of a row.
     """
-    # A node that starts may cut a half row off, or begin a file with other columns.
+    # A node that starts may begin a new file, with other columns.
     self._position = min(self._position, _size(self._path))
     try:
       with open(self._path, 'rb') as file:
@@ -209,6 +210,17 @@ def _state(worker: Worker) -> str:
 def _log_path(workdir: str, node: str) -> str:
   role, _, index = node.rpartition('/')
   return os.path.join(workdir, 'logs', loggers.label(role, int(index)), 'logs.csv')
+
+
+def _end_of_rows(path: str) -> int:
+  """Returns where the last whole line ends: the next node cuts off what comes after."""
+  try:
+    with open(path, 'rb') as file:
+      start = max(0, file.seek(0, os.SEEK_END) - _MAX_ROW_SIZE)
+      file.seek(start)
+      return start + file.read().rfind(b'\n') + 1
+  except OSError:
+    return 0
 
 
 def _size(path: str) -> int:
