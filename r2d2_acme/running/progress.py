@@ -77,11 +77,8 @@ class Block:
     self._make_block = make_block
     self._next_time = 0.0
     out = cast(TextIO, stopping.Forgiving(terminal))
-    self._console = rich_console.Console(
-      file=out,
-      force_terminal=True,
-      highlight=False,
-    )
+    self._console = rich_console.Console(file=out, force_terminal=True, highlight=False)
+    self._console.size = self._size()
     self._live = live.Live(
       console=self._console,
       auto_refresh=False,
@@ -90,7 +87,6 @@ class Block:
     )
 
   def __enter__(self) -> 'Block':
-    self._fit()
     self._live.start()
     self._console.show_cursor(True)
     return self
@@ -111,15 +107,18 @@ class Block:
       self._live.update(self._make_block(), refresh=True)
 
   def _fit(self):
-    """Follows the terminal's size."""
-    columns, lines = 0, 0
-    with contextlib.suppress(OSError):  # it may be gone
-      columns, lines = os.get_terminal_size(self._terminal.fileno())
-    size = columns or _DEFAULT_SIZE[0], lines or _DEFAULT_SIZE[1]
+    size = self._size()
     if size[0] < self._console.width:
       # Terminals wrap, or cut, what was drawn wider, each in its own manner.
       self._console.control(control.Control.clear(), control.Control.home())
     self._console.size = size
+
+  def _size(self) -> tuple[int, int]:
+    """Returns the terminal's columns and lines."""
+    columns, lines = 0, 0
+    with contextlib.suppress(OSError):  # it may be gone
+      columns, lines = os.get_terminal_size(self._terminal.fileno())
+    return columns or _DEFAULT_SIZE[0], lines or _DEFAULT_SIZE[1]
 
 
 def _describe_program(
