@@ -16,6 +16,7 @@ import launchpad as lp  # after r2d2_acme, which sets what TensorFlow reads
 from absl import flags
 
 from r2d2_acme.running import launching
+from r2d2_acme.system import stopping
 from r2d2_acme.workdir import locking, loggers
 
 LIMITS = {'actor_steps': None, 'learner_steps': 10_000}
@@ -77,4 +78,5 @@ def main(workdir: str, launch_type: str, progress: bool) -> int:
 
 
 if __name__ == '__main__':
+  stopping.end_at_once(0)  # as the programs of launch/ do
   sys.exit(main(sys.argv[1], sys.argv[2], '--noprogress' not in sys.argv))
