@@ -1,54 +1,49 @@
 """Runs a Launchpad program on this machine and says how it ended.
 
 Launchpad turns the program into commands, or into functions for threads. Here they are
-started, watched and stopped, and the output of processes is followed to the terminal.
+started, watched and stopped, and what they print is shown.
 """
 
-import codecs
 import contextlib
 import functools
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import launchpad as lp
 from absl import flags
-from launchpad.launch import worker_manager
 from launchpad.launch.local_multi_processing import commands as commands_lib
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 
+from r2d2_acme.running import outputs as outputs_lib
+from r2d2_acme.running import progress as progress_lib
+from r2d2_acme.running import recording, workers
 from r2d2_acme.system import machine, processes, runtime, stopping
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
 
-_POLL_PERIOD = 0.1  # seconds
-_STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a save
-_NUM_LAST_LINES = 20  # of a failed node's output
-_SAVES = 'learner/0'  # the node whose failure at the end matters, too
-_MAX_OUTPUT_SIZE = 10 << 20  # bytes of a file of output; each node has up to two
-_MAX_LINE_LENGTH = 64 << 10  # characters
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
-_UNASKED = 'ended although nobody asked it to'
-
-# Of a node that was asked to stop, the latter two before it could handle that.
-_STOPPED_CODES = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 # Launchpad looks for it when a node is given arguments.
 flags.DEFINE_multi_string('lp_dummy_config', [], 'Internal to Launchpad.')
 
-# Notices of the libraries underneath: they stay in the files.
-_NOISE = re.compile(r'I\d{4} |\[reverb/cc/')
+_Wired = tuple[Sequence[workers.Worker], Mapping[str, outputs_lib.Output]]
 
 
-def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
+def launch(
+  program: lp.Program,
+  launch_type: str,
+  output_dir: str,
+  *,
+  workdir: str | None = None,
+  limits: Mapping[str, int | None] | None = None,
+  progress: bool = True,
+) -> int:
   """Runs `program` until it stops; returns the exit code for this process.
 
   The first Ctrl-C, SIGTERM or SIGHUP asks the nodes to stop, and the learner to save;
@@ -58,7 +53,13 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
   Args:
     program: what to run.
     launch_type: one of `LAUNCH_TYPES`.
-    output_dir: in `local_mp`, a file for each node's output.
+    output_dir: in `local_mp`, for a file with each node's output.
+    workdir: where the nodes keep their logs. There `status.json` is kept up to date.
+      Without a workdir there is no status.
+    limits: at which counts a node stops the program, for the status: for example
+      `{'actor_steps': 1_000_000}`; None stands for no limit.
+    progress: on a terminal, and with a workdir, shows one block that sums up how the
+      program is doing, instead of the rows of the learner and the actors.
 
   Returns:
     0 after a step limit or a request to stop; 1 if a node failed, or ended although
@@ -68,7 +69,30 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
     ValueError: there is no such launch type.
+    WorkdirInUse: another program runs in the workdir.
   """
+  _check_can_launch(launch_type)
+  if not flags.FLAGS.is_parsed():  # as Launchpad does: scripts and notebooks do not
+    flags.FLAGS(sys.argv, known_only=True)
+  wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
+  with (
+    stopping.Requests() as requests,
+    wired(program, output_dir, requests) as (nodes, outputs),
+  ):
+    recorder = None
+    if workdir is not None:
+      recorder = recording.Recorder(
+        workdir, output_dir, launch_type, limits or {}, nodes
+      )
+    with _showing(outputs, output_dir, recorder if progress else None):
+      code, message = _run(nodes, requests, recorder)
+  if message:
+    stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
+    print(message, file=stopping.Forgiving(sys.stderr), flush=True)
+  return code
+
+
+def _check_can_launch(launch_type: str):
   if launch_type not in LAUNCH_TYPES:
     raise ValueError(
       f'{launch_type!r} is no launch type of this module: give one of '
@@ -79,89 +103,48 @@ def launch(program: lp.Program, launch_type: str, output_dir: str) -> int:
       'launch() takes signals, which reach the main thread only: call it from there, '
       'or run launch/atari_distributed.py in a process of its own'
     )
-  if not flags.FLAGS.is_parsed():  # as Launchpad does: scripts and notebooks do not
-    flags.FLAGS(sys.argv, known_only=True)
-  run = {'local_mp': _run_processes, 'local_mt': _run_threads}[launch_type]
-  with stopping.Requests() as requests:
-    code, message = run(program, output_dir, requests)
-  if message:
-    stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
-    print(message, file=stopping.Forgiving(sys.stderr), flush=True)
-  return code
 
 
-class _Node(Protocol):
-  """A part of the program that runs.
-
-  Attributes:
-    name: such as 'actor/0'.
-  """
-
-  name: str
-
-  def poll(self) -> int | None:
-    """Returns its exit code, or None while it runs."""
-
-  def ask(self):
-    """Asks it to stop."""
-
-  def kill(self):
-    """Ends it, if it runs and that can be done, and what it leaves behind."""
-
-  def describe_failure(self) -> str:
-    """Returns what it said last, and how it ended."""
+def _run(
+  nodes: Sequence[workers.Worker],
+  requests: stopping.Requests,
+  recorder: recording.Recorder | None,
+) -> tuple[int, str]:
+  """Starts the nodes, waits for their end and returns what `workers.watch` does."""
+  started = []
+  for node in nodes:
+    if not requests.stop:
+      node.start()
+      started.append(node)
+  report = recorder.update if recorder is not None else lambda: None
+  code, message = workers.watch(started, requests, report)
+  if recorder is not None:
+    recorder.close(code, message)
+  return code, message
 
 
-def _watch(nodes: Sequence[_Node], requests: stopping.Requests) -> tuple[int, str]:
-  """Waits for the end of all nodes; stops them on request, or when one has ended.
+@contextlib.contextmanager
+def _showing(
+  outputs: Mapping[str, outputs_lib.Output],
+  output_dir: str,
+  recorder: recording.Recorder | None,
+) -> Iterator[None]:
+  """Shows what nodes print; on a terminal with the block, if there is a recorder."""
+  is_terminal = os.isatty(1) and os.environ.get('TERM') not in (None, '', 'dumb')
+  if recorder is None or not is_terminal:
+    with outputs_lib.following(outputs):
+      yield
+    return
 
-  Nodes run until they are asked to stop: one that ends before has failed, whatever its
-  exit code.
+  def draw():
+    return progress_lib.draw(recorder.workdir, recorder.status, is_running=True)
 
-  Returns:
-    The exit code, as `launch` has it, and what to say at the very end.
-  """
-  flag = flags.FLAGS['lp_termination_notice_secs']
-  limit = _STOP_LIMIT if flag.using_default_value else int(flag.value or 0)
-  running = list(nodes)
-  failed: _Node | None = None  # the first one: others may end for want of it
-  deadline: float | None = None
-  while running and not requests.quit:
-    ended = [node for node in running if node.poll() is not None]
-    running = [node for node in running if node not in ended]
-    for node in ended:
-      node.kill()
-    # Read after the nodes' codes: a signal may be sent to all processes at once.
-    if deadline is None and not requests.stop:
-      # Of several, the one that says why.
-      failed = max(ended, key=lambda node: bool(node.poll()), default=None)
-    if deadline is None and (requests.stop or failed):
-      # Below 0 there is none, as in Launchpad.
-      deadline = time.monotonic() + (limit if limit >= 0 else float('inf'))
-      for node in running:
-        node.ask()
-    if deadline is not None and time.monotonic() >= deadline:
-      break
-    if running:
-      time.sleep(_POLL_PERIOD)
-  for node in running:
-    node.kill()
-  messages = []
-  if running and not requests.quit:
-    names = ', '.join(node.name for node in running)
-    messages.append(
-      f'These nodes did not stop within {limit} s and were killed: {names}'
-    )
-  elif failed is None and not requests.quit:
-    failed = next((node for node in nodes if _could_not_save(node)), None)
-  if failed is not None:
-    messages.append(failed.describe_failure())
-  code = stopping.QUIT_CODE if requests.quit else int(bool(messages))
-  return code, '\n'.join(messages)
-
-
-def _could_not_save(node: _Node) -> bool:
-  return node.name == _SAVES and node.poll() not in _STOPPED_CODES
+  with (
+    outputs_lib.captured(os.path.join(output_dir, 'launcher')) as (ours, terminal),
+    progress_lib.Block(terminal, draw) as block,
+    outputs_lib.following({**outputs, '': ours}, block.show),
+  ):
+    yield
 
 
 def _wire(
@@ -196,66 +179,26 @@ def _wire(
   }
 
 
-# Nodes in threads of this process.
-
-
-def _run_threads(
+@contextlib.contextmanager
+def _threads(
   program: lp.Program, unused_output_dir: str, requests: stopping.Requests
-) -> tuple[int, str]:
+) -> Iterator[_Wired]:
+  """Yields the nodes as threads of this process, which print where it does."""
   processes.guard_children()
   runtime.limit_threads(machine.num_cores())  # all nodes share this process's pools
   threads = set(threading.enumerate())
-  with requests.kept():
-    manager = worker_manager.WorkerManager(kill_main_thread=False)
-  manager._termination_notice_secs = -1  # no alarms
   functions = _wire(
     program, lp.LaunchType.LOCAL_MULTI_THREADING, requests.ask, configs={}
   )
-  for group, group_functions in functions.items():
-    for function in group_functions:
-      manager.thread_worker(group, function)
-  code, message = _watch(
-    [
-      _Thread(f'{group}/{i}', worker, manager)
-      for group, workers in manager._active_workers.items()
-      for i, worker in enumerate(workers)
-    ],
-    requests,
-  )
+  with requests.kept():
+    nodes = [
+      workers.ThreadWorker(f'{group}/{index}', function)
+      for group, group_functions in functions.items()
+      for index, function in enumerate(group_functions)
+    ]
+  yield nodes, {}
   if not requests.quit:
     _release_threads(program, set(threading.enumerate()) - threads)
-  return code, message
-
-
-class _Thread:
-  """A node in a thread."""
-
-  def __init__(
-    self,
-    name: str,
-    worker: worker_manager.ThreadWorker,
-    manager: worker_manager.WorkerManager,
-  ):
-    self.name = name
-    self._worker = worker
-    self._manager = manager
-
-  def poll(self) -> int | None:
-    if self._worker.thread.is_alive():
-      return None
-    return int(self._worker.future.exception() is not None)
-
-  def ask(self):
-    self._manager._stop()  # all of them
-
-  def kill(self):
-    """Does nothing: a thread ends by itself, or with the process."""
-
-  def describe_failure(self) -> str:
-    error = self._worker.future.exception()
-    if error is None:
-      return f'{self.name} {_UNASKED}'
-    return ''.join(traceback.format_exception(error)) + f'{self.name} failed: {error}'
 
 
 def _release_threads(program: lp.Program, threads: set[threading.Thread]):
@@ -268,16 +211,18 @@ def _release_threads(program: lp.Program, threads: set[threading.Thread]):
     thread.join(max(0.0, deadline - time.monotonic()))
 
 
-# Nodes in processes.
-
-
-def _run_processes(
+@contextlib.contextmanager
+def _processes(
   program: lp.Program, output_dir: str, requests: stopping.Requests
-) -> tuple[int, str]:
+) -> Iterator[_Wired]:
+  """Yields the nodes as processes, and the files that they print to.
+
+  At the end, what is left of them is killed.
+  """
   hidden = {'CUDA_VISIBLE_DEVICES': '-1'}  # the GPU is the learner's
   configs = {
     group: PythonProcess(
-      args={'lp_termination_notice_secs': -1},  # no alarms in nodes: see `_watch`
+      args={'lp_termination_notice_secs': -1},  # no alarms in nodes: see `watch`
       env={} if group == 'learner' else hidden,
     )
     for group in program.groups
@@ -292,18 +237,23 @@ def _run_processes(
   ]
   try:
     outputs = {
-      command.title: _Output(os.path.join(output_dir, command.title))
+      command.title: outputs_lib.Output(os.path.join(output_dir, command.title))
       for command in commands
     }
-    with (
-      processes.Family(_STOP_LIMIT) as family,
-      _following(outputs),
-    ):
-      nodes: list[_Process] = []
-      for command in commands:
-        if not requests.stop:
-          nodes.append(_Process(command, family, outputs[command.title]))
-      return _watch(nodes, requests)
+    with processes.Family(workers.STOP_LIMIT) as family:
+      yield (
+        [
+          workers.ProcessWorker(
+            command.title,
+            command.command_as_list,
+            command.env_overrides,
+            family,
+            outputs[command.title],
+          )
+          for command in commands
+        ],
+        outputs,
+      )
   finally:
     _remove_pickles(commands)
 
@@ -320,127 +270,3 @@ def _remove_pickles(commands: Sequence[commands_lib.Command]):
     arguments = command.command_as_list
     path = arguments[arguments.index('--data_file') + 1]
     shutil.rmtree(os.path.dirname(path), ignore_errors=True)
-
-
-class _Process:
-  """A node in a process."""
-
-  def __init__(
-    self, command: commands_lib.Command, family: processes.Family, output: '_Output'
-  ):
-    self.name = command.title
-    self._family = family
-    self._output = output
-    with open(output.path, 'ab') as file:  # so that the file may be cut
-      self._popen = family.start(
-        self.name,
-        command.command_as_list,
-        env=command.env_overrides,
-        stdout=file,
-        stderr=subprocess.STDOUT,
-      )
-
-  def poll(self) -> int | None:
-    return self._popen.poll()
-
-  def ask(self):
-    if self.poll() is None:
-      processes.ask(self._popen.pid)
-
-  def kill(self):
-    self._family.kill(self.name)
-    self._popen.wait()
-
-  def describe_failure(self) -> str:
-    code = self._popen.returncode
-    if code < 0:
-      how = f'was killed by signal {-code}'
-    elif code > 0:
-      how = f'failed with exit code {code}'
-    else:
-      how = _UNASKED
-    last = f'{self.name} {how}; full output: {self._output.path}'
-    return '\n'.join([*self._output.last_lines(), last])
-
-
-class _Output:
-  """What a node says: a file that is read as it grows, and kept small.
-
-  Attributes:
-    path: of the file, which the node appends to. What came before it, once there is
-      much, is in `<path>.1`.
-  """
-
-  def __init__(self, path: str):
-    self.path = path
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(f'{path}.1')  # of an earlier start
-    self._file = open(path, 'w+b', buffering=0)
-    self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
-    self._partial = ''
-
-  def new_lines(self) -> Iterator[str]:
-    """Yields the whole lines that were added since the last call.
-
-    What has no end is cut at `_MAX_LINE_LENGTH`.
-    """
-    while data := self._file.read(_MAX_OUTPUT_SIZE):
-      yield from self._split(data)
-    if self._file.tell() > _MAX_OUTPUT_SIZE:
-      yield from self._split(self._rotate())
-
-  def last_lines(self) -> list[str]:
-    """Returns the last few lines that are not mere notices of the libraries."""
-    lines: list[str] = []
-    for path in (f'{self.path}.1', self.path):
-      with contextlib.suppress(FileNotFoundError), open(path, errors='replace') as file:
-        said = (line.rstrip() for line in file if not _NOISE.match(line))
-        lines += [line[-_MAX_LINE_LENGTH:] for line in said]
-    return lines[-_NUM_LAST_LINES:]
-
-  def _split(self, data: bytes) -> list[str]:
-    # Progress bars end their lines with \r.
-    *lines, rest = re.split('[\r\n]', self._partial + self._decoder.decode(data))
-    pieces = range(0, max(len(rest), 1), _MAX_LINE_LENGTH)
-    *cut, self._partial = [rest[i : i + _MAX_LINE_LENGTH] for i in pieces]
-    return lines + cut
-
-  def _rotate(self) -> bytes:
-    """Moves all that was read to `<path>.1`; returns what came meanwhile."""
-    more = b''
-    with contextlib.suppress(OSError):  # on a full disk it is lost
-      shutil.copyfile(self.path, f'{self.path}.1')
-      more = self._file.read()
-      with open(f'{self.path}.1', 'ab') as old:
-        old.write(more[len(more) - (self._file.tell() - old.tell()) :])
-    # What comes just now is lost: a file that is open elsewhere cannot be swapped.
-    self._file.truncate(0)
-    self._file.seek(0)
-    return more
-
-
-@contextlib.contextmanager
-def _following(outputs: Mapping[str, _Output]):
-  """Prints, line by line, what nodes of these names say."""
-  closing = threading.Event()
-  thread = threading.Thread(target=_follow, args=(outputs, closing), daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    closing.set()
-    thread.join()
-
-
-def _follow(outputs: Mapping[str, _Output], closing: threading.Event):
-  out = stopping.Forgiving(sys.stdout)
-  at_end = False
-  while not at_end:
-    at_end = closing.wait(_POLL_PERIOD)  # then once more, for the rest
-    for name, output in outputs.items():
-      for line in output.new_lines():
-        if line and not _NOISE.match(line):
-          # Acme's loggers label their own lines.
-          print(line if line.startswith('[') else f'[{name}] {line}', file=out)
-    out.flush()

@@ -47,7 +47,7 @@ def hold_program(workdir: str):
   _take(inode, _PROGRAM_BYTE, workdir)
   _num_holds[inode, _PROGRAM_BYTE] += 1
   # Only now: of two that start at once, none could overlook the other.
-  pid = _holder(inode, _PROGRAM_BYTE + 1, 0)
+  pid = _holder(_descriptors[inode], _PROGRAM_BYTE + 1, 0)
   if pid is not None:
     _release(inode, _PROGRAM_BYTE)
     raise _in_use(inode, workdir, pid)
@@ -71,13 +71,38 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
   """
   byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
   inode = _open(workdir)
-  program = _holder(inode, _PROGRAM_BYTE, 1)
+  program = _holder(_descriptors[inode], _PROGRAM_BYTE, 1)
   if program not in (None, os.getppid()):  # our parent is this node's program
     raise _in_use(inode, workdir, program)
   _take(inode, byte, workdir)
   _num_holds[inode, byte] += 1
   _write_host(inode)
   return lambda: _release(inode, byte)
+
+
+def is_held(workdir: str) -> bool:
+  """Returns whether a program runs in `workdir`; what is left of one does not count.
+
+  Nothing is written or locked: whoever may read the workdir can ask.
+
+  Raises:
+    OSError: the lock file cannot be read.
+  """
+  path = os.path.join(workdir, _FILE)
+  try:
+    status = os.stat(path)
+  except FileNotFoundError:
+    return False
+  inode = status.st_dev, status.st_ino
+  if _num_holds[inode, _PROGRAM_BYTE]:
+    return True
+  if inode in _descriptors:
+    return _holder(_descriptors[inode], _PROGRAM_BYTE, 1) is not None
+  descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+  try:
+    return _holder(descriptor, _PROGRAM_BYTE, 1) is not None
+  finally:
+    os.close(descriptor)
 
 
 def _open(workdir: str) -> _Inode:
@@ -97,7 +122,7 @@ def _take(inode: _Inode, byte: int, workdir: str):
   try:
     fcntl.lockf(_descriptors[inode], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
   except (BlockingIOError, PermissionError) as error:
-    raise _in_use(inode, workdir, _holder(inode, byte, 1)) from error
+    raise _in_use(inode, workdir, _holder(_descriptors[inode], byte, 1)) from error
 
 
 def _release(inode: _Inode, byte: int):
@@ -106,10 +131,10 @@ def _release(inode: _Inode, byte: int):
     fcntl.lockf(_descriptors[inode], fcntl.LOCK_UN, 1, byte)
 
 
-def _holder(inode: _Inode, start: int, length: int) -> int | None:
+def _holder(descriptor: int, start: int, length: int) -> int | None:
   """Returns the process, other than this, that holds one of these bytes, if any."""
   wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-  found = fcntl.fcntl(_descriptors[inode], fcntl.F_GETLK, wanted)
+  found = fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted)
   kind, *_, pid = struct.unpack(_FLOCK, found)
   return None if kind == fcntl.F_UNLCK else pid
 

@@ -10,6 +10,7 @@ from acme.utils import counting, loggers
 
 from r2d2_acme.workdir import event_files, paths, sittings
 
+_TERMINAL_PERIOD = 10.0  # seconds between rows
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
 
 # The columns are fixed, so that a resumed run appends to the same ones.
@@ -82,9 +83,9 @@ def make_logger(
 ) -> loggers.Logger:
   """Makes the logger of a node.
 
-  Rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, all of
-  them, and to the terminal, at most one a second. Without a workdir there is the
-  terminal only.
+  All rows go to `<workdir>/logs/<label>/logs.csv` and `<workdir>/tb/<label>`, and those
+  of the evaluator to the terminal, too; of the others the terminal gets one every ten
+  seconds. Without a workdir there is the terminal only.
 
   Args:
     workdir: of the run.
@@ -93,9 +94,9 @@ def make_logger(
     sitting: the number that each row gets, from `begin_sitting`.
   """
   name = label(role, index)
-  terminal = loggers.TimeFilter(
-    loggers.TerminalLogger(name, print_fn=print), time_delta=1.0
-  )
+  terminal: loggers.Logger = loggers.TerminalLogger(name, print_fn=print)
+  if role != 'evaluator':
+    terminal = loggers.TimeFilter(terminal, time_delta=_TERMINAL_PERIOD)
   to = [terminal]
   if workdir is not None:
     workdir = paths.resolve(workdir)

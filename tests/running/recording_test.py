@@ -1,0 +1,132 @@
+"""The status counts what nodes add to their logs, and goes on from before."""
+
+import math
+import time
+
+import pytest
+
+from r2d2_acme.running import outputs, recording, status, workers
+from r2d2_acme.system import processes
+from r2d2_acme.workdir import loggers
+
+_NAMES = ('replay/0', 'learner/0', 'actor/0', 'actor/1', 'evaluator/0')
+
+
+@pytest.fixture
+def start(tmp_path):
+  """`start(**limits)` returns a recorder of nodes that sleep."""
+  with processes.Family(1.0) as family:
+
+    def make(**limits):
+      nodes = [
+        workers.ProcessWorker(
+          name,
+          ['sleep', '1000'],
+          {},
+          family,
+          outputs.Output(str(tmp_path / 'output' / name)),
+        )
+        for name in _NAMES
+      ]
+      for node in nodes:
+        node.start()
+      output_dir = str(tmp_path / 'output')
+      return recording.Recorder(str(tmp_path), output_dir, 'local_mp', limits, nodes)
+
+    yield make
+
+
+def _update(recorder: recording.Recorder) -> status.Status:
+  recorder._next_time = 0.0
+  recorder.update()
+  assert status.read(recorder.workdir) == recorder.status
+  return recorder.status
+
+
+def _states(found: status.Status) -> dict[str, str]:
+  return {name: node.state for name, node in found.nodes.items()}
+
+
+def test_nodes_run_once_their_logs_grow_and_servers_once_any_does(start, tmp_path):
+  recorder = start(actor_steps=10, learner_steps=None)
+  assert recorder.status.limits == {'actor_steps': 10}
+  assert _states(recorder.status) == dict.fromkeys(_NAMES, 'starting')
+  logger = loggers.make_logger(str(tmp_path), 'actor', 1)
+  assert _states(_update(recorder)) == dict.fromkeys(_NAMES, 'starting')
+  logger.write({'actor_steps': 5, 'wall_time': 0.5})
+  states = dict.fromkeys(_NAMES, 'starting')
+  found = _update(recorder)
+  assert _states(found) == {**states, 'actor/1': 'running', 'replay/0': 'running'}
+  assert found.counts['actor_steps'] == 5
+
+
+def test_time_since_progress_is_that_since_the_log_or_the_output_grew(start, tmp_path):
+  recorder = start()
+  logger = loggers.make_logger(str(tmp_path), 'learner')
+  time.sleep(0.5)
+  logger.write({})
+  nodes = _update(recorder).nodes
+  assert nodes['learner/0'].seconds_since_progress < 0.4
+  assert nodes['replay/0'].seconds_since_progress < 0.4
+  assert nodes['actor/0'].seconds_since_progress >= 0.5
+  with open(tmp_path / 'output' / 'actor' / '0', 'a') as file:
+    file.write('a warning\n')
+  assert _update(recorder).nodes['actor/0'].seconds_since_progress < 0.4
+
+
+def test_rows_of_earlier_starts_do_not_count_but_their_returns_and_counts_do(
+  start, tmp_path
+):
+  loggers.begin_sitting(str(tmp_path), {})
+  for role in ('learner', 'evaluator'):
+    logger = loggers.make_logger(str(tmp_path), role)
+    for i in range(12):
+      logger.write({'learner_steps': 1000 + i, 'actor_steps': i, 'episode_return': i})
+  path = tmp_path / 'logs' / 'learner' / 'logs.csv'
+  with path.open('a') as file:
+    file.write('7,7')  # of a process that was killed
+  sitting = loggers.begin_sitting(
+    str(tmp_path), {'learner_steps': 900, 'actor_steps': 9}
+  )
+  recorder = start()
+  assert recorder.status.counts == {'learner_steps': 900, 'actor_steps': 9}
+  assert recorder.status.evaluator_returns == list(range(10))
+  logger = loggers.make_logger(str(tmp_path), 'learner', sitting=sitting)
+  logger.write({'learner_steps': 901, 'replay_size': math.nan})
+  found = _update(recorder)
+  assert found.counts['learner_steps'] == 901
+  assert 'size' not in found.replay
+  logger = loggers.make_logger(str(tmp_path), 'evaluator', sitting=sitting)
+  logger.write({'episode_return': 50.5, 'actor_steps': 10})
+  assert _update(recorder).evaluator_returns == [*range(1, 10), 50.5]
+
+
+def test_log_that_is_begun_anew_is_followed(start, tmp_path):
+  path = tmp_path / 'logs' / 'actor' / 'logs.csv'
+  path.parent.mkdir(parents=True)
+  path.write_text('other,columns\n' + '1,2\n' * 1000)
+  recorder = start()
+  logger = loggers.make_logger(str(tmp_path), 'actor')  # sets the file aside
+  logger.write({'actor_steps': 1})
+  _update(recorder)
+  logger.write({'actor_steps': 2})
+  assert _update(recorder).counts['actor_steps'] == 2
+
+
+def test_rates_are_those_of_the_learners_rows(start, tmp_path):
+  recorder = start()
+  actor = loggers.make_logger(str(tmp_path), 'actor')
+  for i in range(3):
+    actor.write({'actor_steps': 1000 * i, 'learner_steps': 0, 'wall_time': 2.0 * i})
+  assert _update(recorder).rates == {'actor_steps': 500, 'learner_steps': 0}
+  learner = loggers.make_logger(str(tmp_path), 'learner')
+  for i in range(3):
+    learner.write({'actor_steps': 50 * i, 'learner_steps': 30 * i, 'wall_time': 5 * i})
+  assert _update(recorder).rates == {'actor_steps': 10, 'learner_steps': 6}
+
+
+def test_end_is_recorded(start):
+  recorder = start()
+  recorder.close(1, 'actor/0 failed')
+  ended = status.read(recorder.workdir)
+  assert (ended.exit_code, ended.message) == (1, 'actor/0 failed')
