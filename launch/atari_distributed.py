@@ -15,6 +15,9 @@ from r2d2_acme.running import launching
 from r2d2_acme.system import machine, runtime
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
+_PROGRESS = flags.DEFINE_bool(
+  'progress', True, "Whether a terminal shows one block instead of the nodes' rows."
+)
 
 
 def main() -> int:
@@ -28,10 +31,14 @@ def main() -> int:
     runtime.hide_gpu()  # the learner, another process, needs all of it
   runtime.limit_threads(machine.num_cores())
   experiment = experiment_flags.from_flags(evaluator=_EVALUATOR.value)
+  workdir = str(experiment.workdir)
   code = launching.launch(
     program.make_program(experiment),
     launch_type,
-    os.path.join(str(experiment.workdir), 'output'),
+    os.path.join(workdir, 'output'),
+    workdir=workdir,
+    limits=experiment.limits,
+    progress=_PROGRESS.value,
   )
   runtime.exit_now(code)  # threads of `local_mt` may still wait in C++
 

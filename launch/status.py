@@ -3,22 +3,16 @@
 python launch/status.py --workdir=runs/pong
 """
 
+import preamble  # noqa: F401
+
 import argparse
 import sys
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once()
-doctor.check_installation()
+from rich import console
 
-from rich import console  # noqa: E402
-
-from r2d2_acme.running import progress, status  # noqa: E402
-from r2d2_acme.system import runtime  # noqa: E402
-from r2d2_acme.workdir import paths  # noqa: E402
+from r2d2_acme.running import progress, status
+from r2d2_acme.system import runtime
+from r2d2_acme.workdir import paths
 
 
 def main() -> int:
