@@ -178,7 +178,7 @@ def test_doctor_speaks_on_other_pythons(python):
     [python, '-m', 'r2d2_acme.system.doctor', '--interpreter'],
     capture_output=True,
     text=True,
-    cwd=pathlib.Path(doctor.__file__).parents[1],
+    cwd=pathlib.Path(doctor.__file__).parents[2],
   )
   assert (result.returncode, result.stderr) == (1, '')
 
