@@ -277,8 +277,8 @@ def test_game_saves_when_the_suite_is_killed(playing, tmp_path):
   [
     (['--games=pong'], '--max_actor_steps='),
     (['--games=pnog', '--collect'], "'pnog' is not one of the 57"),
-    (['--max_actor_steps=5', '--game=pong'], "'--game=pong' has no use"),
-    (['--collect', '--num_actors=5'], "'--num_actors=5' has no use"),
+    (['--max_actor_steps=5', '--game=pong'], "'--game=pong' cannot be used"),
+    (['--collect', '--num_actors=5'], "'--num_actors=5' cannot be used"),
     (['--max_actor_steps=5', '--max_learner_steps=5'], 'cannot be used here'),
     (['--collect', '--episodes=0'], '--episodes'),
     (['--max_actor_steps=many'], 'many'),
