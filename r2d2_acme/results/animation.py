@@ -89,7 +89,9 @@ def draw_curve(run: plotting.Run, actor_frames: float, height: int) -> np.ndarra
     axes.set_ylabel('return')
     axes.set_title(plotting.escape(run.environment))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize='small', loc='lower right')
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [label.removeprefix('evaluator, ') for label in labels]  # of one run
+    axes.legend(handles, labels, fontsize='small', loc='lower right')
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
