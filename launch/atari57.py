@@ -10,27 +10,19 @@ on to launch/atari_distributed.py.
 import preamble  # noqa: F401
 
 import argparse
-import csv
-import dataclasses
 import multiprocessing
 import os
 import pathlib
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import TYPE_CHECKING, TypeVar, get_type_hints
+from typing import TypeVar
 
-from rich import console, table
-
-from r2d2_acme.results import atari_scores
+from r2d2_acme.results import atari_scores, atari_table
 from r2d2_acme.system import machine, processes, runtime, stopping
 from r2d2_acme.workdir import paths
-
-if TYPE_CHECKING:
-  from r2d2_acme.results import evaluation
 
 _T = TypeVar('_T')
 _U = TypeVar('_U')
@@ -43,29 +35,6 @@ _BAD_INPUT = 2  # a program's exit code
 # Flags of atari_distributed.py that are refused here, because this program sets them
 # for each game, or because they limit something else than --max_actor_steps.
 _OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One game's result, a row of the CSV.
-
-  Attributes:
-    game: the game's name.
-    mean_return: the mean return of `episodes` episodes.
-    human_normalized, paper_human_normalized: 0 for random play, 1 for the human.
-    paper_return: the return of R2D2 in Kapturowski et al. (2019), table 4.
-    checkpoint, learner_steps, actor_frames: of the network that played.
-  """
-
-  game: str
-  mean_return: float
-  human_normalized: float
-  paper_return: float
-  paper_human_normalized: float
-  episodes: int
-  checkpoint: str
-  learner_steps: int
-  actor_frames: int
 
 
 class _Stopped(Exception):
@@ -104,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   rows, unplayed = _collect(args)
   failed += [game for game in unplayed if game not in failed]
   if rows:
-    _print_table(rows, len(args.games))
+    atari_table.print_table(rows, len(args.games))
     print(paths.shown(os.path.join(args.workdir, _TABLE)))
   if failed:
     print(f'error: failed: {", ".join(failed)}', file=sys.stderr, flush=True)
@@ -227,7 +196,7 @@ def _run(command: Sequence[str]) -> int:
   return program.returncode
 
 
-def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+def _collect(args: argparse.Namespace) -> tuple[list[atari_table.Row], list[str]]:
   """Plays with each game's newest or best checkpoint if the table does not have it yet.
 
   Returns:
@@ -243,8 +212,8 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
   runtime.hide_gpu()
   runtime.limit_threads(machine.num_cores())
   path = os.path.join(args.workdir, _TABLE)
-  known = {row.game: row for row in _read_table(path)}
-  rows: list[Row] = []
+  known = {row.game: row for row in atari_table.read(path)}
+  rows: list[atari_table.Row] = []
   failed: list[str] = []
   for game in args.games:
     workdir = os.path.join(args.workdir, game)
@@ -268,99 +237,15 @@ def _collect(args: argparse.Namespace) -> tuple[list[Row], list[str]]:
           seed=run.config.seed,
           checkpoint=args.checkpoint,
         )
-        row = make_row(game, result)
+        row = atari_table.make_row(game, result)
     except (experiment.BadInput, checkpointing.CheckpointError) as error:
       print(f'{game}: {error}', file=sys.stderr, flush=True)
       failed.append(game)
       continue
     known[game] = row
     rows.append(row)
-    _write_table(path, [known[name] for name in sorted(known)])
+    atari_table.write(path, [known[name] for name in sorted(known)])
   return rows, failed
-
-
-def make_row(game: str, result: 'evaluation.Evaluation') -> Row:
-  """Returns the table's row for an evaluation in a game."""
-  mean = float(result.returns.mean())
-  paper = atari_scores.GAMES[game].paper
-  return Row(
-    game,
-    mean,
-    atari_scores.human_normalized(game, mean),
-    paper,
-    atari_scores.human_normalized(game, paper),
-    len(result.episodes),
-    os.path.basename(result.checkpoint),
-    int(result.counts.get('learner_steps', 0)),
-    int(result.counts.get('actor_frames', 0)),
-  )
-
-
-def summarize(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-  """Returns median and mean of the human-normalised scores, as (ours, paper's)."""
-  ours = [row.human_normalized for row in rows]
-  paper = [row.paper_human_normalized for row in rows]
-  return {
-    'median': (statistics.median(ours), statistics.median(paper)),
-    'mean': (statistics.mean(ours), statistics.mean(paper)),
-  }
-
-
-def _read_table(path: str) -> list[Row]:
-  """Reads the games' rows; leaves out damaged ones and those of another version."""
-  if not os.path.exists(path):
-    return []
-  with open(path, errors='replace') as file:
-    lines = file.read().splitlines()
-  rows = []
-  types = get_type_hints(Row)
-  for line in lines[1:]:
-    try:
-      names, values = csv.reader([lines[0], line])
-      cells = dict(zip(names, values, strict=True))
-      row = Row(**{name: types[name](cells[name]) for name in types})
-    except (KeyError, TypeError, ValueError, csv.Error):
-      continue  # also the rows of median and mean, which lack most values
-    rows.append(row)
-  return rows
-
-
-def _write_table(path: str, rows: Sequence[Row]):
-  """Writes the rows and a summary of them, replacing the file in one step."""
-  names = [field.name for field in dataclasses.fields(Row)]
-  with open(f'{path}.new', 'w', newline='') as file:
-    writer = csv.DictWriter(file, names, restval='')
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    for name, (ours, paper) in summarize(rows).items():
-      writer.writerow(
-        {'game': name, 'human_normalized': ours, 'paper_human_normalized': paper}
-      )
-  os.replace(f'{path}.new', path)
-
-
-def _print_table(rows: Sequence[Row], num_games: int):
-  printed = table.Table(title=f'{len(rows)} of {num_games} games', show_footer=True)
-  summary = summarize(rows)
-  ours, paper = (
-    '\n'.join(f'{100 * pair[i]:,.1f} %' for pair in summary.values()) for i in (0, 1)
-  )
-  printed.add_column('game', footer='\n'.join(summary))
-  printed.add_column('return', justify='right')
-  printed.add_column('human-\nnormalised', justify='right', footer=ours)
-  printed.add_column("paper's\nreturn", justify='right')
-  printed.add_column('human-\nnormalised', justify='right', footer=paper)
-  printed.add_column('million\nframes', justify='right')
-  for row in rows:
-    printed.add_row(
-      row.game,
-      f'{row.mean_return:,.1f}',
-      f'{100 * row.human_normalized:,.1f} %',
-      f'{row.paper_return:,.1f}',
-      f'{100 * row.paper_human_normalized:,.1f} %',
-      f'{row.actor_frames / 1e6:,.1f}',
-    )
-  console.Console().print(printed)
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

@@ -17,7 +17,7 @@ import pytest
 
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import make_atari
-from r2d2_acme.results import atari_scores
+from r2d2_acme.results import atari_scores, atari_table
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
 
@@ -163,12 +163,12 @@ def test_table_that_cannot_be_written_is_refused_before_training(
 def test_damaged_line_of_the_table_is_none(tmp_path, damage):
   path = tmp_path / 'scores.csv'
   rows = [_row('alien', 0.5), _row('pong', 0.25)]
-  atari57._write_table(str(path), rows)
+  atari_table.write(str(path), rows)
   header, first, *others = path.read_bytes().splitlines()
   path.write_bytes(b'\r\n'.join([header, first, damage, *others]))
-  assert atari57._read_table(str(path)) == rows
+  assert atari_table.read(str(path)) == rows
   path.write_bytes(damage)
-  assert atari57._read_table(str(path)) == []
+  assert atari_table.read(str(path)) == []
 
 
 def test_game_that_has_its_steps_is_skipped_until_more_are_asked_for(suite):
@@ -297,10 +297,10 @@ def test_refusal_is_one_line_and_code_2(suite, capfd, flags, expected):
 # The table.
 
 
-def _row(game: str, normalized: float) -> atari57.Row:
+def _row(game: str, normalized: float) -> atari_table.Row:
   scores = atari_scores.GAMES[game]
   value = scores.random + normalized * (scores.human - scores.random)
-  return atari57.Row(
+  return atari_table.Row(
     game,
     value,
     normalized,
@@ -314,7 +314,9 @@ def _row(game: str, normalized: float) -> atari57.Row:
 
 
 def test_median_and_mean_are_over_the_same_games_for_both():
-  summary = atari57.summarize([_row('pong', 0.5), _row('hero', 3), _row('qbert', 1)])
+  summary = atari_table.summarize(
+    [_row('pong', 0.5), _row('hero', 3), _row('qbert', 1)]
+  )
   paper = [41.7 / 35.3, 38510.1 / 29799.4, 408686.1 / 13291.1]
   assert summary['median'] == pytest.approx((1, paper[1]))
   assert summary['mean'] == pytest.approx((1.5, sum(paper) / 3))
@@ -323,8 +325,8 @@ def test_median_and_mean_are_over_the_same_games_for_both():
 def test_table_comes_back_from_its_file_without_the_summary(tmp_path):
   rows = [_row('pong', 0.5), _row('hero', -1 / 3)]
   path = str(tmp_path / 'scores.csv')
-  atari57._write_table(path, rows)
-  assert atari57._read_table(path) == rows
+  atari_table.write(path, rows)
+  assert atari_table.read(path) == rows
   with open(path, newline='') as file:
     last = list(csv.DictReader(file))[-2:]
   assert [line['game'] for line in last] == ['median', 'mean']
@@ -391,8 +393,8 @@ def test_collected_score_is_of_episodes_that_were_played_once(
 def test_checkpoint_of_the_same_name_is_played_when_it_is_another(trained, capsys):
   path = str(trained / 'scores.csv')
   _collect(trained, capsys)
-  (row,) = atari57._read_table(path)
-  atari57._write_table(path, [dataclasses.replace(row, learner_steps=5)])
+  (row,) = atari_table.read(path)
+  atari_table.write(path, [dataclasses.replace(row, learner_steps=5)])
   assert 'pong: playing' in _collect(trained, capsys)[0]
 
 
@@ -406,7 +408,7 @@ def test_score_is_of_the_best_checkpoint_if_asked_for(trained, capsys):
     for flags, name in (([], 'ckpt-2'), (['--checkpoint=best'], 'ckpt-1')):
       arguments = ['--collect', '--games=pong', f'--workdir={trained}', '--episodes=1']
       assert atari57.main([*arguments, *flags]) == 0
-      (row,) = atari57._read_table(str(trained / 'scores.csv'))
+      (row,) = atari_table.read(str(trained / 'scores.csv'))
       assert row.checkpoint == name
   finally:
     for path in [folder / 'best.json', *folder.glob('ckpt-2.*')]:

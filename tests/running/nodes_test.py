@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -132,3 +133,27 @@ def test_learner_counts_for_all(tmp_path):
   assert learner.increment(actor_steps=4)['actor_steps'] == 7
   assert learner.get_counts()['wall_time'] > 0
   server.stop()
+
+
+def test_what_a_thread_raises_after_the_stop_is_no_failure():
+  stop, has_stopped = threading.Event(), threading.Event()
+  stop.set()
+
+  def work():
+    has_stopped.wait()
+    raise ValueError('I/O operation on closed file.')
+
+  def close():
+    has_stopped.set()
+    time.sleep(0.5)
+
+  nodes._work_until_stopped(stop, work, on_stop=close)
+
+
+def test_what_a_thread_raises_before_the_stop_is_raised_after_the_save():
+  saved = []
+  with pytest.raises(ZeroDivisionError):
+    nodes._work_until_stopped(
+      threading.Event(), lambda: 1 / 0, on_stop=lambda: saved.append(1)
+    )
+  assert saved == [1]
