@@ -275,7 +275,7 @@ def _work_until_stopped(
     thread.start()
   while all(thread.is_alive() for thread in threads) and not stop.wait(_POLL_PERIOD):
     pass
-  # What threads raise after the stop, for example at a log that is closed, is no failure.
+  # What threads raise after the stop, such as at a closed log, is no failure.
   failed = bool(failures) and not stop.is_set()
   try:
     on_stop()
