@@ -153,9 +153,7 @@ _PROGRAMS = {
   'atari57.py': 0,
   'evaluate.py': 143,
   'plot.py': 143,
-  'ablation.py': 143,
-  'initial_state_study.py': 143,
-  'memory_tasks.py': 143,
+  'study.py': 143,
 }
 
 
@@ -199,8 +197,8 @@ def test_what_a_terminal_cannot_show_is_printed_as_escapes():
     assert (ended.stdout, ended.stderr) == (printed, printed)
 
 
-_ABLATION = ('ablation.py', '--cases=zero_state', '--max_steps=1000000', '--out=out')
-_MEMORY = ('memory_tasks.py', '--tasks=memory/cue_recall/10', '--seeds=0')
+_ABLATION = ('ablation', '--cases=zero_state', '--max_steps=1000000', '--out=out')
+_MEMORY = ('memory_tasks', '--tasks=memory/cue_recall/10', '--seeds=0')
 
 
 @pytest.mark.parametrize(
@@ -215,7 +213,7 @@ _MEMORY = ('memory_tasks.py', '--tasks=memory/cue_recall/10', '--seeds=0')
 )
 def test_runs_of_a_study_end_with_it(tmp_path, command, number, code):
   with subprocess.Popen(
-    [sys.executable, _LAUNCH / command[0], *command[1:], '--workdir=work'],
+    [sys.executable, _LAUNCH / 'study.py', *command, '--workdir=work'],
     cwd=tmp_path,
     env={k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT},
     stdout=subprocess.PIPE,
@@ -227,7 +225,7 @@ def test_runs_of_a_study_end_with_it(tmp_path, command, number, code):
 
     def has_runs() -> bool:
       commands = {child: ' '.join(child.cmdline()) for child in process.children()}
-      runs[:] = [c for c, x in commands.items() if '--run=' in x or 'spawn_main' in x]
+      runs[:] = [child for child, command in commands.items() if '--run=' in command]
       return bool(runs)
 
     helpers.wait_until(has_runs, timeout=120)

@@ -1,23 +1,23 @@
-"""`launch/ablation.py`: each case leaves out what it says, and runs learn, once."""
+"""`launch/studies/ablation.py`: each case leaves out what it says, and learns once."""
 
 import csv
 import dataclasses
 import json
 import sys
 
-import ablation
 import numpy as np
 import pytest
-import studies
+import study
+from studies import ablation, cue_recall, runner, tables
 
 from r2d2_acme import config as config_lib
-from tests.launch import study_helpers
+from tests.launch.studies import study_helpers
 
 
-@pytest.mark.parametrize('config', [studies.CUE_RECALL, config_lib.laptop()])
+@pytest.mark.parametrize('config', [cue_recall.CONFIG, config_lib.laptop()])
 def test_each_case_leaves_out_what_it_says_and_nothing_else(config):
-  study = ablation.make_study('x', studies.make_cue_recall, config, 1)
-  full = study.cases['full']
+  configs = ablation.make_configs(config)
+  full = configs['full']
   assert full == config
   left_out = {
     'full': (),
@@ -34,21 +34,22 @@ def test_each_case_leaves_out_what_it_says_and_nothing_else(config):
   }
   assert config.burn_in_length
   for case, differences in left_out.items():
-    before, after = (dataclasses.asdict(x) for x in (full, study.cases[case]))
+    before, after = (dataclasses.asdict(x) for x in (full, configs[case]))
     changed = [(f, before[f], after[f]) for f in before if before[f] != after[f]]
     assert sorted(changed) == sorted(differences), case
-  assert study.cases.keys() == left_out.keys()
+  assert configs.keys() == left_out.keys()
 
 
 def test_figure_has_all_cases(monkeypatch, tmp_path):
-  def train(study, case, seed, max_steps, workdir):
-    study_helpers.write_actor_log(workdir, [200, 1200], [0.01, 0.01], [0, seed])
+  def train(case, experiment, workdir):
+    returns = [0, experiment.config.seed]
+    study_helpers.write_actor_log(workdir, [200, 1200], [0.01, 0.01], returns)
 
-  monkeypatch.setattr(studies, 'train', train)
-  study_helpers.run_in_this_process(monkeypatch, ablation.main)
+  monkeypatch.setattr(runner.Case, 'train', train)
+  study_helpers.run_in_this_process(monkeypatch, study.main)
   flags = ['--max_steps=2000', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
-  monkeypatch.setattr(sys, 'argv', ['ablation', '--seeds=2', *flags])
-  assert ablation.main() == 0
+  monkeypatch.setattr(sys, 'argv', ['study.py', 'ablation', '--seeds=2', *flags])
+  assert study.main() == 0
   out = tmp_path / 'out' / 'cue_recall'
   with open(out / 'curves.csv') as file:
     rows = list(csv.DictReader(file))
@@ -62,7 +63,7 @@ def test_runs_learn_in_processes_of_their_own_and_only_once(tmp_path):
 
   def run():
     ended = study_helpers.run_program(
-      'ablation.py',
+      'ablation',
       '--cases=zero_state',
       '--seeds=1',
       '--max_steps=1900',
@@ -74,11 +75,11 @@ def test_runs_learn_in_processes_of_their_own_and_only_once(tmp_path):
 
   assert 'zero_state/0: finished' in run()
   path = workdir / 'zero_state' / '0' / 'logs'
-  episodes = studies.read_csv(path / 'actor' / 'logs.csv')
+  episodes = tables.read_csv(path / 'actor' / 'logs.csv')
   assert len(episodes['episode_return']) == pytest.approx(1900 / 26, abs=8)
   epsilons = [0.4 ** (1 + 5 * i / 7) for i in range(8)]
   assert sorted(set(episodes['epsilon']), reverse=True) == pytest.approx(epsilons)
-  learned = studies.read_csv(path / 'learner' / 'logs.csv')
+  learned = tables.read_csv(path / 'learner' / 'logs.csv')
   assert learned['learner_steps'][0] >= 1
   assert np.isfinite(learned['loss']).all()
   about = json.loads((tmp_path / 'out' / 'cue_recall' / 'about.json').read_text())

@@ -1,21 +1,18 @@
-"""`launch/memory_tasks.py`: what counts as solved, what is written, how it fails."""
+"""`launch/studies/memory_tasks.py`: what counts as solved, and what is written."""
 
 import csv
 import dataclasses
-import json
 import os
-import subprocess
 import sys
 
-import memory_tasks
 import pytest
+import study
 from rich import console
+from studies import memory_tasks, runner
 
 from r2d2_acme import environments
-from tests import helpers
-
-_ROOT = helpers.ROOT
-_PROGRAM = _ROOT / 'launch' / 'memory_tasks.py'
+from r2d2_acme.environments import NamedFactory
+from tests.launch.studies import study_helpers
 
 _TASK = memory_tasks.Task(
   'memory/cue_recall/1',
@@ -74,26 +71,29 @@ def test_thresholds_are_those_promised():
 
 @pytest.mark.parametrize('task', memory_tasks.TASKS, ids=lambda task: task.env)
 def test_configs_are_valid_and_differ_in_recurrence_only(task):
-  agent, baseline = task.config(3, True), task.config(3, False)
-  assert agent.seed == 3
+  cases = memory_tasks.make_cases(task).values()
+  assert all(case.describe(3)['config']['seed'] == 3 for case in cases)
+  agent, baseline = (case.config for case in cases)
   assert dataclasses.replace(baseline, recurrent=True) == agent
   assert not baseline.recurrent
   environments.make(task.env).close()
 
 
+_HEADER = 'actor_steps,learner_steps,mean_return,seconds'
+
+
 @pytest.mark.parametrize(
-  'rows', [[{}], [{'actor_steps': 3}], [3], 3, None, [{'mean_return': None}]]
+  'text',
+  ['', '\0', _HEADER, 'actor_steps\n3', f'{_HEADER}\n3', f'{_HEADER}\n3,4,x,5'],
 )
-def test_damaged_curve_is_none(tmp_path, rows):
-  path = tmp_path / 'curve.json'
-  curve = dataclasses.asdict(_curve(0.5, 1.0))
-
-  def read(curve):
-    path.write_text(json.dumps({'curve': curve, 'setup': {}}))
-    return memory_tasks._read(path, {})
-
-  assert read(curve) == _curve(0.5, 1.0)
-  assert read({**curve, 'rows': rows}) is None
+def test_run_with_damaged_curve_is_not_whole(tmp_path, text):
+  (agent, _) = memory_tasks.make_cases(_TASK).values()
+  path = tmp_path / 'evaluations.csv'
+  assert not agent.is_whole(tmp_path)
+  path.write_text(f'{_HEADER}\n1000,1,0.5,0.5\n')
+  assert agent.is_whole(tmp_path)
+  path.write_text(text)
+  assert not agent.is_whole(tmp_path)
 
 
 def test_table_says_who_solved_what_and_when():
@@ -135,60 +135,70 @@ def test_plot_is_a_png(tmp_path):
   assert path.read_bytes()[1:4] == b'PNG'
 
 
-def test_run_evaluates_at_its_period_and_learns_meanwhile():
-  curve = memory_tasks.train(_TASK, 0, max_steps=3_000)
+def _train(tmp_path, max_steps=None):
+  """Trains the agent in this process; returns its curve and its `finished.json`."""
+  (agent, _) = memory_tasks.make_cases(_TASK, max_steps).values()
+  workdir = study_helpers.train(agent, tmp_path)
+  curve = agent.curve(0, memory_tasks.read_rows(workdir))
+  return curve, runner.read_finished(workdir)
+
+
+def test_run_evaluates_at_its_period_and_learns_meanwhile(tmp_path):
+  curve, finished = _train(tmp_path, max_steps=3_000)
   assert [row['actor_steps'] for row in curve.rows] == [1_000, 2_000, 3_000]
   learner_steps = [row['learner_steps'] for row in curve.rows]
-  config = _TASK.config(0, True)
+  config = memory_tasks.make_cases(_TASK)['memory/cue_recall/1/memory'].config
   num_windows = 3_000 / 3  # an episode of delay 1 has 3 steps
   expected = (num_windows - config.min_replay_size) * config.samples_per_insert
   assert learner_steps[-1] == pytest.approx(expected / config.batch_size, rel=0.05)
   assert learner_steps == sorted(set(learner_steps))
   assert all(-1 <= row['mean_return'] <= 1 for row in curve.rows)
+  assert (finished['max_steps'], finished['solved_after']) == (3_000, None)
 
 
 @pytest.mark.slow
-def test_memory_solves_it_and_the_run_ends():
-  curve = memory_tasks.train(_TASK, 0)
+def test_memory_solves_it_and_the_run_ends(tmp_path):
+  curve, finished = _train(tmp_path)
   assert curve.solved_at is not None
   assert curve.num_steps == curve.solved_at + _TASK.evaluation_period
+  assert finished['solved_after'] == curve.num_steps
 
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-  """`train_in_process` without the process; counts the runs that it needed."""
+  """Runs the study with fake training.
+
+  Returns the runs that were trained, as (recurrent, max_steps), and the agent's and
+  the baseline's curve.
+  """
   runs = []
 
-  class Process:
-    exitcode = 0
+  def train(case, experiment, workdir):
+    recurrent, max_steps = experiment.config.recurrent, experiment.max_actor_steps
+    runs.append((recurrent, max_steps))
+    returns = [0.0] * (max_steps // 1000)
+    if recurrent:
+      returns = [0.0, 1.0, 1.0][: len(returns)]
+    curve = _curve(*returns, recurrent=recurrent)
+    rows = [','.join(map(str, row.values())) for row in curve.rows]
+    (workdir / 'evaluations.csv').write_text('\n'.join([_HEADER, *rows]))
+    return curve.num_steps if recurrent and curve.solved_at else None
 
-    def __init__(self, target, args, daemon):
-      self.args = args
-
-    def start(self):
-      task, seed, recurrent, max_steps, path, setup, _ = self.args
-      runs.append((recurrent, max_steps))
-      returns = [0.0] * (max_steps // 1000)
-      if recurrent:
-        returns = [0.0, 1.0, 1.0][: len(returns)]
-      curve = _curve(*returns, recurrent=recurrent, seed=seed, task=task.env)
-      text = json.dumps({'setup': setup, 'curve': dataclasses.asdict(curve)})
-      path.write_text(text)
-
-    def join(self):
-      pass
-
-  class Context:
-    pass
-
-  Context.Process = Process
-  monkeypatch.setattr(memory_tasks.multiprocessing, 'get_context', lambda _: Context)
+  monkeypatch.setattr(memory_tasks.TaskCase, 'train', train)
 
   def train_both(max_steps=10_000, task=_TASK):
     runs.clear()
-    curves = memory_tasks.train_both(
-      task, 0, max_steps=max_steps, workdir=str(tmp_path), threads=1
-    )
+    out = f'--out={tmp_path / "out.png"}'
+    flags = [f'--max_steps={max_steps}', f'--workdir={tmp_path}', '--seeds=0', out]
+    monkeypatch.setattr(sys, 'argv', ['study.py', 'memory_tasks', *flags])
+    monkeypatch.setattr(memory_tasks, 'TASKS', (task,))
+    study_helpers.run_in_this_process(monkeypatch, study.main)
+    code = study.main()
+    curves = [
+      case.curve(0, memory_tasks.read_rows(tmp_path / name / '0'))
+      for name, case in memory_tasks.make_cases(task).items()
+    ]
+    assert code == int(curves[0].solved_at is None)
     return runs.copy(), curves
 
   return train_both
@@ -206,6 +216,8 @@ def test_finished_runs_are_not_run_again(trained):
   runs, again = trained()
   assert runs == []
   assert again == curves
+  # It was solved, so that another limit is none.
+  assert trained(max_steps=20_000)[0] == []
 
 
 def test_unfinished_runs_and_those_of_another_config_are(trained):
@@ -217,12 +229,38 @@ def test_unfinished_runs_and_those_of_another_config_are(trained):
   assert runs == [(True, 5_000), (False, 3_000)]
 
 
-def test_a_process_that_dies_is_an_error_that_names_the_run(tmp_path):
-  task = dataclasses.replace(_TASK, env='memory/no_such_task')
-  with pytest.raises(memory_tasks.RunFailed, match='no_such_task memory seed 4'):
-    memory_tasks.train_in_process(
-      task, 4, recurrent=True, max_steps=1, workdir=str(tmp_path), threads=1
+def test_damaged_runs_are_trained_again(trained, tmp_path):
+  trained()
+  (tmp_path / 'memory/cue_recall/1/memoryless/0/evaluations.csv').write_text('x')
+  assert trained()[0] == [(False, 3_000)]
+
+
+def test_a_process_that_dies_is_an_error_that_names_the_run(
+  monkeypatch, tmp_path, capsys
+):
+  """The baseline, which needs the agent's steps, is not started."""
+  cases = {
+    name: dataclasses.replace(
+      case, environment_factory=NamedFactory('env', 'memory/no_such_task')
     )
+    for name, case in memory_tasks.make_cases(_TASK).items()
+  }
+  no_report = pytest.fail
+  made = runner.Study(cases, [4], tmp_path, no_report)
+
+  def main():
+    args = study_helpers.parse('memory_tasks', *sys.argv[1:])
+    try:
+      return runner.main(made, args)
+    except ValueError as error:
+      raise RuntimeError from error
+
+  monkeypatch.setattr(sys, 'argv', ['study.py'])
+  study_helpers.run_in_this_process(monkeypatch, main)
+  assert main() == 1
+  out = capsys.readouterr().out
+  assert 'memory/cue_recall/1/memory/4: code 1, see ' in out
+  assert 'memoryless' not in out
 
 
 @pytest.mark.parametrize(
@@ -230,16 +268,16 @@ def test_a_process_that_dies_is_an_error_that_names_the_run(tmp_path):
   [
     (['--tasks=memory/maze'], "'memory/maze' is none of memory/cue_recall/10"),
     (['--seeds=0,x'], '--seeds=0,x must be numbers'),
-    (['--max_steps=0'], '--max_steps must be at least 1'),
-    (['--processes=0'], '--processes must be at least 1'),
+    (['--max_steps=0'], '--max_steps: must be a number, at least 1'),
+    (['--processes=0'], '--processes: must be a number, at least 1'),
     (['--out=curves.pdf'], 'must end in .png'),
     (['--no_such_flag'], '--no_such_flag'),
   ],
 )
 def test_bad_input_is_one_line(monkeypatch, capsys, flags, expected):
-  monkeypatch.setattr(sys, 'argv', [str(_PROGRAM), *flags])
+  monkeypatch.setattr(sys, 'argv', ['study.py', 'memory_tasks', *flags])
   with pytest.raises(SystemExit) as ended:
-    memory_tasks.main()
+    study.main()
   error = capsys.readouterr().err
   assert ended.value.code == 2
   assert error.startswith('error: ')
@@ -250,17 +288,14 @@ def test_bad_input_is_one_line(monkeypatch, capsys, flags, expected):
 @pytest.mark.slow
 def test_it_all_comes_together(tmp_path):
   pytest.importorskip('matplotlib')
-  ended = subprocess.run(
-    [
-      *(sys.executable, _PROGRAM, '--tasks=memory/cue_recall/10', '--seeds=0'),
-      *('--max_steps=1', '--workdir=work', '--out=out/curves.png'),
-    ],
+  ended = study_helpers.run_program(
+    *('memory_tasks', '--tasks=memory/cue_recall/10', '--seeds=0'),
+    *('--max_steps=1', '--workdir=work', '--out=out/curves.png'),
     cwd=tmp_path,
-    capture_output=True,
-    text=True,
   )
   assert ended.returncode == 1, ended.stderr  # one evaluation cannot solve it
   assert 'memory/cue_recall/10' in ended.stdout
+  assert '[memory/cue_recall/10 memory seed 0] actor_steps 5,000 | ' in ended.stdout
   assert '0 of 1' in ended.stdout
   assert (tmp_path / 'out' / 'curves.png').exists()
   rows = list(csv.DictReader((tmp_path / 'out' / 'curves.csv').open()))

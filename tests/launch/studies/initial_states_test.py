@@ -1,31 +1,31 @@
-"""`launch/initial_state_study.py`: its cases, its arithmetic, and what it writes."""
+"""`launch/studies/initial_states.py`: its cases, its arithmetic, and what it writes."""
 
 import csv
 import dataclasses
 import sys
 
-import initial_state_study
 import numpy as np
 import pytest
-import studies
+import study
+from studies import cue_recall, initial_states, tables
 
-from tests.launch import study_helpers
+from tests.launch.studies import study_helpers
 
 
-def test_cases_are_the_specs_strategies_and_differ_in_nothing_else():
-  cases = dict(initial_state_study.cue_recall().cases)
+def test_cases_are_the_papers_strategies_and_differ_in_nothing_else():
+  cases = initial_states.make_cue_recall_configs()
   trajectory = cases.pop('trajectory')
   assert {(c.state_strategy, c.burn_in_length) for c in cases.values()} == {
     (state, burn_in) for state in ('zero', 'stored') for burn_in in (0, 2, 4)
   }
   for case in cases.values():
     fields = {'state_strategy': 'stored', 'burn_in_length': 4}
-    assert dataclasses.replace(case, **fields) == studies.CUE_RECALL
+    assert dataclasses.replace(case, **fields) == cue_recall.CONFIG
   assert (trajectory.state_strategy, trajectory.burn_in_length) == ('zero', 0)
 
 
 def test_trajectories_get_as_many_updates_and_trained_transitions():
-  cases = initial_state_study.cue_recall().cases
+  cases = initial_states.make_cue_recall_configs()
   windows, trajectory = cases['zero_0'], cases['trajectory']
   per_episode = {'zero_0': 4, 'trajectory': 1}
   updates = [
@@ -37,7 +37,7 @@ def test_trajectories_get_as_many_updates_and_trained_transitions():
     config.batch_size * config.trace_length for config in (windows, trajectory)
   ]
   assert transitions[1] == pytest.approx(transitions[0], rel=0.02)
-  environment = studies.make_cue_recall(0)
+  environment = cue_recall.make_cue_recall(0)
   length, timestep = 0, environment.reset()
   while not timestep.last():
     timestep = environment.step(0)
@@ -54,9 +54,9 @@ def _write_run(workdir, delta_q, returns, ages=(10.0, 10.0, 10.0, 59.0), scale=1
   steps = scale * steps
   columns = [steps, steps, ages, delta_q, 10 * np.array(delta_q)]
   workdir.mkdir(parents=True, exist_ok=True)
-  studies.write_csv(
+  tables.write_csv(
     workdir / 'items.csv',
-    initial_state_study._ITEM_COLUMNS,
+    initial_states.ITEM_COLUMNS,
     zip(*columns, strict=True),
   )
   study_helpers.write_actor_log(
@@ -75,7 +75,7 @@ def _nan():
 
 
 def _summarize(*workdirs):
-  rows = initial_state_study.summarize({'stored_0': workdirs}, max_steps=100)
+  rows = initial_states.summarize({'stored_0': workdirs}, max_steps=100)
   assert {row[0] for row in rows} == {'stored_0'}
   return {row[1:4]: row[4:] for row in rows}
 
@@ -116,16 +116,17 @@ def test_bin_that_a_seed_lacks_is_the_others_mean(tmp_path):
 
 
 def test_figures_have_all_cases(monkeypatch, tmp_path):
-  def train(study, case, seed, max_steps, workdir):
-    _write_run(workdir, [1.0, 2.0, 3.0, 4.0 + seed], [0.0, 1.0, 1.0, 1.0], scale=20)
+  def train(case, experiment, workdir):
+    last = 4.0 + experiment.config.seed
+    _write_run(workdir, [1.0, 2.0, 3.0, last], [0.0, 1.0, 1.0, 1.0], scale=20)
 
-  monkeypatch.setattr(initial_state_study, 'train', train)
-  study_helpers.run_in_this_process(monkeypatch, initial_state_study.main)
+  monkeypatch.setattr(initial_states.DeltaQCase, 'train', train)
+  study_helpers.run_in_this_process(monkeypatch, study.main)
   cases = ['zero_0', 'stored_2', 'trajectory']
   flags = ['--max_steps=2000', f'--workdir={tmp_path}', f'--out={tmp_path / "out"}']
-  argv = ['study', '--seeds=2', f'--cases={",".join(cases)}', *flags]
-  monkeypatch.setattr(sys, 'argv', argv)
-  assert initial_state_study.main() == 0
+  flags += ['--seeds=2', f'--cases={",".join(cases)}']
+  monkeypatch.setattr(sys, 'argv', ['study.py', 'initial_states', *flags])
+  assert study.main() == 0
   out = tmp_path / 'out' / 'cue_recall'
   with open(out / 'curves.csv') as file:
     rows = list(csv.DictReader(file))
@@ -136,16 +137,14 @@ def test_figures_have_all_cases(monkeypatch, tmp_path):
 
 
 def test_a_run_learns_and_keeps_what_it_learned_from(tmp_path):
-  study = initial_state_study.cue_recall()
-  study = dataclasses.replace(
-    study,
-    cases={
-      'stored_2': dataclasses.replace(study.cases['stored_2'], min_replay_size=50)
-    },
+  config = dataclasses.replace(
+    initial_states.make_cue_recall_configs()['stored_2'], min_replay_size=50
   )
-  initial_state_study.train(study, 'stored_2', 0, 1_950, tmp_path)
-  config = study.cases['stored_2']
-  items = studies.read_csv(tmp_path / 'items.csv')
+  case = initial_states.DeltaQCase(
+    config=config, environment_factory=cue_recall.make_cue_recall, max_steps=1_950
+  )
+  workdir = study_helpers.train(case, tmp_path)
+  items = tables.read_csv(workdir / 'items.csv')
   steps = items['actor_steps']
   # 4 windows in an episode of 26 steps, 4 windows an update.
   assert items['learner_steps'][-1] == pytest.approx((300 - 50) / 4, abs=6)
@@ -155,5 +154,5 @@ def test_a_run_learns_and_keeps_what_it_learned_from(tmp_path):
   # A quarter of the windows start an episode.
   starts = items['delta_q_initial'] < 1e-4
   assert 0.1 < starts.mean() < 0.7
-  episodes = studies.read_csv(tmp_path / 'logs' / 'actor' / 'logs.csv')
+  episodes = tables.read_csv(workdir / 'logs' / 'actor' / 'logs.csv')
   assert len(episodes['epsilon']) == pytest.approx(75, abs=8)

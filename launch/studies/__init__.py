@@ -1,0 +1,1 @@
+"""Studies: cases that are trained with several seeds each, and compared."""

@@ -1,0 +1,215 @@
+"""Studies whose results are curves: their flags, arithmetic and files.
+
+A curve has for each x the mean and the standard deviation over the seeds of a case.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from r2d2_acme import config as config_lib
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.environments import EnvironmentFactory, NamedFactory
+from r2d2_acme.results import plotting
+from r2d2_acme.system import runtime
+from r2d2_acme.workdir import paths, sittings
+from studies import cue_recall, runner, tables
+from studies.runner import Case, Study
+
+NUM_BINS = 20  # points of a curve over training
+COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
+
+Configs = Mapping[str, R2D2Config]  # by case
+Runs = Mapping[str, Sequence[pathlib.Path]]  # the workdirs of each case's runs
+Summarize = Callable[[Runs, int], list[tuple]]
+Plot = Callable[[Sequence[tuple], str, pathlib.Path], None]
+
+
+def add_flags(parser: argparse.ArgumentParser, results: str):
+  """Adds the flags; `results` names the default folders in `runs/` and `results/`."""
+  runner.add_flags(parser, results)
+  parser.add_argument(
+    '--seeds', type=runner.positive_int, default=3, help='how many; by default 3'
+  )
+  parser.add_argument('--cases', help='such as one,another; by default all')
+  parser.add_argument(
+    '--out',
+    type=paths.argument,
+    default=f'results/{results}',
+    help=f'where figures and CSV go; by default results/{results}',
+  )
+  parser.add_argument('--game', help='an Atari game instead of cue recall')
+  parser.add_argument(
+    '--env', help='instead of cue recall, as the --env of atari_distributed.py'
+  )
+
+
+def named_environment(
+  args: argparse.Namespace,
+) -> tuple[str, EnvironmentFactory] | None:
+  """Returns what `--game` or `--env` name, as a folder's name and a factory.
+
+  Without either it is None. Exits if there is no such environment.
+  """
+  if args.game and args.env:
+    runtime.exit_with_error('give --game or --env, not both')
+  name = args.game or args.env
+  if not name:
+    return None
+  full_action_space = config_lib.laptop().full_action_space
+  factory = NamedFactory('game' if args.game else 'env', name, full_action_space)
+  try:
+    factory(0).close()
+  except ValueError as error:
+    runtime.exit_with_error(str(error))
+  return name.replace('/', '_'), factory
+
+
+def make_study(
+  args: argparse.Namespace,
+  on_cue_recall: tuple[Configs, int],
+  on_others: tuple[Configs, int],
+  summarize: Summarize,
+  plots: Mapping[str, Plot],
+  case_type: type[Case] = Case,
+) -> Study:
+  """Makes the study that the flags describe; exits if they cannot work.
+
+  Args:
+    args: of a parser with the flags of `add_flags`.
+    on_cue_recall: the config of each case, and the environment steps of a run unless
+      the user says otherwise.
+    on_others: the same where the user names an environment.
+    summarize: returns rows of `COLUMNS`, from the runs and the steps of each.
+    plots: what writes a figure of such rows, with a title, to a path; by file name.
+    case_type: what trains.
+  """
+  named = named_environment(args)
+  name, factory = named or ('cue_recall', cue_recall.make_cue_recall)
+  configs, max_steps = on_others if named else on_cue_recall
+  configs, max_steps = _choose(configs, args.cases), args.max_steps or max_steps
+  _check_steps(configs.values(), max_steps)
+  return Study(
+    {
+      case: case_type(config=config, environment_factory=factory, max_steps=max_steps)
+      for case, config in configs.items()
+    },
+    seeds=range(args.seeds),
+    workdir=pathlib.Path(args.workdir) / f'{name}_{max_steps}',
+    report=functools.partial(
+      _report, pathlib.Path(args.out), name, max_steps, summarize, plots
+    ),
+  )
+
+
+def in_bins(
+  x: np.ndarray, y: np.ndarray, width: float, reduce: Callable[[np.ndarray], float]
+) -> dict[float, float]:
+  """Reduces the y of each bin of x to one number.
+
+  Args:
+    x: positive, [N]; the k-th bin is (k width, (k + 1) width].
+    y: [N].
+    width: of a bin.
+    reduce: such as `np.mean`.
+
+  Returns:
+    The numbers by the middle of their bin, for the bins that are not empty.
+  """
+  bins = np.ceil(x / width) - 1
+  return {(k + 0.5) * width: float(reduce(y[bins == k])) for k in np.unique(bins)}
+
+
+def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float]:
+  """Returns the mean return of nearly greedy episodes, in bins of a run's steps."""
+  columns = ('epsilon', 'actor_steps', 'episode_return')
+  epsilons, steps, returns = sittings.read_rows(str(workdir), 'actor', columns).T
+  greedy = epsilons <= plotting.LOW_EPSILON
+  if not greedy.any():
+    runtime.exit_with_error(
+      f'{paths.shown(str(workdir))}: no episode with epsilon <= '
+      f'{plotting.LOW_EPSILON} ended; raise --max_steps'
+    )
+  return in_bins(steps[greedy], returns[greedy], max_steps / NUM_BINS, np.mean)
+
+
+def over_seeds(
+  case: str, metric: str, over: str, seeds: Sequence[Mapping[float, float]]
+) -> list[tuple]:
+  """Returns rows of `COLUMNS`: mean and standard deviation of the seeds that have x.
+
+  Where only one has it, the standard deviation is NaN.
+  """
+  rows = []
+  for x in sorted(set().union(*seeds)):
+    ys = [seed[x] for seed in seeds if x in seed]
+    std = np.std(ys, ddof=1) if len(ys) > 1 else np.nan
+    rows.append((case, metric, over, x, np.mean(ys), std, len(ys)))
+  return rows
+
+
+def summarize_returns(runs: Runs, max_steps: int) -> list[tuple]:
+  """Returns rows of `COLUMNS` with the returns of each case over environment steps."""
+  rows: list[tuple] = []
+  for case, workdirs in runs.items():
+    seeds = [returns_by_steps(workdir, max_steps) for workdir in workdirs]
+    rows += over_seeds(case, 'episode_return', 'steps', seeds)
+  return rows
+
+
+def _choose(configs: Configs, names: str | None) -> Configs:
+  """Returns the cases that the user named; exits if one is unknown."""
+  chosen = names.split(',') if names else configs
+  for name in chosen:
+    if name not in configs:
+      runtime.exit_with_error(
+        f'{name!r} is not a case: give some of {", ".join(configs)}'
+      )
+  return {name: configs[name] for name in chosen}
+
+
+def _check_steps(configs: Iterable[R2D2Config], max_steps: int):
+  """Exits if one of the cases would learn for less than about half of its run."""
+  fill = max(config.min_replay_size * config.sequence_period for config in configs)
+  if max_steps < 2 * fill:
+    runtime.exit_with_error(
+      f'--max_steps={max_steps} is too few: learning begins after some {fill}; give at '
+      f'least {2 * fill}'
+    )
+
+
+def _report(
+  folder: pathlib.Path,
+  name: str,
+  max_steps: int,
+  summarize: Summarize,
+  plots: Mapping[str, Plot],
+  runs: Runs,
+) -> int:
+  """Writes `curves.csv`, the figures and `about.json` to a folder of that name."""
+  rows, out = summarize(runs, max_steps), folder / name
+  out.mkdir(parents=True, exist_ok=True)
+  tables.write_csv(out / 'curves.csv', COLUMNS, rows)
+  num_seeds = max(map(len, runs.values()))
+  spread = f'mean and standard deviation of {num_seeds} seeds'
+  title = f'{name}: {spread if num_seeds > 1 else "one seed"}'
+  for file_name, plot in plots.items():
+    plot(rows, title, out / file_name)
+  about = {
+    # Without the folders, which are those of this machine.
+    'command': [x for x in sys.argv if not x.startswith(('--workdir', '--out'))],
+    'max_steps': max_steps,
+    'runs': {
+      f'{case}/{workdir.name}': runner.read_finished(workdir)
+      for case, workdirs in runs.items()
+      for workdir in workdirs
+    },
+  }
+  (out / 'about.json').write_text(json.dumps(about, indent=1) + '\n')
+  print(f'see {paths.shown(str(out))}')
+  return 0

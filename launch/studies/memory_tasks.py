@@ -1,0 +1,397 @@
+"""Does R2D2 solve tasks that need memory, and does it without its memory?
+
+python launch/study.py memory_tasks [--tasks=memory/cue_recall/10,...] [--seeds=0,1,2]
+
+A run ends when its task is solved: when the mean return of an evaluation, and of the
+next, reaches the task's threshold. The first of the two counts. The baseline is the
+same agent with `recurrent=False` and as many steps. It still sees its previous action
+and reward, as R2D2 does.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import acme
+import dm_env
+from acme.utils import loggers
+from rich import console, table
+
+from r2d2_acme import agent as agent_lib
+from r2d2_acme import builder as builder_lib
+from r2d2_acme import config as config_lib
+from r2d2_acme import environments
+from r2d2_acme.acting.policy import BatchedActor
+from r2d2_acme.agent import R2D2
+from r2d2_acme.config import R2D2Config
+from r2d2_acme.environments import NamedFactory
+from r2d2_acme.experiment import Experiment
+from r2d2_acme.results import evaluation, plotting
+from r2d2_acme.system import runtime
+from r2d2_acme.workdir import paths
+from studies import drawing, runner, tables
+from studies.runner import Case, Study
+
+_SHARE_OF_MAX = 0.95  # of the maximal return, where the task knows it
+_AGENTS = {True: 'memory', False: 'memoryless'}  # by whether it is recurrent
+_EVALUATIONS = 'evaluations.csv'
+_COLUMNS = ('actor_steps', 'learner_steps', 'mean_return', 'seconds')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is trained, and until when.
+
+  Attributes:
+    env: the environment, as `environments.make` takes it.
+    max_steps: steps of all environments together after which a run ends, solved or not.
+    evaluation_period: steps between evaluations.
+    num_episodes: episodes of an evaluation, which are played at the same time.
+    threshold: the mean return that solves the task; None for 0.95 of the maximum.
+    overrides: fields of the preset `memory` that have other values for this task.
+  """
+
+  env: str
+  max_steps: int
+  evaluation_period: int
+  num_episodes: int = 100
+  threshold: float | None = None
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def goal(self) -> float:
+    """The threshold as a number."""
+    if self.threshold is not None:
+      return self.threshold
+    return _SHARE_OF_MAX * environments.make(self.env).max_return  # type: ignore
+
+
+TASKS = (
+  Task('memory/cue_recall/10', max_steps=200_000, evaluation_period=5_000),
+  Task('memory/cue_recall/30', max_steps=1_000_000, evaluation_period=10_000),
+  Task('memory/t_maze/10', max_steps=500_000, evaluation_period=10_000),
+  Task('bsuite/memory_len/9', max_steps=500_000, evaluation_period=5_000),
+  Task('bsuite/memory_len/15', max_steps=1_000_000, evaluation_period=10_000),
+  Task('bsuite/memory_size/1', max_steps=200_000, evaluation_period=5_000),
+  Task(
+    environments.VELOCITYLESS_CARTPOLE,
+    max_steps=1_000_000,
+    evaluation_period=20_000,
+    num_episodes=50,
+    threshold=150.0,  # RLlib's, whose agent also trains without burn-in
+    overrides={'samples_per_insert': 32.0},
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """The evaluations of one run.
+
+  Attributes:
+    task: its `env`.
+    recurrent: False for the baseline.
+    seed: of the run.
+    goal: the mean return that solves the task.
+    rows: one for each evaluation, with `actor_steps`, `learner_steps`, `mean_return`
+      and `seconds`.
+  """
+
+  task: str
+  recurrent: bool
+  seed: int
+  goal: float
+  rows: list[dict[str, float]]
+
+  @property
+  def agent(self) -> str:
+    return _AGENTS[self.recurrent]
+
+  @property
+  def solved_at(self) -> int | None:
+    """Steps until the first of two evaluations in a row that reach the goal."""
+    reached = [row['mean_return'] >= self.goal for row in self.rows]
+    for row, this, following in zip(self.rows, reached, reached[1:], strict=False):
+      if this and following:
+        return int(row['actor_steps'])
+    return None
+
+  @property
+  def num_steps(self) -> int:
+    return int(self.rows[-1]['actor_steps']) if self.rows else 0
+
+  @property
+  def last_return(self) -> float:
+    """The mean of the last two evaluations."""
+    return statistics.mean(row['mean_return'] for row in self.rows[-2:])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskCase(Case):
+  """R2D2, or its baseline without memory, on a task."""
+
+  task: Task
+
+  def describe(self, seed: int) -> dict[str, Any]:
+    """Returns what a run depends on; see `Case.describe`."""
+    return {**super().describe(seed), 'task': dataclasses.asdict(self.task)}
+
+  def train(self, experiment: Experiment, workdir: pathlib.Path) -> int | None:
+    """Trains R2D2 until it has solved the task, and its baseline to the last step.
+
+    Writes the evaluations to the workdir; see `Case.train`.
+    """
+    factory, task = experiment.environment_factory, self.task
+    seeds = [
+      builder_lib.evaluation_seeds(experiment.config.seed, i)
+      for i in range(task.num_episodes)
+    ]
+    curve = self.curve(experiment.config.seed, rows=[])
+    solved_after = None
+    start = time.monotonic()
+
+    def observe(agent: R2D2, steps: int):
+      nonlocal solved_after
+      if steps < curve.num_steps + task.evaluation_period:
+        return
+      row = {
+        'actor_steps': curve.num_steps + task.evaluation_period,
+        'learner_steps': agent.learner.num_steps,
+        'mean_return': evaluate(agent),
+        'seconds': round(time.monotonic() - start, 1),
+      }
+      curve.rows.append(row)
+      numbers = ' | '.join(f'{k} {v:,.6g}' for k, v in row.items())
+      runner.say(f'[{task.env} {curve.agent} seed {curve.seed}] {numbers}')
+      if curve.recurrent and curve.solved_at is not None:
+        solved_after = curve.num_steps
+
+    with environments.opened(factory, [seed for seed, _ in seeds]) as evaluated:
+      evaluate = _make_evaluator(
+        experiment.config, evaluated, [seed for _, seed in seeds]
+      )
+      agent_lib.run_experiment(
+        # Of the training nothing but the evaluations is kept.
+        dataclasses.replace(experiment, logger_factory=_make_no_logger),
+        observe=observe,
+        should_stop=lambda: solved_after is not None,
+      )
+    rows = (tuple(row.values()) for row in curve.rows)
+    tables.write_csv(workdir / _EVALUATIONS, _COLUMNS, rows)
+    return solved_after
+
+  def is_whole(self, workdir: pathlib.Path) -> bool:
+    """Returns whether the evaluations of a finished run can be read."""
+    return bool(read_rows(workdir))
+
+  def curve(self, seed: int, rows: list[dict[str, float]]) -> Curve:
+    """Returns the curve of the run with this seed, from the rows of its evaluations."""
+    return Curve(self.task.env, self.config.recurrent, seed, self.task.goal, rows)
+
+
+def _make_evaluator(
+  config: R2D2Config, evaluated: Sequence[dm_env.Environment], seeds: Sequence[int]
+) -> Callable[[acme.VariableSource], float]:
+  """Makes a function that returns the mean return with an agent's parameters.
+
+  It plays an episode in each environment, all at the same time and nearly greedily.
+
+  Args:
+    config: of the agent.
+    evaluated: the environments to play in.
+    seeds: the seed of the policy in each of them.
+  """
+  spec = acme.make_environment_spec(evaluated[0])
+  network = builder_lib.R2D2Builder(config, spec).make_network()
+  epsilons = [config.evaluator_epsilon] * len(seeds)
+  actor = BatchedActor(network, config, spec, epsilons=epsilons, seeds=seeds)
+
+  def evaluate(source: acme.VariableSource) -> float:
+    actor.fetch(source)
+    episodes = evaluation.play(
+      actor, evaluated, len(evaluated), max_steps=config.max_evaluation_steps
+    )
+    return statistics.mean(episode.total for episode in episodes)
+
+  return evaluate
+
+
+def _make_no_logger(*unused_node) -> loggers.Logger:
+  return loggers.NoOpLogger()
+
+
+def read_rows(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """Reads the evaluations of a finished run; empty if the file is damaged."""
+  try:
+    columns = tables.read_csv(workdir / _EVALUATIONS)
+  except (OSError, ValueError):
+    return []
+  rows = zip(*(columns[name] for name in _COLUMNS), strict=False)
+  return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+
+
+def add_flags(parser: argparse.ArgumentParser):
+  names = [task.env for task in TASKS]
+  runner.add_flags(parser, 'memory_tasks')
+  parser.add_argument(
+    '--tasks', default=','.join(names), help='by default ' + ',\n'.join(names)
+  )
+  parser.add_argument('--seeds', default='0,1,2', help='by default 0,1,2')
+  parser.add_argument(
+    '--out',
+    type=paths.argument,
+    default='results/memory_tasks.png',
+    help='the plot; its CSV lies beside it. By default results/memory_tasks.png',
+  )
+
+
+def make_study(args: argparse.Namespace) -> Study:
+  """Makes the study that the flags describe; exits if they cannot work."""
+  by_name = {task.env: task for task in TASKS}
+  names = list(dict.fromkeys(args.tasks.split(',')))
+  for name in names:
+    if name not in by_name:
+      runtime.exit_with_error(f'--tasks: {name!r} is none of {", ".join(by_name)}')
+  if not all(seed.isdecimal() for seed in args.seeds.split(',')):
+    runtime.exit_with_error(f'--seeds={args.seeds} must be numbers, such as 0,1,2')
+  out = pathlib.Path(args.out)
+  if out.suffix != '.png':
+    runtime.exit_with_error(f'--out={paths.shown(args.out)} must end in .png')
+  try:
+    for name in names:
+      environments.make(name).close()
+  except ValueError as error:
+    runtime.exit_with_error(str(error))
+  cases: dict[str, TaskCase] = {}
+  for task in TASKS:
+    if task.env in names:
+      cases |= make_cases(task, args.max_steps)
+  return Study(
+    cases,
+    seeds=list(dict.fromkeys(map(int, args.seeds.split(',')))),
+    workdir=pathlib.Path(args.workdir),
+    report=functools.partial(_report, cases, out),
+  )
+
+
+def make_cases(task: Task, max_steps: int | None = None) -> dict[str, TaskCase]:
+  """Returns the case of R2D2 on a task, and that of the baseline.
+
+  Args:
+    task: what both train on.
+    max_steps: if it is less than the task's, runs end after so many steps, rounded up
+      to whole evaluation periods.
+  """
+  steps = min(task.max_steps, max_steps or task.max_steps)
+  agent, baseline = (f'{task.env}/{_AGENTS[x]}' for x in (True, False))
+  config = dataclasses.replace(config_lib.memory(), **task.overrides)
+  case = TaskCase(
+    config=config,
+    environment_factory=NamedFactory('env', task.env),
+    max_steps=-(-steps // task.evaluation_period) * task.evaluation_period,
+    task=task,
+  )
+  memoryless = dataclasses.replace(config, recurrent=False)
+  return {
+    agent: case,
+    baseline: dataclasses.replace(case, config=memoryless, as_long_as=agent),
+  }
+
+
+def _report(
+  cases: Mapping[str, TaskCase],
+  out: pathlib.Path,
+  runs: Mapping[str, Sequence[pathlib.Path]],
+) -> int:
+  """Prints a table and writes the plot and its CSV; 1 if a run did not solve its task.
+
+  Baselines need not solve it.
+  """
+  curves = [
+    cases[name].curve(int(workdir.name), read_rows(workdir))
+    for name, workdirs in runs.items()
+    for workdir in workdirs
+  ]
+  names = [task.env for task in TASKS]
+  curves.sort(key=lambda c: (names.index(c.task), c.seed, not c.recurrent))
+  terminal = console.Console()
+  if not terminal.is_terminal:
+    terminal = console.Console(width=120)
+  terminal.print(make_table(curves))
+  out.parent.mkdir(parents=True, exist_ok=True)
+  plot(curves, out)
+  write_csv(curves, out.with_suffix('.csv'))
+  files = [paths.shown(str(out.with_suffix(x))) for x in ('.png', '.csv')]
+  print(f'{" and ".join(files)} have the curves.')
+  return int(any(c.recurrent and c.solved_at is None for c in curves))
+
+
+def make_table(curves: Sequence[Curve]) -> table.Table:
+  """Returns a table with a line for each task and agent."""
+  grid = table.Table(title='memory tasks', title_justify='left', title_style='bold')
+  for header in ('task', 'threshold', 'agent', 'solved', 'after steps', 'last return'):
+    grid.add_column(header, justify='left' if header in ('task', 'agent') else 'right')
+  for task in dict.fromkeys(curve.task for curve in curves):
+    for recurrent in (True, False):
+      group = [c for c in curves if (c.task, c.recurrent) == (task, recurrent)]
+      if not group:
+        continue
+      solved_at = [curve.solved_at for curve in group]
+      grid.add_row(
+        task if recurrent else '',
+        f'{group[0].goal:g}' if recurrent else '',
+        _AGENTS[recurrent],
+        f'{sum(s is not None for s in solved_at)} of {len(group)}',
+        ' '.join('-' if s is None else f'{s:,}' for s in solved_at),
+        ' '.join(f'{curve.last_return:.3g}' for curve in group),
+      )
+    grid.add_section()
+  return grid
+
+
+def write_csv(curves: Sequence[Curve], path: pathlib.Path):
+  """Writes a row for each evaluation of each run."""
+  tables.write_csv(
+    path,
+    ('task', 'agent', 'seed', 'threshold', *_COLUMNS),
+    (
+      (c.task, c.agent, c.seed, c.goal, *(row[name] for name in _COLUMNS))
+      for c in curves
+      for row in c.rows
+    ),
+  )
+
+
+def plot(curves: Sequence[Curve], path: pathlib.Path):
+  """Writes a figure of return against steps: a panel for each task, a line a run."""
+  tasks = list(dict.fromkeys(curve.task for curve in curves))
+  columns = min(len(tasks), 3)
+  rows = -(-len(tasks) // columns)
+  figure, axes = plotting.pyplot().subplots(
+    rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False
+  )
+  for axis in axes.flat[len(tasks) :]:
+    axis.set_axis_off()
+  for task, axis in zip(tasks, axes.flat, strict=False):
+    group = [curve for curve in curves if curve.task == task]
+    labels = dict(_AGENTS)  # only the first line of each has one
+    for curve in sorted(group, key=lambda curve: not curve.recurrent):
+      axis.plot(
+        [row['actor_steps'] for row in curve.rows],
+        [row['mean_return'] for row in curve.rows],
+        color='tab:blue' if curve.recurrent else 'tab:gray',
+        alpha=0.8,
+        label=labels.pop(curve.recurrent, None),
+      )
+    axis.axhline(group[0].goal, color='tab:red', linestyle='--', linewidth=1)
+    axis.set_title(task, fontsize=9)
+    axis.set_xlabel('steps of all environments')
+    axis.set_ylabel('mean return of an evaluation')
+    axis.grid(True, alpha=0.3)
+    axis.legend(fontsize=7)
+  drawing.save(figure, path)
