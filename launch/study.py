@@ -8,22 +8,13 @@ python launch/study.py memory_tasks     half an hour on two cores
 stay in --workdir and are not trained again, unless their config has changed.
 """
 
+import preamble  # noqa: F401
+
 import argparse
-import sys
 
-try:
-  from r2d2_acme.system import doctor, stopping
-except ModuleNotFoundError:
-  sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
-if __name__ == '__main__':
-  stopping.end_at_once(
-    message='Stopped. Start again to go on after the last finished run.\n'
-  )
-doctor.check_installation()
+from studies import ablation, initial_states, memory_tasks, runner
 
-from studies import ablation, initial_states, memory_tasks, runner  # noqa: E402
-
-from r2d2_acme.system import runtime  # noqa: E402
+from r2d2_acme.system import runtime, stopping
 
 _STUDIES = {
   'ablation': ablation,
@@ -60,5 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
+  stopping.end_at_once(
+    message='Stopped. Start again to go on after the last finished run.\n'
+  )
   code = main()
   runtime.exit_now(code)
