@@ -9,7 +9,7 @@ import experiment_flags
 from absl import flags
 
 from r2d2_acme import environments, experiment
-from r2d2_acme.results import evaluation, recording, summary
+from r2d2_acme.results import evaluation, recordings, summary
 from r2d2_acme.system import processes, runtime
 from r2d2_acme.workdir import paths
 
@@ -54,7 +54,7 @@ def main() -> int:
   suffix = f'_seed_{config.seed}'
   if _EPSILON.value is not None:
     suffix += f'_epsilon_{config.evaluator_epsilon:g}'
-  recordings = recording.Recordings(
+  recorded = recordings.Recordings(
     workdir,
     video_suffix=suffix if _VIDEO.value else None,
     animation_path=_ANIMATION.value,
@@ -68,10 +68,10 @@ def main() -> int:
       num_episodes=_EPISODES.value,
       seed=config.seed,
       checkpoint=flags.FLAGS.checkpoint,
-      make_watcher=recordings.watch,
+      make_watcher=recorded.watch,
       on_episode=_tell,
     )
-    for kind, path in recordings.close().items():
+    for kind, path in recorded.close().items():
       print(f'{kind}: {paths.shown(path)}')
   except OSError as error:
     raise experiment.BadInput(str(error)) from error
