@@ -378,7 +378,7 @@ def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_acmes_loop_goes_on_counting_and_logs_where_it_started(tmp_path):
-  """The README's example."""
+  """The example in docs/using.md."""
   config = dataclasses.replace(
     _CONFIG, envs_per_actor=1, min_replay_size=10, samples_per_insert_tolerance=0.5
   )
