@@ -34,7 +34,7 @@ _POLL_PERIOD = 0.1  # seconds
 _BAD_INPUT = 2  # a program's exit code
 # Flags of atari_distributed.py that are refused here, because this program sets them
 # for each game, or because they limit something else than --max_actor_steps.
-_OURS = ('game', 'env', 'max_learner_steps', 'lp_launch_type')
+_OURS = ('game', 'env', 'environment', 'max_learner_steps', 'lp_launch_type')
 
 
 class _Stopped(Exception):

@@ -79,7 +79,7 @@ def label(role: str, index: int = 0) -> str:
 
 
 def make_logger(
-  workdir: str | None, role: str, index: int = 0, *, sitting: int = 0
+  workdir: str | None, role: str, index: int = 0, *, sitting: int | None = None
 ) -> loggers.Logger:
   """Makes the logger of a node.
 
@@ -91,7 +91,7 @@ def make_logger(
     workdir: of the run.
     role: 'learner', 'actor' or 'evaluator'; it decides the columns.
     index: of the node among those of its role.
-    sitting: the number that each row gets, from `begin_sitting`.
+    sitting: the number that each row gets; by default that of the newest sitting.
   """
   name = label(role, index)
   terminal: loggers.Logger = loggers.TerminalLogger(name, print_fn=print)
@@ -100,12 +100,14 @@ def make_logger(
   to = [terminal]
   if workdir is not None:
     workdir = paths.resolve(workdir)
+    if sitting is None:
+      sitting = max((begun.number for begun in sittings.read(workdir)), default=0)
     _mend_log(workdir, name, COLUMNS[role])
     to.append(loggers.CSVLogger(workdir, label=name, add_uid=False, flush_every=1))
     folder = os.path.join(workdir, 'tb', name)
     to.append(event_files.EventLogger(folder, name, sittings.steps_key(name)))
   to_all = loggers.Dispatcher(to, loggers.to_numpy)
-  return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting})
+  return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting or 0})
 
 
 def _mend_log(workdir: str, label: str, columns: Sequence[str]):
