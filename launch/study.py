@@ -2,7 +2,7 @@
 
 python launch/study.py ablation         minutes for each run
 python launch/study.py initial_states   half an hour on a core
-python launch/study.py memory_tasks     half an hour on two cores
+python launch/study.py memory_tasks     half an hour on a core
 
 `python launch/study.py ablation --help` shows the flags of that study. Finished runs
 stay in --workdir and are not trained again, unless their config has changed.

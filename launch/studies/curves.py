@@ -4,7 +4,6 @@ A curve has for each x the mean and the standard deviation over the seeds of a c
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import sys
@@ -26,8 +25,6 @@ COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
 
 Configs = Mapping[str, R2D2Config]  # by case
 Runs = Mapping[str, Sequence[pathlib.Path]]  # the workdirs of each case's runs
-Summarize = Callable[[Runs, int], list[tuple]]
-Plot = Callable[[Sequence[tuple], str, pathlib.Path], None]
 
 
 def add_flags(parser: argparse.ArgumentParser, results: str):
@@ -74,52 +71,54 @@ def make_study(
   args: argparse.Namespace,
   on_cue_recall: tuple[Configs, int],
   on_others: tuple[Configs, int],
-  summarize: Summarize,
-  plots: Mapping[str, Plot],
+  summarize: Callable[[Runs, int], list[tuple]],
+  plots: Mapping[str, Callable[[Sequence[tuple], str, pathlib.Path], None]],
   case_type: type[Case] = Case,
 ) -> Study:
   """Makes the study that the flags describe; exits if they cannot work.
 
   Args:
-    args: of a parser with the flags of `add_flags`.
+    args: the parsed flags, see `add_flags`.
     on_cue_recall: the config of each case, and the environment steps of a run unless
       the user says otherwise.
     on_others: the same where the user names an environment.
     summarize: returns rows of `COLUMNS`, from the runs and the steps of each.
     plots: what writes a figure of such rows, with a title, to a path; by file name.
-    case_type: what trains.
+    case_type: the class of the cases, which may override `train`.
   """
   named = named_environment(args)
   name, factory = named or ('cue_recall', cue_recall.make_cue_recall)
   configs, max_steps = on_others if named else on_cue_recall
   configs, max_steps = _choose(configs, args.cases), args.max_steps or max_steps
   _check_steps(configs.values(), max_steps)
-  return Study(
-    {
-      case: case_type(config=config, environment_factory=factory, max_steps=max_steps)
-      for case, config in configs.items()
-    },
-    seeds=range(args.seeds),
-    workdir=pathlib.Path(args.workdir) / f'{name}_{max_steps}',
-    report=functools.partial(
-      _report, pathlib.Path(args.out), name, max_steps, summarize, plots
-    ),
-  )
+
+  def report(runs: Runs) -> int:
+    out = pathlib.Path(args.out, name)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = summarize(runs, max_steps)
+    tables.write_csv(out / 'curves.csv', COLUMNS, rows)
+    spread = f'mean and standard deviation of {args.seeds} seeds'
+    title = f'{name}: {spread if args.seeds > 1 else "one seed"}'
+    for file_name, plot in plots.items():
+      plot(rows, title, out / file_name)
+    _write_about(out, max_steps, runs)
+    print(f'see {paths.shown(str(out))}')
+    return 0
+
+  cases = {
+    case: case_type(config=config, environment_factory=factory, max_steps=max_steps)
+    for case, config in configs.items()
+  }
+  workdir = pathlib.Path(args.workdir, f'{name}_{max_steps}')
+  return Study(cases, range(args.seeds), workdir, report)
 
 
 def in_bins(
   x: np.ndarray, y: np.ndarray, width: float, reduce: Callable[[np.ndarray], float]
 ) -> dict[float, float]:
-  """Reduces the y of each bin of x to one number.
+  """Returns the reduced y of each bin of x that is not empty, by the bin's middle.
 
-  Args:
-    x: positive, [N]; the k-th bin is (k width, (k + 1) width].
-    y: [N].
-    width: of a bin.
-    reduce: such as `np.mean`.
-
-  Returns:
-    The numbers by the middle of their bin, for the bins that are not empty.
+  The k-th bin is (k width, (k + 1) width], and x is positive; x and y are [N].
   """
   bins = np.ceil(x / width) - 1
   return {(k + 0.5) * width: float(reduce(y[bins == k])) for k in np.unique(bins)}
@@ -183,23 +182,8 @@ def _check_steps(configs: Iterable[R2D2Config], max_steps: int):
     )
 
 
-def _report(
-  folder: pathlib.Path,
-  name: str,
-  max_steps: int,
-  summarize: Summarize,
-  plots: Mapping[str, Plot],
-  runs: Runs,
-) -> int:
-  """Writes `curves.csv`, the figures and `about.json` to a folder of that name."""
-  rows, out = summarize(runs, max_steps), folder / name
-  out.mkdir(parents=True, exist_ok=True)
-  tables.write_csv(out / 'curves.csv', COLUMNS, rows)
-  num_seeds = max(map(len, runs.values()))
-  spread = f'mean and standard deviation of {num_seeds} seeds'
-  title = f'{name}: {spread if num_seeds > 1 else "one seed"}'
-  for file_name, plot in plots.items():
-    plot(rows, title, out / file_name)
+def _write_about(folder: pathlib.Path, max_steps: int, runs: Runs):
+  """Writes `about.json`: the command and the config of each run."""
   about = {
     # Without the folders, which are those of this machine.
     'command': [x for x in sys.argv if not x.startswith(('--workdir', '--out'))],
@@ -210,6 +194,4 @@ def _report(
       for workdir in workdirs
     },
   }
-  (out / 'about.json').write_text(json.dumps(about, indent=1) + '\n')
-  print(f'see {paths.shown(str(out))}')
-  return 0
+  (folder / 'about.json').write_text(json.dumps(about, indent=1) + '\n')

@@ -9,16 +9,16 @@ and reward, as R2D2 does.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import acme
-import dm_env
 from acme.utils import loggers
 from rich import console, table
 
@@ -28,7 +28,6 @@ from r2d2_acme import config as config_lib
 from r2d2_acme import environments
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.agent import R2D2
-from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import NamedFactory
 from r2d2_acme.experiment import Experiment
 from r2d2_acme.results import evaluation, plotting
@@ -94,9 +93,9 @@ class Curve:
   """The evaluations of one run.
 
   Attributes:
-    task: its `env`.
-    recurrent: False for the baseline.
-    seed: of the run.
+    task: the task's `env`.
+    recurrent: whether the agent has a memory; the baseline has none.
+    seed: the seed of the run.
     goal: the mean return that solves the task.
     rows: one for each evaluation, with `actor_steps`, `learner_steps`, `mean_return`
       and `seconds`.
@@ -146,11 +145,7 @@ class TaskCase(Case):
 
     Writes the evaluations to the workdir; see `Case.train`.
     """
-    factory, task = experiment.environment_factory, self.task
-    seeds = [
-      builder_lib.evaluation_seeds(experiment.config.seed, i)
-      for i in range(task.num_episodes)
-    ]
+    task = self.task
     curve = self.curve(experiment.config.seed, rows=[])
     solved_after = None
     start = time.monotonic()
@@ -171,12 +166,8 @@ class TaskCase(Case):
       if curve.recurrent and curve.solved_at is not None:
         solved_after = curve.num_steps
 
-    with environments.opened(factory, [seed for seed, _ in seeds]) as evaluated:
-      evaluate = _make_evaluator(
-        experiment.config, evaluated, [seed for _, seed in seeds]
-      )
+    with _evaluator(experiment, task.num_episodes) as evaluate:
       agent_lib.run_experiment(
-        # Of the training nothing but the evaluations is kept.
         dataclasses.replace(experiment, logger_factory=_make_no_logger),
         observe=observe,
         should_stop=lambda: solved_after is not None,
@@ -194,31 +185,31 @@ class TaskCase(Case):
     return Curve(self.task.env, self.config.recurrent, seed, self.task.goal, rows)
 
 
-def _make_evaluator(
-  config: R2D2Config, evaluated: Sequence[dm_env.Environment], seeds: Sequence[int]
-) -> Callable[[acme.VariableSource], float]:
-  """Makes a function that returns the mean return with an agent's parameters.
+@contextlib.contextmanager
+def _evaluator(
+  experiment: Experiment, num_episodes: int
+) -> Iterator[Callable[[acme.VariableSource], float]]:
+  """Yields a function that returns the mean return with an agent's parameters.
 
-  It plays an episode in each environment, all at the same time and nearly greedily.
-
-  Args:
-    config: of the agent.
-    evaluated: the environments to play in.
-    seeds: the seed of the policy in each of them.
+  It plays its episodes at the same time, nearly greedily.
   """
-  spec = acme.make_environment_spec(evaluated[0])
-  network = builder_lib.R2D2Builder(config, spec).make_network()
-  epsilons = [config.evaluator_epsilon] * len(seeds)
-  actor = BatchedActor(network, config, spec, epsilons=epsilons, seeds=seeds)
+  config = experiment.config
+  pairs = [builder_lib.evaluation_seeds(config.seed, i) for i in range(num_episodes)]
+  seeds, policy_seeds = zip(*pairs, strict=True)
+  with environments.opened(experiment.environment_factory, seeds) as evaluated:
+    spec = acme.make_environment_spec(evaluated[0])
+    network = builder_lib.R2D2Builder(config, spec).make_network()
+    epsilons = [config.evaluator_epsilon] * num_episodes
+    actor = BatchedActor(network, config, spec, epsilons=epsilons, seeds=policy_seeds)
 
-  def evaluate(source: acme.VariableSource) -> float:
-    actor.fetch(source)
-    episodes = evaluation.play(
-      actor, evaluated, len(evaluated), max_steps=config.max_evaluation_steps
-    )
-    return statistics.mean(episode.total for episode in episodes)
+    def evaluate(source: acme.VariableSource) -> float:
+      actor.fetch(source)
+      episodes = evaluation.play(
+        actor, evaluated, num_episodes, max_steps=config.max_evaluation_steps
+      )
+      return statistics.mean(episode.total for episode in episodes)
 
-  return evaluate
+    yield evaluate
 
 
 def _make_no_logger(*unused_node) -> loggers.Logger:
@@ -284,8 +275,8 @@ def make_cases(task: Task, max_steps: int | None = None) -> dict[str, TaskCase]:
 
   Args:
     task: what both train on.
-    max_steps: if it is less than the task's, runs end after so many steps, rounded up
-      to whole evaluation periods.
+    max_steps: the number of steps after which a run ends, if it is less than the
+      task's; it is rounded up to whole evaluation periods.
   """
   steps = min(task.max_steps, max_steps or task.max_steps)
   agent, baseline = (f'{task.env}/{_AGENTS[x]}' for x in (True, False))
@@ -308,9 +299,10 @@ def _report(
   out: pathlib.Path,
   runs: Mapping[str, Sequence[pathlib.Path]],
 ) -> int:
-  """Prints a table and writes the plot and its CSV; 1 if a run did not solve its task.
+  """Prints a table and writes the plot and its CSV.
 
-  Baselines need not solve it.
+  Returns:
+    The exit code: 0 if every run with memory solved its task, else 1.
   """
   curves = [
     cases[name].curve(int(workdir.name), read_rows(workdir))
@@ -368,13 +360,12 @@ def write_csv(curves: Sequence[Curve], path: pathlib.Path):
 
 
 def plot(curves: Sequence[Curve], path: pathlib.Path):
-  """Writes a figure of return against steps: a panel for each task, a line a run."""
+  """Writes a figure of return against steps: tasks have panels, runs have lines."""
   tasks = list(dict.fromkeys(curve.task for curve in curves))
   columns = min(len(tasks), 3)
   rows = -(-len(tasks) // columns)
-  figure, axes = plotting.pyplot().subplots(
-    rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False
-  )
+  size = (4.2 * columns, 3 * rows)
+  figure, axes = plotting.pyplot().subplots(rows, columns, figsize=size, squeeze=False)
   for axis in axes.flat[len(tasks) :]:
     axis.set_axis_off()
   for task, axis in zip(tasks, axes.flat, strict=False):

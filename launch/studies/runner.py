@@ -57,7 +57,7 @@ class Case:
       workdir: an empty folder for the files of the run.
 
     Returns:
-      The environment steps after which the run ended early, since it was solved.
+      The environment steps after which it was solved and ended; None if it was not.
     """
     del workdir
     agent.run_experiment(experiment)
@@ -74,9 +74,9 @@ class Study:
   """Cases to train and to compare.
 
   Attributes:
-    cases: by name.
-    seeds: each case is trained with each of them.
-    workdir: the folder of the runs.
+    cases: the cases by their names.
+    seeds: the seeds with which each case is trained.
+    workdir: the folder that has a folder for each run.
     report: writes tables and figures and returns the exit code of the program. Its
       argument has the workdirs of each case's runs, one for each seed.
   """
@@ -88,12 +88,7 @@ class Study:
 
 
 def add_flags(parser: argparse.ArgumentParser, results: str):
-  """Adds the flags that all studies have.
-
-  Args:
-    parser: of the study.
-    results: the name of the folder in `runs/` where runs are by default.
-  """
+  """Adds the flags of all studies; by default runs are in the folder `runs/results`."""
   parser.add_argument(
     '--max_steps', type=positive_int, help='environment steps of each run'
   )
@@ -110,11 +105,7 @@ def add_flags(parser: argparse.ArgumentParser, results: str):
 
 
 def positive_int(text: str) -> int:
-  """Parses a flag that is a count.
-
-  Raises:
-    ArgumentTypeError: it is not a number, or less than 1.
-  """
+  """Parses a count; an `ArgumentTypeError` says what is wrong with it."""
   if not text.isdecimal() or int(text) < 1:
     raise argparse.ArgumentTypeError('must be a number, at least 1')
   return int(text)
