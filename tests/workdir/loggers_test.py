@@ -60,6 +60,13 @@ def test_second_sitting_appends_in_the_same_columns(tmp_path):
   assert [float(row['episode_return']) for row in rows] == [1.5, 0]
 
 
+def test_rows_have_the_number_of_the_newest_sitting(tmp_path):
+  for number in range(3):
+    assert loggers.begin_sitting(str(tmp_path), {}) == number
+    loggers.make_logger(str(tmp_path), 'actor').write({})
+  assert [row['sitting'] for row in _read_csv(tmp_path, 'actor')] == ['0', '1', '2']
+
+
 def test_each_node_has_its_own_files(tmp_path):
   for index in range(3):
     loggers.make_logger(str(tmp_path), 'actor', index).write({'actor_steps': index})
