@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-from r2d2_acme.system import runtime
+from r2d2_acme.system import machine, runtime
 
 # The environment of a user, without the variables that this process has set.
 _ENVIRON = {
@@ -195,3 +195,43 @@ def test_figures_need_no_home_and_no_passwd_entry(tmp_path, temporary_folder):
   assert (out, err) == ('', '')
   assert os.listdir(tmp_path) == ['figure.png']  # no folder called ~
   assert len(os.listdir(temporary_folder)) == 1
+
+
+_SERVING = """
+import pickle, threading
+import numpy as np
+import psutil
+
+parameters = [np.ones(100_000, np.float32) for _ in range(12)]
+all_serve, all_served = threading.Barrier(16), threading.Barrier(17)
+over = threading.Event()
+
+def serve():
+  for _ in range(3):
+    all_serve.wait()
+    pickle.dumps(parameters)
+  all_served.wait()
+  over.wait()
+
+process = psutil.Process()
+before = process.memory_info().rss
+for _ in range(16):
+  threading.Thread(target=serve).start()
+all_served.wait()
+print((process.memory_info().rss - before) / 2**20)
+over.set()
+"""
+
+
+@pytest.mark.skipif(machine.num_cores() > 4, reason='as many arenas as threads')
+def test_threads_that_serve_parameters_keep_little_memory():
+  """In processes that a program starts; without the limit it is 18 MiB and more."""
+  code = 'import subprocess, sys, r2d2_acme; subprocess.run(sys.argv[1:])'
+  ended = subprocess.run(
+    [sys.executable, '-c', code, sys.executable, '-c', _SERVING],
+    env={k: v for k, v in os.environ.items() if k != 'MALLOC_ARENA_MAX'},
+    stdout=subprocess.PIPE,
+    check=True,
+    text=True,
+  )
+  assert float(ended.stdout) < 5.5 * machine.num_cores()
