@@ -147,6 +147,11 @@ def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[st
   if given and before:
     experiment.check_environment(workdir, before, given)
   ((kind, name),) = (given or before or {'game': 'pong'}).items()
+  if not name:
+    raise BadInput(
+      f'the environments of {paths.shown(workdir)} were made by a function that is in '
+      'no module: resume with the script that started it'
+    )
   return kind, name
 
 

@@ -10,9 +10,9 @@ import sys
 
 from rich import console
 
-from r2d2_acme.running import progress, status
+from r2d2_acme.running import progress
 from r2d2_acme.system import runtime
-from r2d2_acme.workdir import paths
+from r2d2_acme.workdir import paths, status
 
 
 def main() -> int:

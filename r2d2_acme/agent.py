@@ -1,5 +1,6 @@
 """R2D2 in one process: the agent, and training with it."""
 
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -76,8 +77,8 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._build(run, counter, logger)
 
   @classmethod
-  def from_run(cls, run: Run) -> 'R2D2':
-    """Returns the agent of a sitting that has begun; its logger is the run's.
+  def from_run(cls, run: Run, logger: acme_loggers.Logger | None) -> 'R2D2':
+    """Returns the agent of a sitting that has begun; the logger is the learner's.
 
     Raises:
       ValueError: the config is for more than one actor.
@@ -88,7 +89,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     agent = cls.__new__(cls)
     if run.experiment.workdir is not None:
       weakref.finalize(agent, locking.hold(run.experiment.workdir, 'learner'))
-    agent._build(run, None, run.make_logger('learner'))
+    agent._build(run, None, logger)
     return agent
 
   def _build(
@@ -228,49 +229,66 @@ def run_experiment(
   """
   _check_is_one_actor(experiment.config)
   run = experiment_lib.begin(experiment)
-  config = run.experiment.config
-  agent = R2D2.from_run(run)
+  try:
+    _run(run, should_stop, observe)
+  finally:
+    if run.experiment.workdir is not None:
+      locking.release_program(run.experiment.workdir)
+
+
+def _run(
+  run: Run, should_stop: Callable[[], bool], observe: Callable[[R2D2, int], object]
+):
+  """See `run_experiment`."""
+  experiment, config = run.experiment, run.experiment.config
   seeds = [
     builder_lib.environment_seed(config, i, run.sitting)
     for i in range(config.envs_per_actor)
   ]
   if experiment.evaluator:
     seeds.append(builder_lib.evaluator_seed(config, run.sitting))
-  with environments.opened(experiment.environment_factory, seeds) as opened:
+  with contextlib.ExitStack() as stack:
+    make_logger = lambda role: stack.enter_context(  # noqa: E731
+      contextlib.closing(run.make_logger(role))
+    )
+    agent = R2D2.from_run(run, make_logger('learner'))
+    opened = stack.enter_context(
+      environments.opened(experiment.environment_factory, seeds)
+    )
     fleet, evaluated = opened[: config.envs_per_actor], opened[config.envs_per_actor :]
-    _train(run, agent, fleet, evaluated, should_stop, observe)
+    loop = VectorEnvironmentLoop(
+      fleet,
+      agent,
+      counting.Counter(agent.counter, prefix='actor', time_delta=0.0),
+      make_logger('actor'),
+      should_stop=should_stop,
+    )
+    evaluators = [
+      evaluation.Evaluator(
+        run.builder.make_evaluator(),
+        environment,
+        agent,
+        max_steps=config.max_evaluation_steps,
+        counter=agent.counter,
+        logger=make_logger('evaluator'),
+        should_stop=should_stop,
+        observe_return=agent.observe_return,
+      )
+      for environment in evaluated
+    ]
+    _train(run, agent, loop, evaluators, should_stop, observe)
 
 
 def _train(
   run: Run,
   agent: R2D2,
-  fleet: Sequence[dm_env.Environment],
-  evaluated: Sequence[dm_env.Environment],
+  loop: VectorEnvironmentLoop,
+  evaluators: Sequence[evaluation.Evaluator],
   should_stop: Callable[[], bool],
   observe: Callable[[R2D2, int], object],
 ):
-  """See `run_experiment`; `evaluated` is the evaluator's environment, if any."""
+  """See `run_experiment`; there is one evaluator, or none."""
   config, limits = run.experiment.config, run.experiment.limits
-  loop = VectorEnvironmentLoop(
-    fleet,
-    agent,
-    counting.Counter(agent.counter, prefix='actor', time_delta=0.0),
-    run.make_logger('actor'),
-    should_stop=should_stop,
-  )
-  evaluators = [
-    evaluation.Evaluator(
-      run.builder.make_evaluator(),
-      environment,
-      agent,
-      max_steps=config.max_evaluation_steps,
-      counter=agent.counter,
-      logger=run.make_logger('evaluator'),
-      should_stop=should_stop,
-      observe_return=agent.observe_return,
-    )
-    for environment in evaluated
-  ]
   last_evaluation = time.time()
   try:
     while True:

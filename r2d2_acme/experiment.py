@@ -16,10 +16,17 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory
-from r2d2_acme.learning import networks
+from r2d2_acme.observations import layouts
 from r2d2_acme.replay import tables
 from r2d2_acme.system import machine
-from r2d2_acme.workdir import checkpointing, description, locking, loggers, paths
+from r2d2_acme.workdir import (
+  checkpointing,
+  description,
+  locking,
+  loggers,
+  paths,
+  status,
+)
 from r2d2_acme.workdir.paths import shown
 
 # From workdir, role ('learner', 'actor' or 'evaluator') and the node's index.
@@ -105,20 +112,28 @@ class Run:
     )
 
 
-def begin(experiment: Experiment) -> Run:
+def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   """Begins a sitting: checks everything, then writes `config.json` in the workdir.
 
   From then on this process keeps other programs out of the workdir. In a workdir with a
   `config.json` the run described there goes on; only `description.FREE_FIELDS` may be
   other than they were.
 
+  Args:
+    experiment: what to train.
+    num_processes: how many processes will train, for the check of memory.
+
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  experiment = _with_spec(experiment)
-  _check_memory(experiment)
+  try:
+    environments.check_is_not_imported()
+  except ValueError as error:
+    raise BadInput(str(error)) from error
+  experiment = _with_spec(_with_limits(experiment))
+  _check_memory(experiment, num_processes)
   if experiment.workdir is None:
     return begin_sitting(experiment, {})
   workdir = paths.resolve(experiment.workdir)
@@ -127,12 +142,15 @@ def begin(experiment: Experiment) -> Run:
   environment = environments.describe(experiment.environment_factory)
   if stored:
     _check_resumed(workdir, stored, experiment.config, environment)
+    if not all(environment.values()):  # but it had a name before, perhaps
+      environment = stored['environment']
   if experiment.checkpoint is not None:
     checkpointing.choose(workdir, experiment.checkpoint)  # is there one?
   counts = _claim(workdir, experiment.config, experiment.checkpoint)
   # Last: a start that is refused leaves the description of the one before it.
   with _writing(workdir):
     description.write(workdir, experiment.config, environment, stored)
+    status.remove(workdir)
     return begin_sitting(experiment, counts)
 
 
@@ -260,22 +278,44 @@ def _check_resumed(
       )
 
 
+def _with_limits(experiment: Experiment) -> Experiment:
+  """Returns the experiment with limits that are integers."""
+  for name, limit in experiment.limits.items():
+    if limit is not None and (limit < 1 or limit != int(limit)):
+      raise BadInput(f'max_{name}={limit} is no limit: give a whole number, at least 1')
+  actor_steps, learner_steps = (
+    None if limit is None else int(limit)
+    for limit in (experiment.max_actor_steps, experiment.max_learner_steps)
+  )
+  return dataclasses.replace(
+    experiment, max_actor_steps=actor_steps, max_learner_steps=learner_steps
+  )
+
+
 def _with_spec(experiment: Experiment) -> Experiment:
-  """Returns the experiment with the spec of its environments, which a network fits."""
+  """Returns the experiment with the spec of its environments, which R2D2 fits.
+
+  Nothing here runs TensorFlow: the process has not sized its threads yet.
+  """
   config, spec = experiment.config, experiment.environment_spec
+  factory = experiment.environment_factory
+  if isinstance(factory, environments.NamedFactory):
+    # As other programs that read the config will make them.
+    factory = dataclasses.replace(factory, full_action_space=config.full_action_space)
   try:
     if spec is None:
-      spec = builder_lib.make_environment_spec(config, experiment.environment_factory)
-    networks.make_network(config, spec)  # does one fit?
+      spec = builder_lib.make_environment_spec(config, factory)
+    layouts.check(spec.observations, spec.actions, spec.rewards)
   except ValueError as error:
     raise BadInput(str(error)) from error
-  return dataclasses.replace(experiment, environment_spec=spec)
+  return dataclasses.replace(
+    experiment, environment_factory=factory, environment_spec=spec
+  )
 
 
-def _check_memory(experiment: Experiment):
+def _check_memory(experiment: Experiment, num_processes: int):
   config = experiment.config
   replay_bytes = tables.estimate_bytes(config, experiment.environment_spec)
-  num_processes = config.num_actors + 3  # replay, learner and evaluator
   processes_bytes = num_processes * _PROCESS_BYTES
   available = machine.memory_limit()
   if replay_bytes + processes_bytes > available:
@@ -307,17 +347,21 @@ def _claim(
   with _writing(workdir):
     os.makedirs(workdir, exist_ok=True)
     locking.hold_program(workdir)
-    paths.check_writable(
-      workdir,
-      folders=[
-        *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
-        *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
-      ],
-      files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
-    )
-    if checkpoint is not None:
-      checkpointing.go_back(workdir, checkpoint)
-    return checkpointing.verify(workdir)
+    try:
+      paths.check_writable(
+        workdir,
+        folders=[
+          *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+          *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
+        ],
+        files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
+      )
+      if checkpoint is not None:
+        checkpointing.go_back(workdir, checkpoint)
+      return checkpointing.verify(workdir)
+    except BaseException:
+      locking.release_program(workdir)
+      raise
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
   """
-  run = experiment_lib.begin(experiment)
+  # The nodes, of which the evaluator is counted in any case.
+  run = experiment_lib.begin(experiment, experiment.config.num_actors + 3)
   config = run.experiment.config
   program = lp.Program(name)
   with program.group('replay'):

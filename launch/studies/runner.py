@@ -173,7 +173,8 @@ def _is_finished(study: Study, run: str) -> bool:
   if any(finished.get(name) != value for name, value in described.items()):
     return False
   is_solved = finished.get('solved_after') is not None
-  is_long = finished.get('max_steps', 0) >= _max_steps(study, run)
+  # Earlier versions noted none: the folder's name says it.
+  is_long = finished.get('max_steps', case.max_steps) >= _max_steps(study, run)
   return (is_solved or is_long) and case.is_whole(workdir)
 
 

@@ -11,6 +11,7 @@ from r2d2_acme.environments.checks import EnvironmentFailed, checked
 from r2d2_acme.environments.factories import (
   EnvironmentFactory,
   NamedFactory,
+  check_is_not_imported,
   describe,
   make,
 )
@@ -29,6 +30,7 @@ __all__ = [
   'EnvironmentFailed',
   'GymnasiumAdapter',
   'NamedFactory',
+  'check_is_not_imported',
   'checked',
   'describe',
   'make',

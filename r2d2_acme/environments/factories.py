@@ -8,6 +8,7 @@ from typing import Any
 
 import dm_env
 
+from r2d2_acme.environments import base
 from r2d2_acme.environments.atari import make_atari
 from r2d2_acme.environments.bsuite_adapter import make_bsuite
 from r2d2_acme.environments.gymnasium_ids import import_module, make_gymnasium
@@ -66,7 +67,11 @@ class NamedFactory:
       ValueError: there is no such environment, or R2D2 does not fit it.
     """
     if self.kind == 'environment':
-      return _import_function(self.name)(seed)
+      function = _import_function(self.name)
+      try:
+        return function(seed)
+      except base.FAULTS as error:  # whatever the user's code raises
+        raise ValueError(f'{self.name} failed: {base.describe_error(error)}') from error
     make_named = make_atari if self.kind == 'game' else make
     return make_named(self.name, seed=seed, full_action_space=self.full_action_space)
 
@@ -79,13 +84,14 @@ def describe(factory: EnvironmentFactory) -> Mapping[str, str]:
   """
   if isinstance(factory, NamedFactory):
     return {factory.kind: factory.name}
-  name = getattr(factory, '__qualname__', '<')
-  if '<' in name:  # such as <lambda>, or <locals>
-    return {'environment': ''}
-  module = factory.__module__
-  if module == '__main__':  # other programs import the script by its name
-    script = getattr(sys.modules[module], '__file__', None)
-    module = os.path.splitext(os.path.basename(script or ''))[0]
+  module, name = (getattr(factory, x, None) for x in ('__module__', '__qualname__'))
+  if not module or not name or _find(sys.modules.get(module), name) is not factory:
+    return {'environment': ''}  # such as a lambda, or a method of an object
+  if module == '__main__':  # other programs import it by its name
+    main = sys.modules[module]
+    script = os.path.basename(getattr(main, '__file__', None) or '')
+    spec = getattr(main, '__spec__', None)  # there is one if it was started by -m
+    module = spec.name if spec else os.path.splitext(script)[0]
   return {'environment': f'{module}:{name}' if module else ''}
 
 
@@ -100,10 +106,36 @@ def _import_function(path: str) -> EnvironmentFactory:
     raise ValueError(
       f'{path!r} names no function of a module: write it as my_module:make_environment'
     )
-  import_module(module)
-  found: Any = sys.modules[module]
-  for part in name.split('.'):
-    found = getattr(found, part, None)
+  _importing.append(module)
+  try:
+    import_module(module)
+  finally:
+    _importing.pop()
+  found = _find(sys.modules[module], name)
   if not callable(found):
     raise ValueError(f'there is no function {name!r} in the module {module!r}')
+  return found
+
+
+_importing: list[str] = []  # modules whose functions are being looked for
+
+
+def check_is_not_imported():
+  """Refuses to train while a module is imported for its environments.
+
+  Raises:
+    ValueError: this is such a module; one line that names the cure.
+  """
+  if _importing:
+    raise ValueError(
+      f'{_importing[-1]} trains when it is imported, but other programs import it for '
+      "its environments: put what it runs under `if __name__ == '__main__':`"
+    )
+
+
+def _find(module: Any, name: str) -> Any:
+  """Returns what a module calls `name`, such as 'make' or 'Task.make', or None."""
+  found = module
+  for part in name.split('.'):
+    found = getattr(found, part, None)
   return found

@@ -24,6 +24,7 @@ from r2d2_acme.running import outputs as outputs_lib
 from r2d2_acme.running import progress as progress_lib
 from r2d2_acme.running import recording, workers
 from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.workdir import paths
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
 
@@ -77,12 +78,12 @@ def launch(
   wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
   with (
     stopping.Requests() as requests,
-    wired(program, output_dir, requests) as (nodes, outputs),
+    wired(program, paths.resolve(output_dir), requests) as (nodes, outputs),
   ):
     recorder = None
     if workdir is not None:
       recorder = recording.Recorder(
-        workdir, output_dir, launch_type, limits or {}, nodes
+        paths.resolve(workdir), output_dir, launch_type, limits or {}, nodes
       )
     with _showing(outputs, output_dir, recorder if progress else None):
       code, message = _run(nodes, requests, recorder)

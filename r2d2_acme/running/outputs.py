@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TextIO
 
@@ -102,7 +103,12 @@ def following(
     at_end = False
     while not at_end:
       at_end = closing.wait(_POLL_PERIOD)  # then once more, for the rest
-      show([line for name, output in outputs.items() for line in _new(name, output)])
+      lines = [line for name, output in outputs.items() for line in _new(name, output)]
+      try:
+        show(lines)
+      except Exception:  # to draw is less than to tell
+        traceback.print_exc()
+        print_lines(lines)
 
   thread = threading.Thread(target=follow, daemon=True)
   thread.start()

@@ -12,8 +12,8 @@ from typing import TextIO, cast
 from rich import console as rich_console
 from rich import control, live, progress_bar, table, text
 
-from r2d2_acme.running import status as status_lib
 from r2d2_acme.system import stopping
+from r2d2_acme.workdir import status as status_lib
 from r2d2_acme.workdir.paths import shown
 
 _PERIOD = 1.0  # seconds
@@ -93,7 +93,8 @@ class Block:
 
   def __exit__(self, *unused_exception):
     self._fit()
-    self._live.update(self._make_block())
+    with contextlib.suppress(Exception):  # `show` has told of it
+      self._live.update(self._make_block())
     self._live.stop()
 
   def show(self, lines: Sequence[str]):

@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from r2d2_acme.running import status as status_lib
 from r2d2_acme.running.workers import Worker, is_failed
 from r2d2_acme.workdir import checkpointing, description, locking, loggers, sittings
+from r2d2_acme.workdir import status as status_lib
 
 _PERIOD = 1.0  # seconds
 _RATE_PERIOD = 60.0  # seconds
@@ -63,7 +63,7 @@ class Recorder:
     }
     self._outputs = {worker.name: f'{output_dir}/{worker.name}' for worker in workers}
     self._launch_type = launch_type
-    self._limits = {name: x for name, x in limits.items() if x is not None}
+    self._limits = {name: int(x) for name, x in limits.items() if x is not None}
     self._started_at = time.time()
     self._counts = _counts_at_start(workdir)
     self._replay = _replay_of_config(workdir)
@@ -106,7 +106,7 @@ class Recorder:
       rates=self._rates(),
       replay=dict(self._replay),
       evaluator_returns=list(self._returns),
-      nodes=self._nodes(),
+      nodes=self._nodes(exit_code is not None),
     )
     with contextlib.suppress(OSError):
       status_lib.write(self.workdir, self.status)
@@ -125,7 +125,7 @@ class Recorder:
     rates = (log.rates() for _, log in logs)
     return next(filter(None, rates), {})
 
-  def _nodes(self) -> dict[str, status_lib.Node]:
+  def _nodes(self, has_ended: bool) -> dict[str, status_lib.Node]:
     logged_at = {name: log.grown_at for name, log in self._logs.items()}
     nodes = {}
     for worker in self._workers:
@@ -135,7 +135,7 @@ class Recorder:
         first_at = max(logged_at.values())
       grown_at = _grown_at(self._outputs[worker.name])
       progress_at = max(first_at, grown_at, self._started_at)
-      state = _state(worker)
+      state = _state(worker, has_ended)
       nodes[worker.name] = status_lib.Node(
         pid=worker.pid,
         state='starting' if state == 'running' and not first_at else state,
@@ -199,9 +199,9 @@ class _Log:
     return {x: (last.get(x, 0) - first.get(x, 0)) / seconds for x in _RATES}
 
 
-def _state(worker: Worker) -> str:
-  if not worker.num_starts:
-    return 'ended'  # the program was stopped before it came to that
+def _state(worker: Worker, has_ended: bool) -> str:
+  if not worker.num_starts:  # it may never be, if the program is stopped before
+    return 'ended' if has_ended else 'starting'
   if worker.poll() is None:
     return 'stopping' if worker.is_asked else 'running'
   return 'failed' if is_failed(worker) else 'ended'

@@ -54,6 +54,11 @@ def hold_program(workdir: str):
   _write_host(inode)
 
 
+def release_program(workdir: str):
+  """Undoes one call of `hold_program`."""
+  _release(_open(workdir), _PROGRAM_BYTE)
+
+
 def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
   """Keeps other programs out of `workdir` while a node of this one writes there.
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import pytest
 from rich import console
 
-from r2d2_acme.running import progress, status
+from r2d2_acme.running import progress
+from r2d2_acme.workdir import status
 from tests import helpers
 from tests.running.terminals import Terminal
 

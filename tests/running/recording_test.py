@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from r2d2_acme.running import outputs, recording, status, workers
+from r2d2_acme.running import outputs, recording, workers
 from r2d2_acme.system import processes
-from r2d2_acme.workdir import loggers
+from r2d2_acme.workdir import loggers, status
 
 _NAMES = ('replay/0', 'learner/0', 'actor/0', 'actor/1', 'evaluator/0')
 

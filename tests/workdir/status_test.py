@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from r2d2_acme.running import status
-from r2d2_acme.workdir import locking
+from r2d2_acme.workdir import locking, status
 from tests import helpers
 from tests.running import progress_test
 

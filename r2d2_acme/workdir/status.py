@@ -114,6 +114,16 @@ def read(workdir: str) -> Status:
     ) from error
 
 
+def remove(workdir: str):
+  """Removes the status of an earlier start, if there is one.
+
+  Raises:
+    OSError: it cannot be removed.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(workdir, _FILE))
+
+
 def is_running(workdir: str, status: Status) -> bool:
   """Returns whether the program of a status runs: it has not ended, nor was killed."""
   return status.exit_code is None and locking.is_held(workdir)
