@@ -406,7 +406,7 @@ def test_gradient_norm_is_clipped_but_reported_whole():
   norms = [_update(learner, batch)[1]['gradient_norm'] for learner in learners]
   assert norms[0] == pytest.approx(norms[1]) and norms[0] > 1e-3
   # Adam's first step is scale free, but for its epsilon of 1e-3.
-  moments = [max(np.abs(m).max() for m in x._optimizer.m) for x in learners]
+  moments = [max(np.abs(m).max() for m in x._update.optimizer.m) for x in learners]
   assert moments[1] < 1e-6 < moments[0]
 
 

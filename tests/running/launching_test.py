@@ -49,7 +49,7 @@ _SMALL = (
 )
 _NODES = {'replay/0', 'learner/0', 'actor/0', 'evaluator/0'}
 _ROW = re.compile(
-  r'\[(Learner|Actor|Actor 1|Evaluator)\] (\w+( \w+)* = [-\d.]+( \| )?)+'
+  r'\[(Learner|Actor|Actor 1|Evaluator)\] (\w+( \w+)* = (nan|[-\d.]+)( \| )?)+'
 )
 
 

@@ -113,7 +113,7 @@ def test_block_says_what_is_not_known_yet():
     ({'exit_code': 1}, False, 'failed after 1:23:45'),
     ({'exit_code': 130}, False, 'quit without saving after 1:23:45'),
     ({}, False, 'killed after 1:23:45'),
-    ({'written_at': time.time() - 600}, True, 'suspended, or slow: silent for 0:1'),
+    ({'written_at': time.time() - 600}, True, 'suspended, or slow: silent for 0:'),
   ],
 )
 def test_block_says_how_the_program_is_or_ended(overrides, is_running, expected):

@@ -16,7 +16,7 @@ from r2d2_acme.workdir import locking, status
 from tests import helpers
 from tests.running import progress_test
 
-_TINY = pathlib.Path(__file__).with_name('tiny_program.py')
+_TINY = helpers.ROOT / 'tests' / 'running' / 'tiny_program.py'
 _TIMEOUT = 120  # seconds to start in
 _NODES = {'replay/0', 'learner/0', 'actor/0', 'evaluator/0'}
 
@@ -165,6 +165,13 @@ def test_status_of_a_failed_program_in_threads(tmp_path):
   assert last == 'actor/0 failed: the ball is out of reach'
 
 
+def _runs(pid: int) -> bool:
+  try:
+    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
+
+
 def test_status_of_a_program_that_was_killed(tmp_path):
   program = _start(tmp_path, 'local_mp')
   assert status.is_running(str(tmp_path), status.read(str(tmp_path)))
@@ -174,7 +181,7 @@ def test_status_of_a_program_that_was_killed(tmp_path):
   assert printed.stdout.startswith('program    killed after 0:')
   assert 'running' not in printed.stdout
   pids = [node.pid for node in status.read(str(tmp_path)).nodes.values()]
-  helpers.wait_until(lambda: not any(map(psutil.pid_exists, pids)), 30)
+  helpers.wait_until(lambda: not any(map(_runs, pids)), 30)
 
 
 def test_status_that_cannot_be_written_does_not_end_the_program(tmp_path):
