@@ -374,10 +374,11 @@ import sys
 from absl import app
 from r2d2_acme import environments, experiment, program
 from r2d2_acme.running import launching
+from r2d2_acme.system import runtime
 from tests import helpers
 
 def main(_):
-  return launching.launch(
+  code = launching.launch(
     program.make_program(
       experiment.Experiment(
         helpers.make_config(),
@@ -388,6 +389,7 @@ def main(_):
     'local_mt',
     sys.argv[1],
   )
+  runtime.exit_now(code)  # threads may still wait in C++
 
 app.run(main)
 """
