@@ -18,6 +18,11 @@ _RESET = ('observation', 'info')
 _STEP = ('observation', 'reward', 'terminated', 'truncated', 'info')
 
 
+def name_of(env: gymnasium.Env) -> str:
+  """Returns what to call an environment in errors: its id, or else its class."""
+  return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+
 class GymnasiumAdapter(base.Environment):
   """Makes a Gymnasium environment with Discrete actions a `dm_env.Environment`.
 
@@ -55,7 +60,7 @@ class GymnasiumAdapter(base.Environment):
       ValueError: the actions are not Discrete, or the observation is not a Box that
         R2D2 can take; one line that says why and what to do.
     """
-    name = env.spec.id if env.spec else type(env.unwrapped).__name__
+    name = name_of(env)
     actions = _discrete(env.action_space, name)
     self.gymnasium_env = env
     self.frames_per_step = frames_per_step

@@ -10,6 +10,7 @@ import gymnasium
 from r2d2_acme.environments import base
 from r2d2_acme.environments.checks import EnvironmentFailed, checked
 from r2d2_acme.environments.factories import EnvironmentFactory
+from r2d2_acme.environments.gymnasium_adapter import name_of
 from r2d2_acme.environments.gymnasium_ids import adapt
 
 
@@ -35,17 +36,12 @@ def opened(
       environment = factory(seed)
       try:
         if isinstance(environment, gymnasium.Env):
-          environment = adapt(environment, _name(environment), seed)
+          environment = adapt(environment, name_of(environment), seed)
         environment = checked(environment)
       finally:
         stack.callback(_close, environment)
       environments.append(environment)
     yield environments
-
-
-def _name(environment: gymnasium.Env) -> str:
-  spec = environment.spec
-  return spec.id if spec else type(environment.unwrapped).__name__
 
 
 def _close(environment: dm_env.Environment):
