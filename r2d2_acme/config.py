@@ -137,7 +137,10 @@ class R2D2Config:
 
   # Run.
   seed: int = _not_negative(0)  # all other seeds derive from it
-  checkpoint_period: float = _positive(120.0)  # seconds between checkpoints
+  checkpoint_period: float = _positive(60.0)  # seconds between checkpoints
+  # Seconds between checkpoints of the replay. A full one of the paper's size has some
+  # 20 GB.
+  replay_checkpoint_period: float = _positive(600.0)
   # Number of recent checkpoints to keep, besides the best. All but the newest are at
   # least a checkpoint_period of the run apart, so that a run which is stopped and
   # resumed often does not keep several checkpoints of nearly the same moment.
@@ -147,6 +150,19 @@ class R2D2Config:
   checkpoint_keep_period: float = _not_negative(1.0)
   # Evaluator episodes per mean return. The checkpoint with the best mean is kept.
   num_best_episodes: int = _at_least_1(10)
+
+  # What happens when something fails. A node that ends, or makes no progress for
+  # progress_timeout seconds, is started again, at most max_restarts times in
+  # restart_period seconds; 0 ends the program at a node's first failure.
+  max_restarts: int = _not_negative(5)
+  restart_period: float = _positive(600.0)  # seconds
+  progress_timeout: float = _positive(120.0)  # seconds
+  # Environment failures of an actor or the evaluator in an hour that only cost the
+  # running episode.
+  max_environment_failures: int = _not_negative(20)
+  # Batches in a row with a gradient that is not finite, after which the newest
+  # checkpoint is restored.
+  max_bad_batches: int = _at_least_1(10)
 
   def __post_init__(self):
     # Flags and JSON give lists.
@@ -261,6 +277,7 @@ def laptop() -> R2D2Config:
     full_action_space=False,
     variable_update_period=100,  # 1,600 steps, 3 to 5 seconds
     evaluation_period=60.0,  # an episode takes a core from the others for seconds
+    replay_checkpoint_period=120.0,  # a full replay has 0.5 GB
   )
 
 
@@ -291,6 +308,7 @@ def memory() -> R2D2Config:
     epsilon_alpha=3.0,  # down to 0.026: random answers hide what the policy has learned
     variable_update_period=10,
     evaluation_period=10.0,  # in one process, training waits for the evaluation
+    replay_checkpoint_period=60.0,
   )
 
 

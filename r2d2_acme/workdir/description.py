@@ -33,6 +33,12 @@ FREE_FIELDS = (
   'evaluation_period',
   'max_evaluation_steps',
   'torso_dtype',
+  'replay_checkpoint_period',
+  'max_restarts',
+  'restart_period',
+  'progress_timeout',
+  'max_environment_failures',
+  'max_bad_batches',
 )
 
 _KINDS = ('game', 'env', 'environment')  # flags: one of them names the environment
