@@ -10,11 +10,18 @@ import os
 import experiment_flags
 from absl import flags
 
-from r2d2_acme import program
-from r2d2_acme.running import launching
+from r2d2_acme import program, running
+from r2d2_acme.running import launching, supervision
 from r2d2_acme.system import machine, runtime
 
 _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to run the evaluator.')
+_NETWORK = flags.DEFINE_enum(
+  'network',
+  running.PRIVATE,
+  running.NETWORKS,
+  'private: nobody else can reach the nodes, nor they others; host: for environments '
+  'that need the network.',
+)
 _PROGRESS = flags.DEFINE_bool(
   'progress', True, "Whether a terminal shows one block instead of the nodes' rows."
 )
@@ -39,6 +46,8 @@ def main() -> int:
     workdir=workdir,
     limits=experiment.limits,
     progress=_PROGRESS.value,
+    policy=supervision.Policy.of(experiment.config),
+    network=_NETWORK.value,
   )
   runtime.exit_now(code)  # threads of `local_mt` may still wait in C++
 

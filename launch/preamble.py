@@ -7,12 +7,14 @@ import os
 import sys
 
 try:
-  from r2d2_acme.system import doctor, stopping
+  from r2d2_acme import running
+  from r2d2_acme.system import doctor, forking, stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 
 # Programs that have nothing to save before they train: to be stopped is no failure.
 _TRAIN = ('atari57.py', 'atari_distributed.py', 'single_process.py')
+_FORKS = 'atari_distributed.py'
 _CLEANS_UP = 'benchmark.py'  # when Ctrl-C raises KeyboardInterrupt, as Python has it
 
 
@@ -27,3 +29,7 @@ def _program() -> str:
 if _program() not in ('', _CLEANS_UP):
   stopping.end_at_once(0 if _program() in _TRAIN else None)
 doctor.check_installation()
+if _program() == _FORKS and '--lp_launch_type=local_mp' in sys.argv:
+  # It imports what nodes need while this process does so, too.
+  is_private = f'--network={running.HOST}' not in sys.argv
+  forking.prepare(running.MODULES, private=is_private)

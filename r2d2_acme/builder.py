@@ -1,5 +1,6 @@
 """The only place that wires: from a config and a spec to the agent's parts."""
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,14 +51,14 @@ class R2D2Builder:
     self,
     config: R2D2Config,
     environment_spec: specs.EnvironmentSpec,
-    sitting: int = 0,
+    stream: int = 0,
   ):
     """Checks the environment and decides the dtype.
 
     Args:
       config: the hyperparameters.
       environment_spec: of single frames, or vectors.
-      sitting: numbers the starts of a run: each explores in its own way.
+      stream: numbers the starts of a run and its nodes: each explores in its own way.
 
     Raises:
       ValueError: R2D2 does not fit the environment, see `layouts.check`.
@@ -67,9 +68,15 @@ class R2D2Builder:
     )
     self._config = config
     self._spec = environment_spec
-    self._sitting = sitting
+    self._stream = stream
     is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
     self._torso_dtype = 'bfloat16' if is_bfloat16 else 'float32'
+
+  def with_stream(self, stream: int) -> 'R2D2Builder':
+    """Returns this builder with another stream of random numbers."""
+    builder = copy.copy(self)
+    builder._stream = stream
+    return builder
 
   @property
   def torso_dtype(self) -> str:
@@ -145,7 +152,7 @@ class R2D2Builder:
       self._config,
       self._spec,
       epsilons=epsilon_ladder(self._config)[fleet].tolist(),
-      seeds=[derive_seed(self._config.seed, _POLICY, i, self._sitting) for i in fleet],
+      seeds=[derive_seed(self._config.seed, _POLICY, i, self._stream) for i in fleet],
       adders=adders,
     )
     if variable_source is not None:
@@ -161,7 +168,7 @@ class R2D2Builder:
       self._config,
       self._spec,
       epsilons=[self._config.evaluator_epsilon],
-      seeds=[derive_seed(self._config.seed, _EVALUATOR, 1, self._sitting)],
+      seeds=[derive_seed(self._config.seed, _EVALUATOR, 1, self._stream)],
     )
 
   def make_learner(
@@ -203,14 +210,14 @@ def make_environment_spec(
     return acme.make_environment_spec(environment)
 
 
-def environment_seed(config: R2D2Config, index: int, sitting: int = 0) -> int:
-  """The seed of the `index`-th of the fleet's environments in a sitting."""
-  return derive_seed(config.seed, _ENVIRONMENT, index, sitting)
+def environment_seed(config: R2D2Config, index: int, stream: int = 0) -> int:
+  """The seed of the `index`-th of the fleet's environments, see `R2D2Builder`."""
+  return derive_seed(config.seed, _ENVIRONMENT, index, stream)
 
 
-def evaluator_seed(config: R2D2Config, sitting: int = 0) -> int:
-  """The seed of the evaluator's environment in a sitting."""
-  return derive_seed(config.seed, _EVALUATOR, 0, sitting)
+def evaluator_seed(config: R2D2Config, stream: int = 0) -> int:
+  """The seed of the evaluator's environment, see `R2D2Builder`."""
+  return derive_seed(config.seed, _EVALUATOR, 0, stream)
 
 
 def evaluation_seeds(seed: int, index: int) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Whatever can be wrong with it is found here, before any process starts.
 import contextlib
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from r2d2_acme.workdir import (
   paths,
   status,
 )
+from r2d2_acme.workdir.counts import without_reports
 from r2d2_acme.workdir.paths import shown
 
 # From workdir, role ('learner', 'actor' or 'evaluator') and the node's index.
@@ -34,6 +36,7 @@ LoggerFactory = Callable[[str | None, str, int], acme_loggers.Logger]
 
 _PROCESS_BYTES = 450 << 20  # of a node that imports TensorFlow and Reverb
 _GIB = 1 << 30
+_MAX_SITTINGS = 1 << 20  # so many have seeds of their own
 
 
 class BadInput(ValueError):
@@ -95,12 +98,26 @@ class Run:
     counts: of the checkpoint that the run goes on from; empty without one.
     sitting: the number of earlier starts in the workdir.
     builder: of the agent's parts.
+    restarts: how often this node was started again in this sitting.
+    begun_at: when the sitting began, in seconds since 1970.
   """
 
   experiment: Experiment
   counts: Mapping[str, float]
   sitting: int
   builder: builder_lib.R2D2Builder
+  restarts: int = 0
+  begun_at: float = dataclasses.field(default_factory=time.time)
+
+  @property
+  def stream(self) -> int:
+    """The number that stands for this start of the node in its seeds."""
+    return self.sitting + _MAX_SITTINGS * self.restarts
+
+  def after_restarts(self, restarts: int) -> 'Run':
+    """Returns the run for a node that was started again so many times."""
+    run = dataclasses.replace(self, restarts=restarts)
+    return dataclasses.replace(run, builder=self.builder.with_stream(run.stream))
 
   def make_logger(self, role: str, index: int = 0) -> acme_loggers.Logger:
     """Makes the logger of the `index`-th node of a role."""
@@ -166,6 +183,7 @@ def begin_sitting(experiment: Experiment, counts: Mapping[str, float]) -> Run:
     OSError: the workdir cannot be written.
   """
   assert experiment.environment_spec is not None
+  counts = without_reports(counts)  # of nodes that are gone
   sitting = loggers.begin_sitting(experiment.workdir, counts)
   builder = builder_lib.R2D2Builder(
     experiment.config, experiment.environment_spec, sitting

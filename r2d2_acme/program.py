@@ -1,6 +1,7 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
 import functools
+import os
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from launchpad import context as lp_context
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment, Run
 from r2d2_acme.replay import tables
-from r2d2_acme.running import nodes
+from r2d2_acme.running import nodes, workers
 from r2d2_acme.system import machine, runtime
 
 _IN_PROCESSES = (
@@ -62,7 +63,7 @@ class _LearnerNode(nodes.LearnerNode):
   def __init__(self, run: Run, replay_client: reverb.Client):
     _limit_threads(machine.num_cores())
     super().__init__(
-      run,
+      _after_restarts(run),
       replay_client,
       stop=lp.stop_event(),
       stop_program=lp_context.get_context().program_stopper,
@@ -77,7 +78,9 @@ class _ActorNode(nodes.ActorNode):
 
   def __init__(self, run: Run, index: int, replay_client: reverb.Client, learner: Any):
     _limit_threads(1)
-    super().__init__(run, index, replay_client, learner, stop=lp.stop_event())
+    super().__init__(
+      _after_restarts(run), index, replay_client, learner, stop=lp.stop_event()
+    )
 
   def run(self):
     _run_to_the_end(super().run)
@@ -88,7 +91,7 @@ class _EvaluatorNode(nodes.EvaluatorNode):
 
   def __init__(self, run: Run, learner: Any):
     _limit_threads(1)
-    super().__init__(run, learner, stop=lp.stop_event())
+    super().__init__(_after_restarts(run), learner, stop=lp.stop_event())
 
   def run(self):
     _run_to_the_end(super().run)
@@ -105,14 +108,19 @@ def _limit_threads(num_threads: int):
     runtime.limit_threads(num_threads)
 
 
+def _after_restarts(run: Run) -> Run:
+  """Returns the run as this start of the node sees it."""
+  return run.after_restarts(int(os.environ.get(workers.RESTARTS, 0)))
+
+
 def _run_to_the_end(run: Callable[[], None]):
   """Runs a node. A process of its own ends with it, and so do its children."""
   try:
     run()
-  except BaseException:
+  except BaseException as error:
     if not _in_process():
       raise
     traceback.print_exc()
-    runtime.exit_now(1)
+    runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)
   if _in_process():
     runtime.exit_now(0)  # threads may still wait in C++

@@ -9,6 +9,7 @@ import reverb
 import tensorflow as tf
 import tree
 from acme import specs
+from reverb import reverb_types
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.observations import kinds
@@ -95,15 +96,39 @@ def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) 
   return int(config.max_replay_size * per_window)
 
 
+def is_starved(client: reverb.Client) -> bool:
+  """Returns whether a learner that waits for a batch has to wait.
+
+  That is so while the server does not answer within a second, or may not hand out
+  another window.
+  """
+  table = _table_info(client)
+  if table is None:
+    return True
+  limiter = table.rate_limiter_info
+  inserted = limiter.insert_stats.completed
+  sampled = limiter.sample_stats.completed
+  # As Reverb's limiter decides.
+  ahead = inserted * limiter.samples_per_insert - (sampled + 1)
+  return inserted < limiter.min_size_to_sample or ahead < limiter.min_diff
+
+
 def sampled_to_inserted(client: reverb.Client) -> float:
   """Returns the ratio of sampled to inserted windows, as the server counts them.
 
   NaN if the server does not answer within a second.
   """
-  try:
-    table = client.server_info(_SERVER_INFO_TIMEOUT)[TABLE]
-  except (reverb.errors.ReverbError, RuntimeError):
+  table = _table_info(client)
+  if table is None:
     return float('nan')
   limiter = table.rate_limiter_info
   inserted = max(limiter.insert_stats.completed, 1)
   return limiter.sample_stats.completed / inserted
+
+
+def _table_info(client: reverb.Client) -> reverb_types.TableInfo | None:
+  """Returns what the server says of the table; None if it does not answer in time."""
+  try:
+    return client.server_info(_SERVER_INFO_TIMEOUT)[TABLE]
+  except (reverb.errors.ReverbError, RuntimeError):
+    return None

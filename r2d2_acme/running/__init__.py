@@ -1,1 +1,3 @@
-"""The nodes of the distributed agent, and how they are started and watched."""
+# What all nodes need: the process from which they are forked imports it.
+MODULES = ('r2d2_acme.program', 'r2d2_acme.running.entry')
+NETWORKS = (PRIVATE, HOST) = ('private', 'host')  # see `launching.launch`

@@ -7,9 +7,11 @@ started, watched and stopped, and what they print is shown.
 import contextlib
 import functools
 import os
+import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,18 +22,35 @@ from absl import flags
 from launchpad.launch.local_multi_processing import commands as commands_lib
 from launchpad.nodes.python.local_multi_processing import PythonProcess
 
+from r2d2_acme.running import (
+  MODULES,
+  NETWORKS,
+  PRIVATE,
+  recording,
+  supervision,
+  workers,
+)
 from r2d2_acme.running import outputs as outputs_lib
 from r2d2_acme.running import progress as progress_lib
-from r2d2_acme.running import recording, workers
-from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.system import (
+  forking,
+  heartbeats,
+  machine,
+  processes,
+  runtime,
+  stopping,
+)
+from r2d2_acme.system.network import describe_exposure
 from r2d2_acme.workdir import paths
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
 
+_NOT_SUPERVISED = (
+  'local_mt is for debugging: a node that fails ends the program, and its ports are '
+  'open to the network.'
+)
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
-
-# Launchpad looks for it when a node is given arguments.
-flags.DEFINE_multi_string('lp_dummy_config', [], 'Internal to Launchpad.')
+_ENTRY = 'r2d2_acme.running.entry:main'
 
 _Wired = tuple[Sequence[workers.Worker], Mapping[str, outputs_lib.Output]]
 
@@ -44,6 +63,8 @@ def launch(
   workdir: str | None = None,
   limits: Mapping[str, int | None] | None = None,
   progress: bool = True,
+  policy: supervision.Policy = supervision.DEFAULT,
+  network: str = PRIVATE,
 ) -> int:
   """Runs `program` until it stops; returns the exit code for this process.
 
@@ -61,24 +82,31 @@ def launch(
       `{'actor_steps': 1_000_000}`; None stands for no limit.
     progress: on a terminal, and with a workdir, shows one block that sums up how the
       program is doing, instead of the rows of the learner and the actors.
+    policy: when a node that has died is started again; in `local_mt` none is.
+    network: 'private' keeps the nodes of `local_mp` in a network of their own, where
+      that is permitted, so that nobody else can reach them, nor they others. 'host' is
+      for environments that need the network.
 
   Returns:
-    0 after a step limit or a request to stop; 1 if a node failed, or ended although
-    nobody asked it to, or did not stop in time, or the learner could not save at the
-    end, with the cause printed last; 130 if asked to quit at once.
+    0 after a step limit or a request to stop; 1 if a node failed for good, or did not
+    stop in time, or the learner could not save at the end, with the cause and the
+    command that resumes printed last; 130 if asked to quit at once.
 
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
-    ValueError: there is no such launch type.
+    ValueError: there is no such launch type, or no such network.
     WorkdirInUse: another program runs in the workdir.
   """
-  _check_can_launch(launch_type)
+  _check_can_launch(launch_type, network)
   if not flags.FLAGS.is_parsed():  # as Launchpad does: scripts and notebooks do not
     flags.FLAGS(sys.argv, known_only=True)
   wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
+  if launch_type == 'local_mt':
+    policy = supervision.UNSUPERVISED
+    print(_NOT_SUPERVISED, file=sys.stderr, flush=True)
   with (
     stopping.Requests() as requests,
-    wired(program, paths.resolve(output_dir), requests) as (nodes, outputs),
+    wired(program, paths.resolve(output_dir), requests, network) as (nodes, outputs),
   ):
     recorder = None
     if workdir is not None:
@@ -86,14 +114,20 @@ def launch(
         paths.resolve(workdir), output_dir, launch_type, limits or {}, nodes
       )
     with _showing(outputs, output_dir, recorder if progress else None):
-      code, message = _run(nodes, requests, recorder)
+      code, message = _run(nodes, requests, recorder, policy)
   if message:
     stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
+    if workdir is not None:
+      message += f'\nresume with: {shlex.join(sys.orig_argv)}'
     print(message, file=stopping.Forgiving(sys.stderr), flush=True)
   return code
 
 
-def _check_can_launch(launch_type: str):
+def _check_can_launch(launch_type: str, network: str):
+  if network not in NETWORKS:
+    raise ValueError(
+      f'{network!r} is no network of this module: give one of {", ".join(NETWORKS)}'
+    )
   if launch_type not in LAUNCH_TYPES:
     raise ValueError(
       f'{launch_type!r} is no launch type of this module: give one of '
@@ -110,17 +144,20 @@ def _run(
   nodes: Sequence[workers.Worker],
   requests: stopping.Requests,
   recorder: recording.Recorder | None,
+  policy: supervision.Policy,
 ) -> tuple[int, str]:
-  """Starts the nodes, waits for their end and returns what `workers.watch` does."""
-  started = []
-  for node in nodes:
-    if not requests.stop:
-      node.start()
-      started.append(node)
-  report = recorder.update if recorder is not None else lambda: None
-  code, message = workers.watch(started, requests, report)
-  if recorder is not None:
-    recorder.close(code, message)
+  """Runs the nodes to their end and returns what `Supervisor.run` does."""
+  if recorder is None:
+    return supervision.Supervisor(nodes, requests, policy).run()
+  supervisor = supervision.Supervisor(
+    nodes,
+    requests,
+    policy,
+    report=recorder.update,
+    on_restart=recorder.record_restart,
+  )
+  code, message = supervisor.run()
+  recorder.close(code, message)
   return code, message
 
 
@@ -182,7 +219,10 @@ def _wire(
 
 @contextlib.contextmanager
 def _threads(
-  program: lp.Program, unused_output_dir: str, requests: stopping.Requests
+  program: lp.Program,
+  unused_output_dir: str,
+  requests: stopping.Requests,
+  unused_network: str,
 ) -> Iterator[_Wired]:
   """Yields the nodes as threads of this process, which print where it does."""
   processes.guard_children()
@@ -214,60 +254,77 @@ def _release_threads(program: lp.Program, threads: set[threading.Thread]):
 
 @contextlib.contextmanager
 def _processes(
-  program: lp.Program, output_dir: str, requests: stopping.Requests
+  program: lp.Program, output_dir: str, requests: stopping.Requests, network: str
 ) -> Iterator[_Wired]:
   """Yields the nodes as processes, and the files that they print to.
 
   At the end, what is left of them is killed.
   """
+  del requests
   hidden = {'CUDA_VISIBLE_DEVICES': '-1'}  # the GPU is the learner's
   configs = {
-    group: PythonProcess(
-      args={'lp_termination_notice_secs': -1},  # no alarms in nodes: see `watch`
-      env={} if group == 'learner' else hidden,
-    )
+    group: PythonProcess(env={} if group == 'learner' else hidden)
     for group in program.groups
   }
   stop = functools.partial(_ask_launcher, os.getpid())
-  commands = [
-    command
-    for group in _wire(
-      program, lp.LaunchType.LOCAL_MULTI_PROCESSING, stop, configs
-    ).values()
-    for command in group
+  launch_type = lp.LaunchType.LOCAL_MULTI_PROCESSING
+  commands = _wire(program, launch_type, stop, configs)
+  pairs = [
+    (node, command)
+    for group, nodes in program.groups.items()
+    for node, command in zip(nodes, commands[group], strict=True)
   ]
+  has_gpu = machine.has_gpu()
   try:
     outputs = {
       command.title: outputs_lib.Output(os.path.join(output_dir, command.title))
-      for command in commands
+      for _, command in pairs
     }
-    with processes.Family(workers.STOP_LIMIT) as family:
-      yield (
-        [
-          workers.ProcessWorker(
-            command.title,
-            command.command_as_list,
-            command.env_overrides,
+    with (
+      processes.Family(supervision.STOP_LIMIT) as family,
+      forking.take(MODULES, private=network == PRIVATE) as server,
+      tempfile.TemporaryDirectory() as beats,
+    ):
+      if exposed := server.wait():
+        print(describe_exposure(exposed), file=sys.stderr, flush=True)
+
+      def make_worker(node: Any, command: commands_lib.Command) -> workers.Worker:
+        name, is_learner = command.title, command.title.startswith('learner/')
+
+        def start(env: Mapping[str, str]) -> processes.Child:
+          return server.fork(
+            name,
             family,
-            outputs[command.title],
+            _ENTRY,
+            [_pickle(command), command.command_as_list[-1]],
+            env={**command.env_overrides, **env},
+            output=outputs[name].path,
+            # CUDA does not outlive a fork, and some environments do not either.
+            fresh=(is_learner and has_gpu) or getattr(node, 'starts_fresh', False),
           )
-          for command in commands
-        ],
-        outputs,
-      )
+
+        return workers.ProcessWorker(
+          name,
+          start,
+          family,
+          outputs[name],
+          heartbeats.Watched(os.path.join(beats, name)),
+          stops_last=isinstance(node, lp.ReverbNode),
+        )
+
+      yield [make_worker(*pair) for pair in pairs], outputs
   finally:
-    _remove_pickles(commands)
+    for _, command in pairs:  # what Launchpad would remove when Python ends by itself
+      shutil.rmtree(os.path.dirname(_pickle(command)), ignore_errors=True)
+
+
+def _pickle(command: commands_lib.Command) -> str:
+  """Returns the path of the file that has a node's function."""
+  arguments = command.command_as_list
+  return arguments[arguments.index('--data_file') + 1]
 
 
 def _ask_launcher(pid: int):
   """Is `lp.stop` in a node, which may have outlived its launcher."""
   if os.getppid() == pid:
     os.kill(pid, signal.SIGUSR1)
-
-
-def _remove_pickles(commands: Sequence[commands_lib.Command]):
-  """Removes what Launchpad would remove when Python ends by itself."""
-  for command in commands:
-    arguments = command.command_as_list
-    path = arguments[arguments.index('--data_file') + 1]
-    shutil.rmtree(os.path.dirname(path), ignore_errors=True)

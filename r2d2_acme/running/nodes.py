@@ -19,22 +19,26 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.experiment import Run
+from r2d2_acme.replay import tables
 from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.results import evaluation
+from r2d2_acme.system import heartbeats
 from r2d2_acme.workdir import checkpointing, locking, loggers
+from r2d2_acme.workdir import counts as counts_lib
 
+_FINAL = (
+  FloatingPointError,  # of the learner, for which a restored checkpoint was no cure
+  checkpointing.CheckpointError,
+  locking.WorkdirInUse,
+)
 _POLL_PERIOD = 1.0  # seconds
 _JOIN_TIMEOUT = 2.0  # seconds, for threads to end by themselves
 
 
-class Learner(Protocol):
+class Learner(counts_lib.Learner, Protocol):
   """What other nodes use of the learner's node, or of a client of it."""
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]: ...
-
-  def get_counts(self) -> dict[str, float]: ...
-
-  def increment(self, **counts: float) -> dict[str, float]: ...
 
   def observe_return(self, episode_return: float): ...
 
@@ -42,9 +46,9 @@ class Learner(Protocol):
 class LearnerNode(acme.VariableSource):
   """Learns, serves parameters, keeps the program's counts and saves both.
 
-  Other nodes count here, as in the parent of their `counting.Counter`s, so that a
-  checkpoint has weights and counts of one moment. At a step limit the node asks for the
-  program's end, and then saves the counts that reached it.
+  Other nodes report what they count, so that a checkpoint has weights and counts of one
+  moment. At a step limit the node asks for the program's end, and then saves the counts
+  that reached it.
   """
 
   def __init__(
@@ -70,21 +74,28 @@ class LearnerNode(acme.VariableSource):
     self._run = run
     self._stop = stop
     self._stop_program = stop_program
+    self._heartbeat = heartbeats.Heartbeat()
     workdir = run.experiment.workdir
     self._release = _hold(workdir, 'learner')
     self._logger = run.make_logger('learner')
-    self._counter = loggers.WallTimeCounter(run.counts)
+    self._replay_client = replay_client
     self._learner = run.builder.make_learner(
       iter(run.builder.make_dataset(replay_client.server_address)),
       replay_client=replay_client,
-      counter=counting.Counter(self._counter, prefix='learner', time_delta=0.0),
+      counter=counting.Counter(self, prefix='learner', time_delta=0.0),
       logger=self._logger,
     )
     self._checkpointer: checkpointing.Checkpointer | None = None
+    counts = run.counts
     if workdir is not None:
       self._checkpointer = checkpointing.Checkpointer(
         workdir, self._learner, run.counts, run.experiment.config
       )
+      counts = self._checkpointer.counts
+    if run.restarts:  # time went on since that checkpoint, if there is one
+      wall_time = run.counts.get('wall_time', 0.0) + time.time() - run.begun_at
+      counts = {**counts, 'wall_time': wall_time}
+    self._ledger = counts_lib.Ledger(counts)
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     """Returns the learner's newest parameters, see `R2D2Learner.get_variables`."""
@@ -92,11 +103,15 @@ class LearnerNode(acme.VariableSource):
 
   def get_counts(self) -> dict[str, float]:
     """Returns the program's counts and its `wall_time` in seconds."""
-    return self._counter.get_counts()
+    return self._ledger.get_counts()
 
   def increment(self, **counts: float) -> dict[str, float]:
     """Adds to the program's counts; returns them."""
-    return self._counter.increment(**counts)
+    return self._ledger.increment(**counts)
+
+  def report(self, source: str, totals: dict[str, float]) -> dict[str, float]:
+    """Notes what another node has counted, see `Ledger.report`."""
+    return self._ledger.report(source, totals)
 
   def observe_return(self, episode_return: float):
     """Notes the return of an evaluator episode: it decides what the best checkpoint is.
@@ -110,7 +125,11 @@ class LearnerNode(acme.VariableSource):
     """Learns until the stop; then, or when learning fails, saves."""
     try:
       _work_until_stopped(
-        self._stop, self._learner.run, self._watch_counts, on_stop=self._save_and_close
+        self._stop,
+        self._learner.run,
+        self._watch_counts,
+        self._watch_progress,
+        on_stop=self._save_and_close,
       )
     finally:
       self._release()
@@ -118,17 +137,25 @@ class LearnerNode(acme.VariableSource):
   def _watch_counts(self):
     """Saves from time to time; at a limit it stops the program."""
     while not self._stop.wait(_POLL_PERIOD):
-      counts = self._counter.get_counts()
+      counts = self._ledger.get_counts()
       if self._checkpointer is not None:
-        self._checkpointer.save(counts)
+        self._checkpointer.save(self._ledger.save())
       if loggers.is_at_limit(counts, self._run.experiment.limits):
         self._stop_program()
         self._stop.wait()
 
   def _save_and_close(self):
     if self._checkpointer is not None:
-      self._checkpointer.save(self._counter.get_counts(), force=True)
+      self._checkpointer.save(self._ledger.save(), force=True)
     self._logger.close()
+
+  def _watch_progress(self):
+    """Shows progress with each step, or while there is nothing to learn from."""
+    num_steps = -1
+    while not self._stop.wait(_POLL_PERIOD):
+      before, num_steps = num_steps, self._learner.num_steps
+      if num_steps != before or tables.is_starved(self._replay_client):
+        self._heartbeat.beat()
 
 
 class ActorNode:
@@ -160,6 +187,7 @@ class ActorNode:
     self._replay_client = replay_client
     self._learner = learner
     self._stop = stop
+    self._heartbeat = heartbeats.Heartbeat()
     self._release = _hold(run.experiment.workdir, 'actor', index)
     self._logger = run.make_logger('actor', index)
 
@@ -174,9 +202,10 @@ class ActorNode:
     run, config = self._run, self._run.experiment.config
     first = self._index * config.envs_per_actor
     seeds = [
-      builder_lib.environment_seed(config, i, run.sitting)
+      builder_lib.environment_seed(config, i, run.stream)
       for i in range(first, first + config.envs_per_actor)
     ]
+    reporter = counts_lib.Reporter(self._learner, _source(run, f'actor/{self._index}'))
     with environments.opened(run.experiment.environment_factory, seeds) as fleet:
       VectorEnvironmentLoop(
         fleet,
@@ -184,15 +213,19 @@ class ActorNode:
           self._index,
           replay_client=self._replay_client,
           variable_source=self._learner,
-          should_stop=self._stop.is_set,
+          should_stop=self._should_stop,
         ),
-        counting.Counter(self._learner, prefix='actor'),
+        counting.Counter(reporter, prefix='actor', time_delta=0.2),
         self._logger,
-        should_stop=self._stop.is_set,
+        should_stop=self._should_stop,
       ).run()
 
+  def _should_stop(self) -> bool:
+    self._heartbeat.beat()  # it is asked in each step, and in each wait for replay
+    return self._stop.is_set()
 
-class EvaluatorNode:
+
+class EvaluatorNode(acme.VariableSource):
   """Plays episode after episode, each with parameters fresh from the learner."""
 
   def __init__(self, run: Run, learner: Learner, *, stop: threading.Event):
@@ -209,6 +242,7 @@ class EvaluatorNode:
     self._run = run
     self._learner = learner
     self._stop = stop
+    self._heartbeat = heartbeats.Heartbeat()
     self._release = _hold(run.experiment.workdir, 'evaluator')
     self._logger = run.make_logger('evaluator')
 
@@ -221,22 +255,47 @@ class EvaluatorNode:
 
   def _evaluate(self):
     run, config = self._run, self._run.experiment.config
-    seeds = [builder_lib.evaluator_seed(config, run.sitting)]
+    seeds = [builder_lib.evaluator_seed(config, run.stream)]
     factory = run.experiment.environment_factory
     with environments.opened(factory, seeds) as (environment,):
       evaluator = evaluation.Evaluator(
         run.builder.make_evaluator(),
         environment,
-        self._learner,
+        self,
         max_steps=config.max_evaluation_steps,
-        counter=self._learner,
+        counter=counts_lib.Reporter(self._learner, _source(run, 'evaluator/0')),
         logger=self._logger,
-        should_stop=self._stop.is_set,
-        observe_return=self._learner.observe_return,
+        should_stop=self._should_stop,
+        observe_return=self._observe_return,
       )
       while not self._stop.is_set():
         evaluator.run_episode()
-        self._stop.wait(config.evaluation_period)
+        next_time = time.monotonic() + config.evaluation_period
+        while time.monotonic() < next_time and not self._should_stop():
+          self._stop.wait(min(_POLL_PERIOD, config.evaluation_period))
+
+  def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
+    """Returns the learner's newest parameters, and may wait for its node."""
+    with self._heartbeat.waiting():
+      return self._learner.get_variables(names)
+
+  def _observe_return(self, episode_return: float):
+    with self._heartbeat.waiting():
+      self._learner.observe_return(episode_return)
+
+  def _should_stop(self) -> bool:
+    self._heartbeat.beat()
+    return self._stop.is_set()
+
+
+def is_final(error: BaseException) -> bool:
+  """Returns whether a node that failed so would only fail again."""
+  return isinstance(error, _FINAL)
+
+
+def _source(run: Run, name: str) -> str:
+  """Returns a name that only this start of a node has."""
+  return f'{name}/{run.sitting}/{run.restarts}'
 
 
 def _hold(workdir: str | None, role: str, index: int = 0) -> Callable[[], None]:

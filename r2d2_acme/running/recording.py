@@ -63,6 +63,7 @@ class Recorder:
     }
     self._outputs = {worker.name: f'{output_dir}/{worker.name}' for worker in workers}
     self._launch_type = launch_type
+    self._restarts: collections.Counter[str] = collections.Counter()
     self._limits = {name: int(x) for name, x in limits.items() if x is not None}
     self._started_at = time.time()
     self._counts = _counts_at_start(workdir)
@@ -79,6 +80,14 @@ class Recorder:
     if time.monotonic() >= self._next_time:
       self._next_time = time.monotonic() + _PERIOD
       self._update()
+
+  def record_restart(self, worker: Worker):
+    """Logs that a worker was started again: the number of restarts, by role."""
+    self._restarts[f'{worker.name.split("/")[0]}_restarts'] += 1
+    with contextlib.suppress(OSError):
+      logger = loggers.make_logger(self.workdir, 'supervisor')
+      logger.write({**self._restarts, **self._counts})
+      logger.close()
 
   def close(self, exit_code: int, message: str):
     """Records how the program has ended."""
@@ -134,13 +143,17 @@ class Recorder:
       else:  # such as the replay: it serves the others
         first_at = max(logged_at.values())
       grown_at = _grown_at(self._outputs[worker.name])
-      progress_at = max(first_at, grown_at, self._started_at)
+      seconds = time.time() - max(first_at, grown_at, self._started_at)
+      has_progressed = bool(first_at)
+      if worker.heartbeat is not None and worker.heartbeat.is_announced:
+        has_progressed = worker.heartbeat.has_beaten
+        seconds = worker.heartbeat.seconds_since
       state = _state(worker, has_ended)
       nodes[worker.name] = status_lib.Node(
         pid=worker.pid,
-        state='starting' if state == 'running' and not first_at else state,
+        state='starting' if state == 'running' and not has_progressed else state,
         restarts=max(0, worker.num_starts - 1),
-        seconds_since_progress=max(0.0, time.time() - progress_at),
+        seconds_since_progress=max(0.0, seconds),
       )
     return nodes
 

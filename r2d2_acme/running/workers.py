@@ -1,24 +1,25 @@
-"""Runs the nodes of a program as processes or threads, and ends them together."""
+"""A node of a program as a process or a thread, which can be started again."""
 
 import os
 import signal
-import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from absl import flags
 from launchpad.launch import worker_manager
 
 from r2d2_acme.running.outputs import Output
-from r2d2_acme.system import processes, stopping
+from r2d2_acme.system import heartbeats, processes
 
-STOP_LIMIT = 18  # seconds for a node to stop: one long learner step, and a save
+SAVES = 'learner/0'  # the node whose failure at the end matters, too
+FINAL_CODE = 3  # of a node that would only fail again
+RESTARTS = (
+  'R2D2_RESTARTS'  # an environment variable: how often a node was started again
+)
 
-_POLL_PERIOD = 0.1  # seconds
-_SAVES = 'learner/0'  # the node whose failure at the end matters, too
+_TRACE_TIME = 0.3  # seconds for a stuck process to print where it is
 _UNASKED = 'ended although nobody asked it to'
 
 # Of a process that was asked to stop, the latter two before it could handle that.
@@ -33,12 +34,18 @@ class Worker(Protocol):
     pid: of the process that it runs in; None before its first start.
     num_starts: how often it was started.
     is_asked: whether it was asked to stop.
+    stops_last: whether others need it in order to stop.
   """
 
   name: str
   pid: int | None
   num_starts: int
   is_asked: bool
+  stops_last: bool
+
+  @property
+  def heartbeat(self) -> heartbeats.Watched | None:
+    """How it shows progress; None if it cannot."""
 
   def start(self):
     """Starts it."""
@@ -49,11 +56,17 @@ class Worker(Protocol):
   def ask(self):
     """Asks it to stop, if it runs."""
 
+  def interrupt(self):
+    """Lets it print where it is, if it can: it is stuck, and will be killed."""
+
   def kill(self):
     """Ends it, if it runs and that can be done, and what it leaves behind."""
 
-  def describe_failure(self) -> str:
-    """Returns what it printed last, and how it ended."""
+  def describe_end(self) -> str:
+    """Returns how it ended, such as 'was killed by signal 9'."""
+
+  def describe_failure(self, cause: str = '') -> str:
+    """Returns what it printed last, and how it ended, or another cause."""
 
 
 class ProcessWorker:
@@ -62,59 +75,75 @@ class ProcessWorker:
   def __init__(
     self,
     name: str,
-    command: Sequence[str],
-    env: Mapping[str, str],
+    start: Callable[[Mapping[str, str]], processes.Child],
     family: processes.Family,
     output: Output,
+    heartbeat: heartbeats.Watched,
+    *,
+    stops_last: bool = False,
   ):
     """Does not start it yet.
 
     Args:
-      name: of the node.
-      command: starts it.
-      env: environment variables beside those of this process.
-      family: what it becomes a child of.
+      name: of the node, and of the process in its family.
+      start: starts the process with these environment variables.
+      family: that it belongs to.
       output: where it prints to.
+      heartbeat: what it shows progress with.
+      stops_last: see `Worker`.
     """
     self.name = name
     self.pid: int | None = None
     self.num_starts = 0
     self.is_asked = False
-    self._command = command
-    self._env = env
+    self.stops_last = stops_last
+    self.heartbeat = heartbeat
+    self._start = start
     self._family = family
     self._output = output
-    self._popen: subprocess.Popen
+    self._child: processes.Child
 
   def start(self):
     self.is_asked = False
-    with open(self._output.path, 'ab') as file:  # so that the file may be cut
-      self._popen = self._family.start(
-        self.name, self._command, env=self._env, stdout=file, stderr=subprocess.STDOUT
-      )
-    self.pid = self._popen.pid
+    self.heartbeat.start()
+    self._child = self._start(
+      {heartbeats.VARIABLE: self.heartbeat.path, RESTARTS: str(self.num_starts)}
+    )
+    self.pid = self._child.pid
     self.num_starts += 1
 
   def poll(self) -> int | None:
-    return self._popen.poll()
+    return self._child.poll()
 
   def ask(self):
     self.is_asked = True
     if self.poll() is None:
-      processes.ask(self._popen.pid)
+      processes.ask(self._child.pid)
+
+  def interrupt(self):
+    if self.poll() is None:
+      os.kill(self._child.pid, signal.SIGUSR2)  # see `entry.main`
+      time.sleep(_TRACE_TIME)
 
   def kill(self):
+    if self.poll() is None:
+      os.kill(self._child.pid, signal.SIGKILL)
     self._family.kill(self.name)
-    self._popen.wait()
+    self._child.wait()
 
-  def describe_failure(self) -> str:
-    code = self._popen.returncode
+  def describe_end(self) -> str:
+    code = self._child.poll()
+    if code is None:
+      return 'runs'
     if code < 0:
-      how = f'was killed by signal {-code}'
-    elif code > 0:
-      how = f'failed with exit code {code}'
-    else:
-      how = _UNASKED
+      hint = ', perhaps for want of memory' if code == -signal.SIGKILL else ''
+      return f'was killed by signal {-code}{hint}'
+    if code == FINAL_CODE:
+      return 'failed for good'
+    return f'failed with exit code {code}' if code else _UNASKED
+
+  def describe_failure(self, cause: str = '') -> str:
+    how = cause or self.describe_end()
     last = f'{self.name} {how}; full output: {self._output.path}'
     return '\n'.join([*self._output.last_lines(), last])
 
@@ -133,6 +162,8 @@ class ThreadWorker:
     self.pid: int | None = os.getpid()
     self.num_starts = 0
     self.is_asked = False
+    self.stops_last = False
+    self.heartbeat = None  # nobody could end it
     self._function = function
     self._error: BaseException | None = None
     self._ended = threading.Event()
@@ -164,79 +195,29 @@ class ThreadWorker:
     self.is_asked = True
     self._manager.stop_event().set()
 
+  def interrupt(self):
+    """Does nothing, as `kill`."""
+
   def kill(self):
     """Does nothing: a thread ends by itself, or with the process."""
 
-  def describe_failure(self) -> str:
-    error = self._error
-    if error is None:
-      return f'{self.name} {_UNASKED}'
-    return ''.join(traceback.format_exception(error)) + f'{self.name} failed: {error}'
+  def describe_end(self) -> str:
+    return _UNASKED if self._error is None else f'failed: {self._error}'
+
+  def describe_failure(self, cause: str = '') -> str:
+    last = f'{self.name} {cause or self.describe_end()}'
+    if self._error is None:
+      return last
+    return ''.join(traceback.format_exception(self._error)) + last
 
 
-def watch(
-  workers: Sequence[Worker],
-  requests: stopping.Requests,
-  report: Callable[[], None] = lambda: None,
-) -> tuple[int, str]:
-  """Waits for the end of all workers; stops them on request, or when one has ended.
-
-  Workers run until they are asked to stop: one that ends before has failed, whatever
-  its exit code.
-
-  Args:
-    workers: all were started.
-    requests: of the user, or of a node at a limit.
-    report: called ten times a second.
-
-  Returns:
-    The exit code, as `launching.launch` has it, and what to print at the very end.
-  """
-  flag = flags.FLAGS['lp_termination_notice_secs']
-  limit = STOP_LIMIT if flag.using_default_value else int(flag.value or 0)
-  running = list(workers)
-  failed: Worker | None = None  # the first one: others may end for want of it
-  deadline: float | None = None
-  while running and not requests.quit:
-    ended = [worker for worker in running if worker.poll() is not None]
-    running = [worker for worker in running if worker not in ended]
-    for worker in ended:
-      worker.kill()
-    # Read after the workers' codes: a signal may be sent to all processes at once.
-    if deadline is None and not requests.stop:
-      # Of several, the one that says why.
-      failed = max(ended, key=lambda worker: bool(worker.poll()), default=None)
-    if deadline is None and (requests.stop or failed):
-      # Below 0 there is none, as in Launchpad.
-      deadline = time.monotonic() + (limit if limit >= 0 else float('inf'))
-      for worker in workers:
-        if worker is not failed:
-          worker.ask()
-    report()
-    if deadline is not None and time.monotonic() >= deadline:
-      break
-    if running:
-      time.sleep(_POLL_PERIOD)
-  for worker in running:
-    worker.kill()
-  messages = []
-  if running and not requests.quit:
-    names = ', '.join(worker.name for worker in running)
-    messages.append(
-      f'These nodes did not stop within {limit} s and were killed: {names}'
-    )
-  elif failed is None and not requests.quit:
-    # Without its last save the steps since the one before are lost.
-    failed = next((x for x in workers if x.name == _SAVES and is_failed(x)), None)
-  if failed is not None:
-    messages.append(failed.describe_failure())
-  code = stopping.QUIT_CODE if requests.quit else int(bool(messages))
-  return code, '\n'.join(messages)
+def is_running(worker: Worker) -> bool:
+  """Returns whether a worker was started and has not ended."""
+  return bool(worker.num_starts) and worker.poll() is None
 
 
 def is_failed(worker: Worker) -> bool:
   """Returns whether a worker has ended in another way than those that are asked to."""
-  code = worker.poll()
-  if code is None:
+  if not worker.num_starts or worker.poll() is None:
     return False
-  return not worker.is_asked or code not in _STOPPED_CODES
+  return not worker.is_asked or worker.poll() not in _STOPPED_CODES

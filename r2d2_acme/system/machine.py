@@ -76,6 +76,11 @@ def memory_limit(root: pathlib.Path = _ROOT) -> int:
   return int(min([_machine_bytes(root), *limits]))
 
 
+def has_gpu() -> bool:
+  """Returns whether there is a GPU of NVIDIA, without starting its driver."""
+  return any(re.fullmatch(r'nvidia\d+', name) for name in os.listdir('/dev'))
+
+
 def _machine_bytes(root: pathlib.Path) -> int:
   """Returns the memory that /proc reports, which in a container may be its own view."""
   found = re.search(r'^MemTotal:\s*(\d+) kB$', _read(root / 'proc/meminfo'), re.M)

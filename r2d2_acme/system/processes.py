@@ -28,6 +28,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 _MARK = 'R2D2_PROCESS'  # an environment variable: <family>:<name>
+_MARK_SIZE = 256  # bytes
+# For a process whose forks shall call `fill_mark`.
+MARK_TO_FILL = {_MARK: _MARK_SIZE * '-'}
 _POLL_PERIOD = 0.1  # seconds
 _KILL_TIMEOUT = 5.0  # seconds until the system must have ended what was killed
 _LOOK_PERIOD = 10.0  # seconds between two times that a guard lists the family
@@ -54,7 +57,7 @@ class Family:
       own: whether all children of this process belong to the family, however they are
         started.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     self._id = os.urandom(16).hex()
     self._guard = subprocess.Popen(
       [
@@ -87,7 +90,7 @@ class Family:
   def marking(self, name: str):
     """Marks all that this process starts inside `with`, by any means, as `name`."""
     before = os.environ.get(_MARK)
-    os.environ.update(self._mark(name))
+    os.environ.update(self.mark(name))
     try:
       yield
     finally:
@@ -113,7 +116,7 @@ class Family:
     """
     return subprocess.Popen(
       [*_WITHOUT_HANGUP, name, *command],
-      env={**os.environ, **(env or {}), **self._mark(name)},
+      env={**os.environ, **(env or {}), **self.mark(name)},
       stdin=subprocess.DEVNULL,
       start_new_session=True,
       **keywords,
@@ -140,7 +143,8 @@ class Family:
       time.sleep(0.01)
       pids = _kin(_marked(self._id, name))
 
-  def _mark(self, name: str) -> dict[str, str]:
+  def mark(self, name: str) -> dict[str, str]:
+    """Returns the environment variable that makes a process a child of that name."""
     return {_MARK: f'{self._id}:{name}'}
 
   def _suspend(self, *unused):
@@ -148,6 +152,54 @@ class Family:
     _send(signal.SIGSTOP, pids)
     os.kill(os.getpid(), signal.SIGSTOP)
     _send(signal.SIGCONT, pids)  # this process goes on
+
+
+class Child:
+  """A child process that was not started by `subprocess`.
+
+  Attributes:
+    pid: of the process.
+    returncode: as of `subprocess.Popen`: negative if a signal ended it; None before.
+  """
+
+  def __init__(self, pid: int):
+    self.pid = pid
+    self.returncode: int | None = None
+
+  def poll(self) -> int | None:
+    """Returns the code if the process has ended."""
+    return self._wait(os.WNOHANG)
+
+  def wait(self) -> int | None:
+    """Waits for the end of the process."""
+    return self._wait(0)
+
+  def _wait(self, options: int) -> int | None:
+    if self.returncode is None:
+      pid, status = os.waitpid(self.pid, options)
+      if pid:
+        code = os.WEXITSTATUS(status)
+        self.returncode = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else code
+    return self.returncode
+
+
+def adopt_orphans():
+  """Makes orphans among this process's descendants its children."""
+  ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def fill_mark(mark: Mapping[str, str]):
+  """Marks this process, a fork of one that was started with `MARK_TO_FILL`.
+
+  What /proc shows as a process's environment are the bytes that it was started with,
+  which forks share. So these bytes are replaced.
+  """
+  getenv = ctypes.CDLL(None).getenv
+  getenv.restype = ctypes.c_void_p
+  value = mark[_MARK].encode() + b'\0'
+  if len(value) > _MARK_SIZE:
+    raise ValueError(f'the name in {mark[_MARK]!r} is too long')
+  ctypes.memmove(getenv(_MARK.encode()), value, len(value))
 
 
 def ask(pid: int):
@@ -178,7 +230,7 @@ def guard_children():
   """
   if not _own_families:
     _own_families.append(Family(_OWN_PATIENCE, own=True))
-    os.environ.update(_own_families[-1]._mark('own'))
+    os.environ.update(_own_families[-1].mark('own'))
 
 
 _own_families: list[Family] = []  # kept: if its pipe is closed, a guard ends the family

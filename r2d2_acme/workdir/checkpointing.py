@@ -153,6 +153,11 @@ class Checkpointer:
       self._for_good = set(self._read_wall_times()) - self._choose_kept()
     self._next_time = time.monotonic() + config.checkpoint_period
 
+  @property
+  def counts(self) -> Mapping[str, float]:
+    """The counts of the newest checkpoint; empty without one."""
+    return self._saved.counts
+
   def observe_return(self, episode_return: float):
     """Records the return of a finished evaluator episode, without waiting.
 

@@ -46,6 +46,14 @@ COLUMNS = {
     'evaluator_episodes',
     *_COUNTS,
   ),
+  # The launcher's: how often nodes were started again in this sitting.
+  'supervisor': (
+    'replay_restarts',
+    'learner_restarts',
+    'actor_restarts',
+    'evaluator_restarts',
+    *_COUNTS,
+  ),
 }
 
 

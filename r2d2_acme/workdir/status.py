@@ -28,8 +28,9 @@ class Node:
     state: 'starting' until it first makes progress, then 'running', 'stopping' once it
       was asked to stop, and at the end 'ended' or 'failed'.
     restarts: how often it was started again in this start of the program.
-    seconds_since_progress: since its log or its output last grew, or since the start
-      if neither has. A node without a log serves the others: its progress is theirs.
+    seconds_since_progress: since its last heartbeat. For nodes without heartbeats,
+      such as threads, since its log or its output last grew, or since the start if
+      neither has; one of these without a log serves the others: its progress is theirs.
   """
 
   pid: int | None

@@ -1,0 +1,39 @@
+"""Where the process of a node begins: it takes the place of Launchpad's own entry."""
+
+import faulthandler
+import os
+import signal
+import sys
+import traceback
+
+import cloudpickle
+from absl import flags
+from launchpad.launch import worker_manager
+
+from r2d2_acme.running import nodes, workers
+from r2d2_acme.system import runtime, stopping
+
+
+def main(path: str, index: str):
+  """Runs a node; the process ends with it.
+
+  Args:
+    path: of the file in which Launchpad has pickled functions.
+    index: of the node's function.
+  """
+  stopping.forgive_output()
+  faulthandler.enable()
+  faulthandler.register(signal.SIGUSR2)  # tells where a stuck node is
+  flags.FLAGS(['node', '--lp_termination_notice_secs=-1'])  # the launcher counts
+  # So that environments of the current directory are found.
+  sys.path.append(os.getcwd())
+  try:
+    with open(path, 'rb') as file:
+      function = cloudpickle.load(file)[int(index)]
+    # Launchpad's functions for nodes, such as `lp.stop_event`, and its signals.
+    worker_manager.WorkerManager(register_in_thread=True)
+    function()
+  except BaseException as error:
+    traceback.print_exc()
+    runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)
+  runtime.exit_now(0)
