@@ -178,6 +178,17 @@ class R2D2Learner(acme.Learner):
     """The variables that actors fetch: the network's, then the number of steps."""
     return [*self._update.network.variables, self._update.num_steps]
 
+  def prepare(self, spec: Batch):
+    """Builds the graph of a step, which takes seconds, before there is a batch.
+
+    Args:
+      spec: the `tf.TensorSpec`s of the batches.
+    """
+    with self._lock:
+      self._publish()  # nobody who fetches waits meanwhile
+      if self._traced is None:
+        self._traced = self._trace((spec, tf.TensorSpec((), tf.bool)))
+
   def step(self):
     """Waits for a batch, learns from it, and hands its new priorities on.
 

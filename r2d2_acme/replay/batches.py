@@ -36,8 +36,10 @@ def make_dataset(
     max_in_flight_samples_per_worker=config.batch_size,
   )
   dataset = dataset.batch(config.batch_size, drop_remainder=True)
+  # Without AutoGraph, which would take a second to find nothing to convert.
+  to_batch = tf.autograph.experimental.do_not_convert(_to_batch)
   dataset = dataset.map(
-    lambda sample: _to_batch(sample, kind),
+    lambda sample: to_batch(sample, kind),
     num_parallel_calls=1,
     deterministic=True,
   )

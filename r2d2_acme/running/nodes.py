@@ -79,8 +79,10 @@ class LearnerNode(acme.VariableSource):
     self._release = _hold(workdir, 'learner')
     self._logger = run.make_logger('learner')
     self._replay_client = replay_client
+    dataset = run.builder.make_dataset(replay_client.server_address)
+    self._batch_spec = dataset.element_spec
     self._learner = run.builder.make_learner(
-      iter(run.builder.make_dataset(replay_client.server_address)),
+      iter(dataset),
       replay_client=replay_client,
       counter=counting.Counter(self, prefix='learner', time_delta=0.0),
       logger=self._logger,
@@ -126,13 +128,17 @@ class LearnerNode(acme.VariableSource):
     try:
       _work_until_stopped(
         self._stop,
-        self._learner.run,
+        self._learn,
         self._watch_counts,
         self._watch_progress,
         on_stop=self._save_and_close,
       )
     finally:
       self._release()
+
+  def _learn(self):
+    self._learner.prepare(self._batch_spec)
+    self._learner.run()
 
   def _watch_counts(self):
     """Saves from time to time; at a limit it stops the program."""
