@@ -10,6 +10,7 @@ import launchpad as lp
 import reverb
 from launchpad import context as lp_context
 
+from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment, Run
 from r2d2_acme.replay import tables
@@ -48,12 +49,19 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     replay = program.add_node(lp.ReverbNode(make_tables))
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
-  with program.group('actor'):
-    for index in range(config.num_actors):
-      program.add_node(lp.PyClassNode(_ActorNode, run, index, replay, learner))
-  if experiment.evaluator:
-    with program.group('evaluator'):
-      program.add_node(lp.PyClassNode(_EvaluatorNode, run, learner))
+  players = {
+    'actor': [
+      lp.PyClassNode(_ActorNode, run, index, replay, learner)
+      for index in range(config.num_actors)
+    ],
+    'evaluator': [lp.PyClassNode(_EvaluatorNode, run, learner)] * experiment.evaluator,
+  }
+  starts_fresh = environments.starts_fresh(run.experiment.environment_factory)
+  for group in filter(players.get, players):
+    with program.group(group):
+      for node in players[group]:
+        node.starts_fresh = starts_fresh  # `launching` looks at it
+        program.add_node(node)
   return program
 
 

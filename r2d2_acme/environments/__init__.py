@@ -14,6 +14,7 @@ from r2d2_acme.environments.factories import (
   check_is_not_imported,
   describe,
   make,
+  starts_fresh,
 )
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 from r2d2_acme.environments.gymnasium_ids import make_gymnasium
@@ -41,4 +42,5 @@ __all__ = [
   'make_memory_task',
   'make_t_maze',
   'opened',
+  'starts_fresh',
 ]

@@ -95,6 +95,19 @@ def describe(factory: EnvironmentFactory) -> Mapping[str, str]:
   return {'environment': f'{module}:{name}' if module else ''}
 
 
+def starts_fresh(factory: EnvironmentFactory) -> bool:
+  """Returns whether a factory needs a process that is no fork of another one.
+
+  A function says so by an attribute `starts_fresh`, for example because it uses a GPU.
+
+  Raises:
+    ValueError: there is no such function; one line.
+  """
+  if isinstance(factory, NamedFactory) and factory.kind == 'environment':
+    factory = _import_function(factory.name)
+  return getattr(factory, 'starts_fresh', False)
+
+
 def _import_function(path: str) -> EnvironmentFactory:
   """Imports `my_module:make_environment`; the module may be in the current folder.
 

@@ -1,0 +1,138 @@
+"""Lets faults befall a running program at random, and checks that it survives them.
+
+python launch/chaos.py --minutes=3 --seed=1
+
+It trains Pong with a small network in a workdir of its own, prints a table of the
+faults and what came of them, and ends with code 1 if anything did not hold.
+"""
+
+import preamble  # noqa: F401
+
+import argparse
+import collections
+import contextlib
+import pathlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from faults import checks, kinds
+from faults.program import Program
+
+from r2d2_acme import running
+from r2d2_acme.system import runtime
+
+_DISK_SIZE = '300m'  # of the file system that is filled
+_MAX_PAUSE = 10.0  # seconds between faults
+
+
+def main() -> int:
+  args = _parse()
+  rng = random.Random(args.seed)
+  names = args.faults.split(',') if args.faults else list(kinds.KINDS)
+  if unknown := set(names) - kinds.KINDS.keys():
+    runtime.exit_with_error(
+      f'there is no fault {sorted(unknown)[0]}: give some of {", ".join(kinds.KINDS)}'
+    )
+  violations: list[str] = []
+  seconds: dict[str, list[float]] = collections.defaultdict(list)
+  with tempfile.TemporaryDirectory() as folder, _small_disk(folder) as workdir:
+    if workdir is None:
+      names = [name for name in names if name != kinds.fill_disk.__name__]
+      workdir = pathlib.Path(folder, 'run')
+    with Program(pathlib.Path(folder), workdir, args.network) as program:
+      program.start()
+      _let(violations, lambda: checks.wait_for_progress(program))
+      end = time.monotonic() + 60 * args.minutes
+      while time.monotonic() < end and program.poll() is None:
+        names = names[1:] + names[:1] if args.in_turn else names
+        name = names[-1] if args.in_turn else rng.choice(names)
+        _befall(program, name, rng, violations, seconds)
+        time.sleep(rng.uniform(0, _MAX_PAUSE))
+      _let(violations, lambda: checks.check_end(program))
+      _let(violations, lambda: checks.check_rows(program))
+      _let(violations, lambda: checks.check_memory(program.samples))
+      if violations or args.output:
+        pathlib.Path(args.output or 'chaos.txt').write_text('\n'.join(program.lines))
+  _print_summary(seconds, violations)
+  return int(bool(violations))
+
+
+def _befall(program, name, rng, violations, seconds):
+  """Lets a fault happen, waits until the program has recovered, and prints a row."""
+  start, before, rows = time.monotonic(), list(program.samples), program.rows('learner')
+  outcome = what = ''
+  try:
+    what = kinds.KINDS[name](program, rng)
+    seconds[name].append(checks.wait_for_progress(program))
+    outcome = f'progress after {seconds[name][-1]:.1f} s'
+    new = program.rows('learner')[len(rows) :]
+    if new:
+      checks.check_steps(before, start, new[0]['learner_steps'])
+  except (checks.Violation, AssertionError) as error:
+    violations.append(f'{name} ({what}): {error}')
+    outcome = f'VIOLATION: {error}'
+  now = time.strftime('%H:%M:%S')
+  print(f'{now}  {name:<28} {what:<50} {outcome}', flush=True)
+
+
+def _let(violations, check):
+  try:
+    check()
+  except checks.Violation as error:
+    violations.append(str(error))
+    print(f'VIOLATION: {error}', flush=True)
+
+
+def _print_summary(seconds, violations):
+  print(
+    f'\n{"fault":<28} {"number":>6} {"median":>8} {"worst":>8}  seconds to progress'
+  )
+  for name, values in sorted(seconds.items()):
+    print(
+      f'{name:<28} {len(values):>6} {statistics.median(values):>8.1f} '
+      f'{max(values):>8.1f}'
+    )
+  print(f'\n{len(violations)} violations', *violations, sep='\n')
+
+
+@contextlib.contextmanager
+def _small_disk(folder: str) -> Iterator[pathlib.Path | None]:
+  """Yields a workdir on a small file system of its own; None if it is not permitted."""
+  path = pathlib.Path(folder, 'disk')
+  path.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', f'size={_DISK_SIZE}', 'chaos', str(path)]
+  if subprocess.run(mount, stderr=subprocess.DEVNULL, check=False).returncode:
+    print('No file system may be mounted here, so none is filled.', flush=True)
+    yield None
+    return
+  try:
+    yield path / 'run'
+  finally:
+    subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+def _parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    'chaos.py', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.error = runtime.exit_with_error  # type: ignore[method-assign]
+  parser.add_argument('--minutes', type=float, default=3.0)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--faults', help=f'comma-separated; by default all: {", ".join(kinds.KINDS)}'
+  )
+  parser.add_argument(
+    '--in_turn', action='store_true', help='one fault after the other, not at random'
+  )
+  parser.add_argument('--network', choices=running.NETWORKS, default=running.PRIVATE)
+  parser.add_argument('--output', help='a file for all that the program printed')
+  return parser.parse_args()
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `chaos.py` does to a program, and what must hold nevertheless."""
