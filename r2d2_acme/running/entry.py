@@ -21,7 +21,7 @@ def main(path: str, index: str):
     path: of the file in which Launchpad has pickled functions.
     index: of the node's function.
   """
-  stopping.forgive_output()
+  stopping.forgive_streams()
   faulthandler.enable()
   faulthandler.register(signal.SIGUSR2)  # tells where a stuck node is
   flags.FLAGS(['node', '--lp_termination_notice_secs=-1'])  # the launcher counts

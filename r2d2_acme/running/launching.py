@@ -175,7 +175,10 @@ def _showing(
     return
 
   def draw():
-    return progress_lib.draw(recorder.workdir, recorder.status, is_running=True)
+    # On a full disk the block alone can say so: what is printed goes through files.
+    return progress_lib.draw(
+      recorder.workdir, recorder.status, is_running=True, error=recorder.write_error
+    )
 
   with (
     outputs_lib.captured(os.path.join(output_dir, 'launcher')) as (ours, terminal),

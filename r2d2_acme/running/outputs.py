@@ -103,7 +103,10 @@ def following(
     at_end = False
     while not at_end:
       at_end = closing.wait(_POLL_PERIOD)  # then once more, for the rest
-      lines = [line for name, output in outputs.items() for line in _new(name, output)]
+      lines: list[str] = []
+      for name, output in outputs.items():
+        with contextlib.suppress(OSError):  # of the disk; perhaps it can be read later
+          lines.extend(_new(name, output))
       try:
         show(lines)
       except Exception:  # to draw is less than to tell

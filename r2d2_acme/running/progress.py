@@ -32,7 +32,7 @@ _STYLES = {
 
 
 def draw(
-  workdir: str, status: status_lib.Status, is_running: bool
+  workdir: str, status: status_lib.Status, is_running: bool, error: str = ''
 ) -> rich_console.RenderableType:
   """Builds the block: six or seven lines, and more where they are long.
 
@@ -40,6 +40,7 @@ def draw(
     workdir: of the program.
     status: how it is doing.
     is_running: see `status.is_running`.
+    error: a line to show at the end, if any.
   """
   is_running = is_running and status.exit_code is None
   grid = table.Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -53,6 +54,8 @@ def draw(
   grid.add_row('replay', _describe_replay(status))
   grid.add_row('evaluator', _describe_returns(status.evaluator_returns))
   grid.add_row('nodes', _describe_nodes(status, is_running))
+  if error:
+    grid.add_row('disk', text.Text(error, 'bold red'))
   return grid
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from r2d2_acme.running.workers import Worker, is_failed
 from r2d2_acme.workdir import checkpointing, description, locking, loggers, sittings
 from r2d2_acme.workdir import status as status_lib
+from r2d2_acme.workdir.write_errors import WriteErrors
 
 _PERIOD = 1.0  # seconds
 _RATE_PERIOD = 60.0  # seconds
@@ -58,6 +59,7 @@ class Recorder:
     self.workdir = workdir
     self._workers = workers
     self._next_time = 0.0
+    self._errors = WriteErrors('training goes on, the file is no longer up to date')
     self._logs = {
       worker.name: _Log(_log_path(workdir, worker.name)) for worker in workers
     }
@@ -75,7 +77,8 @@ class Recorder:
   def update(self):
     """Brings the status and its file up to date, if they are a second old.
 
-    A file that cannot be written, for example on a full disk, stays as it is.
+    A file that cannot be written, for example on a full disk, stays as it is, and a
+    line on stderr says so.
     """
     if time.monotonic() >= self._next_time:
       self._next_time = time.monotonic() + _PERIOD
@@ -84,10 +87,14 @@ class Recorder:
   def record_restart(self, worker: Worker):
     """Logs that a worker was started again: the number of restarts, by role."""
     self._restarts[f'{worker.name.split("/")[0]}_restarts'] += 1
-    with contextlib.suppress(OSError):
-      logger = loggers.make_logger(self.workdir, 'supervisor')
-      logger.write({**self._restarts, **self._counts})
-      logger.close()
+    logger = loggers.make_logger(self.workdir, 'supervisor')
+    logger.write({**self._restarts, **self._counts})
+    logger.close()
+
+  @property
+  def write_error(self) -> str:
+    """The line that says why the file could not be written last; '' if it could."""
+    return self._errors.last
 
   def close(self, exit_code: int, message: str):
     """Records how the program has ended."""
@@ -117,7 +124,7 @@ class Recorder:
       evaluator_returns=list(self._returns),
       nodes=self._nodes(exit_code is not None),
     )
-    with contextlib.suppress(OSError):
+    with self._errors.reported():
       status_lib.write(self.workdir, self.status)
 
   def _count(self, row: Mapping[str, float]):

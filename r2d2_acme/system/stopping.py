@@ -28,13 +28,13 @@ _STOPPING = (
 def end_at_once(code: int | None = None, message: str = ''):
   """Makes each signal end this process and its children at once, without a traceback.
 
-  Call it first in a program. It also calls `forgive_output`.
+  Call it first in a program. It also calls `forgive_streams`.
 
   Args:
     code: the exit code; by default 128 + the signal's number, as in shells.
     message: a line to print before the end.
   """
-  forgive_output()
+  forgive_streams()
 
   def end(number: int, unused_frame):
     _say(message)
@@ -43,11 +43,11 @@ def end_at_once(code: int | None = None, message: str = ''):
   _handle(end)
 
 
-def forgive_output():
-  """Lets this process go on when its output goes nowhere.
+def forgive_streams():
+  """Makes what this process prints get lost where it cannot be written.
 
-  Output is lost once its terminal is gone, or its disk is full. Characters that a
-  terminal cannot show are printed as escapes.
+  So a program outlives its terminal, and a node the disk that its output fills.
+  Characters that a terminal cannot show are printed as escapes.
   """
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(AttributeError):  # a notebook's stream, or None
@@ -125,7 +125,7 @@ class Requests:
 
 
 class Forgiving:
-  """A stream that drops what is written after its other end was closed."""
+  """A stream that drops what cannot be written: its other end, or a disk, is full."""
 
   def __init__(self, stream):
     self._stream = stream

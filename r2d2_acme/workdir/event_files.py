@@ -4,12 +4,14 @@ Acme's own logger for TensorBoard cannot remove points: rows that a later sittin
 abandons would stay in the curves.
 """
 
+import contextlib
+import errno
 import os
 import pathlib
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -25,7 +27,7 @@ class EventLogger(loggers.Logger):
   """Writes rows to a new event file in a folder, each without delay."""
 
   def __init__(self, folder: str, label: str, steps_key: str):
-    """Prepares the logger. The first row makes the file.
+    """Prepares the logger. The first row makes the file, but not its folder.
 
     Args:
       folder: the node's folder.
@@ -35,18 +37,42 @@ class EventLogger(loggers.Logger):
     self._folder = folder
     self._label = label
     self._steps_key = steps_key
+    self._path = ''
     self._file: tf.io.TFRecordWriter | None = None
 
   def write(self, values: Mapping[str, Any]):
-    if self._file is None:
-      self._file = _open(self._folder)
-    self._file.write(_row(self._label, self._steps_key, values).SerializeToString())
-    self._file.flush()
+    """Writes a row.
+
+    Raises:
+      OSError: it cannot be written, or only a part of it. The next row begins a new
+        file, since readers go no further in one that has a part of a row.
+    """
+    is_new = self._file is None
+    try:
+      with _os_errors(self._folder):
+        if self._file is None:
+          self._path = _new_path(self._folder)
+          self._file = _open(self._path)
+        self._file.write(_row(self._label, self._steps_key, values).SerializeToString())
+        self._file.flush()
+    except OSError:
+      with contextlib.suppress(OSError):
+        self.close()
+      if is_new:  # not one for each row that is lost
+        with contextlib.suppress(OSError):
+          os.remove(self._path)
+      raise
 
   def close(self):
-    if self._file is not None:
-      self._file.close()
-      self._file = None
+    """Closes the file.
+
+    Raises:
+      OSError: the rest of it cannot be written.
+    """
+    file, self._file = self._file, None
+    if file is not None:
+      with _os_errors(self._folder):
+        file.close()
 
 
 def go_back(
@@ -63,6 +89,9 @@ def go_back(
     folder: the node's folder, which need not exist.
     label, steps_key: as for `EventLogger`.
     last_row: the last row to keep; None to keep none.
+
+  Raises:
+    OSError: the folder cannot be written.
   """
   paths = _event_files(folder)
   if last_row is None:
@@ -73,7 +102,7 @@ def go_back(
   step = 0 if last_row is None else int(last_row[steps_key])
   start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
   event = event_pb2.Event(wall_time=time.time(), step=step, session_log=start)
-  with _open(folder) as file:
+  with _os_errors(folder), _open(_new_path(folder)) as file:
     # TensorBoard ignores the first session start that it finds.
     for _ in range(2):
       file.write(event.SerializeToString())
@@ -92,17 +121,30 @@ def _row(label: str, steps_key: str, values: Mapping[str, Any]) -> event_pb2.Eve
   return event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
 
 
-def _open(folder: str) -> tf.io.TFRecordWriter:
-  """Opens a new file that TensorBoard reads after the existing ones."""
-  os.makedirs(folder, exist_ok=True)
+def _new_path(folder: str) -> str:
+  """Returns the path of a new file that TensorBoard reads after the existing ones."""
   times = [int(_NAME.match(path.name)[1]) for path in _event_files(folder)]  # type: ignore[index]
   now = max(int(time.time()), max(times, default=0) + 1)
   name = f'events.out.tfevents.{now:010d}.{platform.node()}.{os.getpid()}'
+  return os.path.join(folder, name)
+
+
+def _open(path: str) -> tf.io.TFRecordWriter:
   # TensorFlow refuses strings that are not UTF-8, but takes bytes.
-  file = tf.io.TFRecordWriter(os.fsencode(os.path.join(folder, name)))
+  file = tf.io.TFRecordWriter(os.fsencode(path))
   version = event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2')
   file.write(version.SerializeToString())
   return file
+
+
+@contextlib.contextmanager
+def _os_errors(folder: str) -> Iterator[None]:
+  """Raises TensorFlow's errors of files in a folder as `OSError`."""
+  try:
+    yield
+  except tf.errors.OpError as error:
+    text = error.message.rpartition('; ')[2]
+    raise OSError(errno.EIO, text, folder) from error
 
 
 def _event_files(folder: str) -> list[pathlib.Path]:

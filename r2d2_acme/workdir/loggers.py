@@ -1,6 +1,7 @@
 """Loggers that write to the terminal, to CSV and to TensorBoard, in one workdir."""
 
-import mmap
+import math
+import operator
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from typing import Any
 
 from acme.utils import counting, loggers
 
-from r2d2_acme.workdir import event_files, paths, sittings
+from r2d2_acme.workdir import csv_files, event_files, paths, sittings
+from r2d2_acme.workdir.write_errors import WriteErrors
 
 _TERMINAL_PERIOD = 10.0  # seconds between rows
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
@@ -60,24 +62,29 @@ COLUMNS = {
 def begin_sitting(workdir: str | None, counts: Mapping[str, float]) -> int:
   """Begins a sitting, see `sittings.begin`, in the CSV logs and in TensorBoard.
 
-  TensorBoard then no longer shows the rows that do not count any more.
+  Rows that do not count any more move to `abandoned.csv`, and TensorBoard no longer
+  shows them. Where that cannot be written, a line on stderr says so.
 
   Returns:
     The sitting's number, for `make_logger`.
 
   Raises:
-    OSError: the workdir cannot be written.
+    OSError: the list of sittings cannot be written.
   """
   workdir = workdir and paths.resolve(workdir)
   sitting = sittings.begin(workdir, counts)
   if workdir is not None:
+    errors = WriteErrors('rows that do not count any more stay in the logs')
     for label in sittings.read_labels(workdir):
-      event_files.go_back(
-        os.path.join(workdir, 'tb', label),
-        label,
-        sittings.steps_key(label),
-        sittings.read_last_row(workdir, label),
-      )
+      with errors.reported():
+        sittings.abandon_rows(workdir, label)
+      with errors.reported():
+        event_files.go_back(
+          os.path.join(workdir, 'tb', label),
+          label,
+          sittings.steps_key(label),
+          sittings.read_last_row(workdir, label),
+        )
   return sitting.number
 
 
@@ -95,6 +102,9 @@ def make_logger(
   of the evaluator to the terminal, too; of the others the terminal gets one every ten
   seconds. Without a workdir there is the terminal only.
 
+  A row that cannot be written, for example on a full disk, is lost, and a line on
+  stderr says so. Rows that repeat steps are dropped, see `_InOrder`.
+
   Args:
     workdir: of the run.
     role: 'learner', 'actor' or 'evaluator'; it decides the columns.
@@ -106,35 +116,104 @@ def make_logger(
   if role != 'evaluator':
     terminal = loggers.TimeFilter(terminal, time_delta=_TERMINAL_PERIOD)
   to = [terminal]
+  last_row = None
   if workdir is not None:
     workdir = paths.resolve(workdir)
     if sitting is None:
       sitting = max((begun.number for begun in sittings.read(workdir)), default=0)
-    _mend_log(workdir, name, COLUMNS[role])
-    to.append(loggers.CSVLogger(workdir, label=name, add_uid=False, flush_every=1))
+    errors = WriteErrors('training goes on, rows are lost until it can be written')
+    with errors.reported():
+      _prepare_files(workdir, name, COLUMNS[role])
+    last_row = sittings.read_last_row(workdir, name)
+    path = os.path.join(workdir, 'logs', name, 'logs.csv')
     folder = os.path.join(workdir, 'tb', name)
-    to.append(event_files.EventLogger(folder, name, sittings.steps_key(name)))
+    to += [
+      _Tolerant(csv_files.CsvLogger(path, COLUMNS[role]), errors),
+      _Tolerant(
+        event_files.EventLogger(folder, name, sittings.steps_key(name)), errors
+      ),
+    ]
   to_all = loggers.Dispatcher(to, loggers.to_numpy)
-  return _FixedColumns(to_all, COLUMNS[role], {'sitting': sitting or 0})
+  in_order = _InOrder(to_all, name, last_row or {})
+  return _FixedColumns(in_order, COLUMNS[role], {'sitting': sitting or 0})
 
 
-def _mend_log(workdir: str, label: str, columns: Sequence[str]):
-  """Prepares a CSV log for more rows of these columns.
+def _prepare_files(workdir: str, label: str, columns: Sequence[str]):
+  """Makes a node's folders, and sets aside a log of other columns.
 
-  Acme's logger appends rows without checking the file. A killed process may have left a
-  last line without its end. It is removed, or the next row would continue it. A log
-  with other columns, from another version, is set aside.
+  Such a log is from another version. The loggers make no folder later: one that has
+  vanished may be the place of a disk that will come back.
   """
+  for kind in ('logs', 'tb'):
+    os.makedirs(os.path.join(workdir, kind, label), exist_ok=True)
   path = os.path.join(workdir, 'logs', label, 'logs.csv')
-  if not os.path.exists(path) or not os.path.getsize(path):
-    return
-  with open(path, 'r+b') as file:
-    header = file.readline()
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-      end = content.rfind(b'\n') + 1
-    file.truncate(end)
-  if end and header.rstrip(b'\r\n') != ','.join(sorted(columns)).encode():
+  csv_files.mend(path)
+  header = next(csv_files.read_lines(path), b'').rstrip(b'\r\n')
+  if header and header != ','.join(sorted(columns)).encode():
     sittings.set_log_aside(workdir, label)
+
+
+class _Tolerant(loggers.Logger):
+  """Passes rows on to a logger that writes files; its errors lose the row."""
+
+  def __init__(self, to: loggers.Logger, errors: WriteErrors):
+    """Passes rows on to `to`, and reports its errors to `errors`."""
+    self._to = to
+    self._errors = errors
+
+  def write(self, values: Mapping[str, Any]):
+    with self._errors.reported():
+      self._to.write(values)
+
+  def close(self):
+    with self._errors.reported():
+      self._to.close()
+
+
+class _InOrder(loggers.Logger):
+  """Passes rows on whose steps do not lie behind those of the last row.
+
+  A learner that restarts goes back to its last checkpoint and repeats some steps. Its
+  rows, and the evaluator's with parameters of these steps, are dropped until they go
+  beyond what was logged. The learner logs no step twice.
+  """
+
+  def __init__(self, to: loggers.Logger, label: str, last_row: Mapping[str, float]):
+    """Passes rows on to `to`.
+
+    Args:
+      to: a logger of rows that have all columns.
+      label: of the node.
+      last_row: the last one of the node's log that counts; empty without one.
+    """
+    self._to = to
+    self._label = label
+    names = {
+      'learner': ('learner_steps',),
+      'actor': ('actor_steps',),
+      'evaluator': ('learner_steps', 'actor_steps'),
+    }[label.partition('_')[0]]
+    self._last = {name: last_row.get(name, -math.inf) for name in names}
+    self._is_behind = operator.le if label.startswith('learner') else operator.lt
+    self._is_dropping = False
+
+  def write(self, values: Mapping[str, Any]):
+    steps = {name: values[name] for name in self._last}
+    behind = [x for x, last in self._last.items() if self._is_behind(steps[x], last)]
+    if not behind:
+      self._last = steps
+      self._to.write(values)
+    elif not self._is_dropping:
+      unit = behind[0].removesuffix('s').replace('_', ' ')
+      print(
+        f'{self._label} repeats steps after a restart; rows are logged again from '
+        f'{unit} {self._last[behind[0]]:.0f} on',
+        flush=True,
+      )
+    self._is_dropping = bool(behind)
+
+  def close(self):
+    self._to.close()
 
 
 class _FixedColumns(loggers.Logger):

@@ -3,25 +3,32 @@
 A program that starts again in a workdir resumes from a checkpoint. Rows that were
 logged after that checkpoint do not count any more: their steps are not in the weights
 and will be taken again. `<workdir>/logs/sittings.csv` has a line for each start with
-the counts of its checkpoint. Readers of the logs leave out the rows of earlier sittings
-beyond these counts.
+the counts of its checkpoint. A start moves rows of earlier sittings beyond these counts
+to `abandoned.csv`. Readers of the logs leave such rows out, too: an older version may
+have left them where they were, or a disk was full.
 """
 
+import contextlib
 import fcntl
 import functools
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from r2d2_acme.workdir import csv_files
 
 _COUNTS = ('wall_time', 'actor_steps', 'actor_frames', 'learner_steps')
 _HEADER = ','.join(('sitting', 'started_at', *_COUNTS))
 _UNNUMBERED = -1  # the sitting of rows of older versions, which had no such column
 _MAX_DIGITS = 9  # a longer number of a sitting is damage
+# How far back in a log rows that do not count are looked for, beyond one that counts.
+_MAX_SEARCH = 64 << 20  # bytes
+_ABANDONED = 'abandoned.csv'
 
 
 class Sitting(NamedTuple):
@@ -72,13 +79,13 @@ def begin(workdir: str | None, counts: Mapping[str, float]) -> Sitting:
 def read(workdir: str) -> list[Sitting]:
   """Returns the sittings of a workdir, oldest first; none if it has no such file."""
   sittings = []
-  for line in _whole_lines(_path(workdir)):
+  for line in csv_files.read_lines(_path(workdir)):
     try:
-      _, _, *texts = line.split(',')
+      _, _, *texts = line.split(b',')
       counts = dict(zip(_COUNTS, map(float, texts), strict=True))
     except ValueError:
       continue  # the header
-    number = _number(line.encode())
+    number = _number(line)
     if number != _UNNUMBERED and not any(map(math.isnan, counts.values())):
       sittings.append(Sitting(number, counts))
   return sorted(sittings, key=lambda sitting: sitting.number)
@@ -136,13 +143,91 @@ def set_log_aside(workdir: str, label: str):
   """Renames a node's `logs.csv` to `logs.<i>.csv`, which is read before a new one."""
   number = max(_set_aside(workdir, label), default=-1) + 1
   folder = _logs(workdir) / label
+  with contextlib.suppress(FileNotFoundError):
+    os.replace(folder / _ABANDONED, folder / f'abandoned.{number}.csv')
   os.replace(folder / 'logs.csv', folder / f'logs.{number}.csv')
+
+
+def abandon_rows(workdir: str, label: str):
+  """Moves rows that do not count from a node's `logs.csv` to its `abandoned.csv`.
+
+  Lines that are no rows are moved with them. After an error all rows are still in
+  `logs.csv`.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  folder = _logs(workdir) / label
+  path, abandoned = folder / 'logs.csv', folder / _ABANDONED
+  new = folder / 'logs.csv.new'
+  csv_files.mend(path)
+  names = _read_names(path)
+  counts = _make_filter(workdir, label)
+
+  def is_kept(line: bytes) -> bool:
+    row = _parse(names, line)
+    return row is not None and counts(row)
+
+  first = _find_first(path, lambda line: not is_kept(line))
+  if first is None:
+    return
+  try:
+    csv_files.mend(abandoned)
+    with (
+      open(path, 'rb') as old,
+      open(new, 'wb') as kept,
+      open(abandoned, 'ab') as rest,
+    ):
+      header = old.readline()
+      kept.write(header)
+      rest.write(b'' if rest.tell() else header)
+      position = len(header)
+      for line in old:
+        (kept if position < first or is_kept(line) else rest).write(line)
+        position += len(line)
+      for file in (kept, rest):
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      os.remove(new)
+    raise OSError(error.errno, error.strerror, str(abandoned)) from error
+
+
+def _find_first(path: pathlib.Path, is_wanted: Callable[[bytes], bool]) -> int | None:
+  """Returns the position of the first wanted line after the header; None without one.
+
+  What is wanted is expected at the end of the file. So the search ends at a line that
+  is not wanted, once it has gone back by `_MAX_SEARCH`.
+  """
+  end = position = path.stat().st_size if path.exists() else 0
+  first = None
+  for line in csv_files.read_lines_backwards(path):
+    position -= len(line)
+    if not position:  # the header
+      break
+    if is_wanted(line):
+      first = position
+    elif end - position > _MAX_SEARCH:
+      break
+  return first
 
 
 def _kept_rows(
   workdir: str, label: str, paths: Iterable[pathlib.Path], backwards: bool = False
 ) -> Iterator[dict[str, float]]:
   """Yields the rows of these files that count; see `read_rows`."""
+  read_lines = csv_files.read_lines_backwards if backwards else csv_files.read_lines
+  counts = _make_filter(workdir, label)
+  for path in paths:
+    names = _read_names(path)
+    rows = (_parse(names, line) for line in read_lines(path))
+    yield from (row for row in rows if row is not None and counts(row))
+
+
+def _make_filter(workdir: str, label: str) -> Callable[[Mapping[str, float]], bool]:
+  """Returns a function that says whether a row of a node counts; see `read_rows`."""
   sittings = read(workdir)
   steps = steps_key(label)
   # A checkpoint's learner steps are exactly those in its weights, but its other counts
@@ -154,17 +239,25 @@ def _kept_rows(
     later = [sitting.counts for sitting in sittings if sitting.number > number]
     return {axis: min(counts[axis] for counts in later) for axis in axes if later}
 
-  for path in paths:
-    header, *lines = _whole_lines(path) or ['']
-    names = header.split(',')
-    for line in reversed(lines) if backwards else lines:
-      try:
-        row = dict(zip(names, map(float, line.split(',')), strict=True))
-      except ValueError:
-        continue  # a row of a killed process or of another version
-      row_limits = limits(row.get('sitting', _UNNUMBERED))
-      if all(row.get(axis, 0) <= limit for axis, limit in row_limits.items()):
-        yield row
+  def counts(row: Mapping[str, float]) -> bool:
+    row_limits = limits(row.get('sitting', _UNNUMBERED))
+    return all(row.get(axis, 0) <= limit for axis, limit in row_limits.items())
+
+  return counts
+
+
+def _read_names(path: pathlib.Path) -> list[str]:
+  """Returns the names of a file's columns."""
+  header = next(csv_files.read_lines(path), b'')
+  return header.decode(errors='replace').strip().split(',')
+
+
+def _parse(names: Sequence[str], line: bytes) -> dict[str, float] | None:
+  """Returns a row by column; None for the header, or a row of another version."""
+  try:
+    return dict(zip(names, map(float, line.split(b',')), strict=True))
+  except ValueError:
+    return None
 
 
 def _files(workdir: str, label: str) -> list[pathlib.Path]:
@@ -179,15 +272,6 @@ def _set_aside(workdir: str, label: str) -> list[int]:
   files = (_logs(workdir) / label).glob('logs.*.csv')
   names = [path.name.split('.')[1] for path in files]
   return [int(name) for name in names if name.isdecimal()]
-
-
-def _whole_lines(path: pathlib.Path) -> list[str]:
-  """Returns the lines of a file that have an end; none if there is no file."""
-  try:
-    *lines, _ = path.read_bytes().split(b'\n')
-  except FileNotFoundError:
-    return []
-  return [line.decode(errors='replace').rstrip('\r') for line in lines]
 
 
 def _number(line: bytes) -> int:

@@ -83,10 +83,11 @@ def write(workdir: str, status: Status):
     with open(new, 'w') as file:
       json.dump(dataclasses.asdict(status), file, indent=1)
     os.replace(new, os.path.join(workdir, _FILE))
-  except OSError:
+  except OSError as error:
     with contextlib.suppress(OSError):
       os.remove(new)
-    raise
+    path = os.path.join(workdir, _FILE)
+    raise OSError(error.errno, error.strerror, path) from error
 
 
 def read(workdir: str) -> Status:

@@ -81,7 +81,7 @@ def test_rows_of_earlier_starts_do_not_count_but_their_returns_and_counts_do(
   for role in ('learner', 'evaluator'):
     logger = loggers.make_logger(str(tmp_path), role)
     for i in range(12):
-      logger.write({'learner_steps': 1000 + i, 'actor_steps': i, 'episode_return': i})
+      logger.write({'learner_steps': 890 + i, 'actor_steps': i, 'episode_return': i})
   path = tmp_path / 'logs' / 'learner' / 'logs.csv'
   with path.open('a') as file:
     file.write('7,7')  # of a process that was killed
@@ -97,7 +97,7 @@ def test_rows_of_earlier_starts_do_not_count_but_their_returns_and_counts_do(
   assert found.counts['learner_steps'] == 901
   assert 'size' not in found.replay
   logger = loggers.make_logger(str(tmp_path), 'evaluator', sitting=sitting)
-  logger.write({'episode_return': 50.5, 'actor_steps': 10})
+  logger.write({'episode_return': 50.5, 'learner_steps': 901, 'actor_steps': 10})
   assert _update(recorder).evaluator_returns == [*range(1, 10), 50.5]
 
 

@@ -46,6 +46,11 @@ def _log(workdir, label='evaluator', name='logs.csv') -> pathlib.Path:
   return pathlib.Path(workdir, 'logs', label, name)
 
 
+def _returns_in(path: pathlib.Path) -> list[float]:
+  with open(path) as file:
+    return [float(row['episode_return']) for row in csv.DictReader(file)]
+
+
 # Numbers.
 
 
@@ -144,7 +149,9 @@ def test_rows_of_an_abandoned_timeline_do_not_count(tmp_path):
   last = loggers.begin_sitting(workdir, _counts(15))  # abandons rows of both
   _write(tmp_path, last, [16])
   assert _read(tmp_path) == [10, 16]
-  assert len(_log(tmp_path).read_text().splitlines()) == 8  # the file keeps all rows
+  assert _returns_in(_log(tmp_path)) == [10, 16]
+  abandoned = _log(tmp_path, name='abandoned.csv')
+  assert _returns_in(abandoned) == [30, 40, 20, 28, 50]
 
 
 def test_everything_is_abandoned_where_there_was_no_checkpoint(tmp_path):
@@ -192,11 +199,12 @@ def test_rows_without_sittings_keep_their_order_rule_and_are_cut_too(tmp_path):
     for steps in (10, 20, 30, 15, 25, 40):  # the run went back after 30
       row = {**_counts(steps), 'episode_return': float(steps)}
       writer.writerow([row[column] for column in columns])
-  old = path.read_bytes()
+  *kept, last = path.read_bytes().splitlines(keepends=True)
   assert _read(tmp_path) == [10, 15, 25, 40]
   _write(tmp_path, loggers.begin_sitting(str(tmp_path), _counts(30)), [35])
   assert _read(tmp_path) == [10, 15, 25, 35]
-  assert _log(tmp_path, name='logs.0.csv').read_bytes() == old
+  assert _log(tmp_path, name='logs.0.csv').read_bytes() == b''.join(kept)
+  assert _log(tmp_path, name='abandoned.0.csv').read_bytes() == kept[0] + last
   assert sittings.read_last_row(str(tmp_path), 'evaluator')['episode_return'] == 35
 
 
