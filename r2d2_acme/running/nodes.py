@@ -164,7 +164,7 @@ class ActorNode:
     self._logger = run.make_logger('actor', index)
 
   def run(self):
-    """Acts until the stop, or until an environment fails."""
+    """Acts until the stop, or until environments fail too often."""
     try:
       _work_until_stopped(self._stop, self._act, on_stop=self._logger.close)
     finally:
@@ -177,7 +177,9 @@ class ActorNode:
       builder_lib.environment_seed(config, i, run.sitting)
       for i in range(first, first + config.envs_per_actor)
     ]
-    with environments.opened(run.experiment.environment_factory, seeds) as fleet:
+    with environments.opened(
+      run.experiment.environment_factory, seeds, config.max_environment_failures
+    ) as fleet:
       VectorEnvironmentLoop(
         fleet,
         run.builder.make_actor(
@@ -213,7 +215,7 @@ class EvaluatorNode:
     self._logger = run.make_logger('evaluator')
 
   def run(self):
-    """Evaluates until the stop, or until the environment fails."""
+    """Evaluates until the stop, or until the environment fails too often."""
     try:
       _work_until_stopped(self._stop, self._evaluate, on_stop=self._logger.close)
     finally:
@@ -223,7 +225,9 @@ class EvaluatorNode:
     run, config = self._run, self._run.experiment.config
     seeds = [builder_lib.evaluator_seed(config, run.sitting)]
     factory = run.experiment.environment_factory
-    with environments.opened(factory, seeds) as (environment,):
+    with environments.opened(factory, seeds, config.max_environment_failures) as (
+      environment,
+    ):
       evaluator = evaluation.Evaluator(
         run.builder.make_evaluator(),
         environment,
