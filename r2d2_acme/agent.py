@@ -163,6 +163,10 @@ class R2D2(acme.Actor, acme.VariableSource):
     """As `BatchedActor.select_actions`."""
     return self._batched_actor.select_actions(actions, timesteps)
 
+  def drop_episode(self, index: int):
+    """As `BatchedActor.drop_episode`."""
+    self._batched_actor.drop_episode(index)
+
   def select_action(self, observation) -> np.ndarray:
     return self._actor.select_action(observation)
 
@@ -212,7 +216,7 @@ def run_experiment(
   """Trains in this process, to a limit of the experiment or until it should stop.
 
   Every `evaluation_period` seconds training waits for an episode of the evaluator. At
-  the end, and when an environment fails, the agent saves.
+  the end, and when environments fail too often, the agent saves.
 
   Args:
     experiment: what to train, where and until when; its config has one actor.
@@ -224,7 +228,7 @@ def run_experiment(
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to resume from is corrupt.
-    EnvironmentFailed: an environment raised an error.
+    EnvironmentFailed: environments failed more often than the config allows.
     ValueError: the config is for more than one actor.
   """
   _check_is_one_actor(experiment.config)
@@ -241,21 +245,28 @@ def _run(
 ):
   """See `run_experiment`."""
   experiment, config = run.experiment, run.experiment.config
-  seeds = [
-    builder_lib.environment_seed(config, i, run.sitting)
-    for i in range(config.envs_per_actor)
-  ]
-  if experiment.evaluator:
-    seeds.append(builder_lib.evaluator_seed(config, run.sitting))
   with contextlib.ExitStack() as stack:
     make_logger = lambda role: stack.enter_context(  # noqa: E731
       contextlib.closing(run.make_logger(role))
     )
     agent = R2D2.from_run(run, make_logger('learner'))
-    opened = stack.enter_context(
-      environments.opened(experiment.environment_factory, seeds)
+
+    def open_environments(*seeds: int) -> Sequence[dm_env.Environment]:
+      return stack.enter_context(
+        environments.opened(
+          experiment.environment_factory, seeds, config.max_environment_failures
+        )
+      )
+
+    fleet = open_environments(
+      *(
+        builder_lib.environment_seed(config, i, run.sitting)
+        for i in range(config.envs_per_actor)
+      )
     )
-    fleet, evaluated = opened[: config.envs_per_actor], opened[config.envs_per_actor :]
+    evaluated = open_environments(
+      *[builder_lib.evaluator_seed(config, run.sitting)] * experiment.evaluator
+    )
     loop = VectorEnvironmentLoop(
       fleet,
       agent,

@@ -7,7 +7,6 @@ from typing import Any
 
 import acme
 import dm_env
-import numpy as np
 import reverb
 import tensorflow as tf
 from acme import specs
@@ -24,6 +23,7 @@ from r2d2_acme.observations import layouts
 from r2d2_acme.replay import adder as adder_lib
 from r2d2_acme.replay import batches, tables
 from r2d2_acme.replay.priorities import PriorityUpdater
+from r2d2_acme.seeds import derive_seed
 from r2d2_acme.system import runtime
 from r2d2_acme.types import Batch
 
@@ -32,12 +32,6 @@ _MIN_BFLOAT16_BATCH = 8  # of 16 observations it saves a sixth; one would take 1
 # What a seed is for; the first part of its path.
 _NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
 _EVALUATION_ENVIRONMENT, _EVALUATION_POLICY = range(4, 6)
-
-
-def derive_seed(seed: int, *path: int) -> int:
-  """A seed in [0, 2^31) for each path, all independent, from one."""
-  state = np.random.SeedSequence(seed, spawn_key=path).generate_state(1)
-  return int(state[0]) >> 1
 
 
 class R2D2Builder:

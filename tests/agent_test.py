@@ -18,12 +18,12 @@ from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.agent import R2D2
 from r2d2_acme.builder import (
   R2D2Builder,
-  derive_seed,
   environment_seed,
   evaluator_seed,
 )
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked, make_cue_recall
+from r2d2_acme.seeds import derive_seed
 from r2d2_acme.workdir import checkpointing, sittings
 from r2d2_acme.workdir.loggers import WallTimeCounter, make_logger
 from tests import helpers

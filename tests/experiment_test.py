@@ -329,6 +329,7 @@ def test_what_was_learned_is_saved_when_the_environment_fails(
   ended = start(
     *('--env=my_task:Failing-v0', '--preset=memory', '--envs_per_actor=1'),
     *('--noevaluator', '--workdir=run', '--max_actor_steps=200'),
+    '--config.max_environment_failures=0',
     script=_LAUNCH / 'single_process.py',
   )
   (line,) = [line for line in ended.err.splitlines() if line.startswith('error: ')]

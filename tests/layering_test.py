@@ -15,7 +15,7 @@ _PACKAGE = helpers.ROOT / 'r2d2_acme'
 # that is from lines above its own. Rooms of one layer know nothing of each other.
 _LAYERS = (
   {'system'},
-  {'config', 'calls'},
+  {'config', 'calls', 'seeds'},
   {'types', 'observations'},
   {'environments', 'replay', 'learning'},
   {'acting', 'workdir'},

@@ -12,7 +12,7 @@ import numpy as np
 from acme.utils import counting, loggers
 
 from r2d2_acme.acting.policy import BatchedActor
-from r2d2_acme.environments import checked
+from r2d2_acme.environments import EpisodeLost, checked
 
 _RATE_PERIOD = 10.0  # seconds
 
@@ -22,6 +22,10 @@ class VectorEnvironmentLoop:
 
   It counts `steps`, `frames` (raw frames of the emulator) and `episodes`, and writes a
   row for each episode.
+
+  When an environment raises `EpisodeLost`, its episode ends without a row and without
+  the window that was not complete, and its `reset` starts another one. The other
+  environments lose nothing.
   """
 
   def __init__(
@@ -40,6 +44,7 @@ class VectorEnvironmentLoop:
     self._frames_per_step = getattr(environments[0], 'frames_per_step', 1)
     self._actions = np.zeros(len(environments), np.int32)
     self._timesteps: list[dm_env.TimeStep]
+    self._num_failures = 0
     self._forget_episodes()
     self._rate = _Rate()
 
@@ -52,9 +57,12 @@ class VectorEnvironmentLoop:
     Args:
       num_steps: further steps of all environments together; None for no limit.
       num_episodes: further episodes of all environments together; None for no limit.
+
+    Raises:
+      EnvironmentFailed: an environment failed, and cannot go on.
     """
     if not self._timesteps:
-      self._timesteps = [environment.reset() for environment in self._environments]
+      self._timesteps = [self._reset(i) for i in range(len(self._environments))]
     steps = episodes = 0
     while not self._should_stop():
       if num_steps is not None and steps >= num_steps:
@@ -82,9 +90,14 @@ class VectorEnvironmentLoop:
     ended = []
     for i, environment in enumerate(self._environments):
       if self._timesteps[i].last():
-        self._timesteps[i] = environment.reset()
+        self._timesteps[i] = self._reset(i)
         continue
-      timestep = environment.step(self._actions[i])
+      try:
+        timestep = environment.step(self._actions[i])
+      except EpisodeLost:
+        self._drop_episode(i)
+        self._timesteps[i] = self._reset(i)
+        continue
       self._timesteps[i] = timestep
       if timestep.first():  # the environment has reset itself
         ended.append(i)
@@ -104,6 +117,22 @@ class VectorEnvironmentLoop:
     self._actor.update()
     return steps, episodes
 
+  def _reset(self, index: int) -> dm_env.TimeStep:
+    """Starts an episode, however often the environment must be made again for it."""
+    while True:
+      try:
+        return self._environments[index].reset()
+      except EpisodeLost:
+        self._drop_episode(index)
+        if self._should_stop():
+          raise
+
+  def _drop_episode(self, index: int):
+    self._num_failures += 1
+    self._returns[index] = 0.0
+    self._lengths[index] = 0
+    self._actor.drop_episode(index)
+
   def _write_episodes(self, environments: Sequence[int]):
     counts = self._counter.get_counts()
     for i in environments:
@@ -113,6 +142,7 @@ class VectorEnvironmentLoop:
           'episode_length': self._lengths[i],
           'epsilon': self._actor.epsilons[i],
           'steps_per_second': self._rate.per_second,
+          'environment_failures': self._num_failures,
           **counts,
         }
       )

@@ -39,6 +39,8 @@ class Adder(Protocol):
     learner_steps: int = 0,
   ): ...
 
+  def drop_episode(self): ...
+
   def flush(self): ...
 
 
@@ -158,6 +160,15 @@ class BatchedActor:
       self._add(actions, rewards, timesteps, is_first)
     self._core_state = snt.LSTMState(*next_state)
     return self._explore(self.q)
+
+  def drop_episode(self, index: int):
+    """Drops what replay does not hold yet of an environment's current episode.
+
+    The environment's next timestep starts an episode.
+    """
+    self._is_over[index] = True
+    if self._adders is not None:
+      self._adders[index].drop_episode()
 
   def fetch(self, source: acme.VariableSource):
     """Copies the source's parameters and waits until they are here."""

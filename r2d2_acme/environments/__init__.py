@@ -18,7 +18,11 @@ from r2d2_acme.environments.factories import (
 )
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 from r2d2_acme.environments.gymnasium_ids import make_gymnasium
-from r2d2_acme.environments.lifetime import opened
+from r2d2_acme.environments.lifetime import (
+  EpisodeLost,
+  TooManyFailures,
+  opened,
+)
 from r2d2_acme.environments.memory import (
   make_cue_recall,
   make_memory_task,
@@ -29,8 +33,10 @@ __all__ = [
   'VELOCITYLESS_CARTPOLE',
   'EnvironmentFactory',
   'EnvironmentFailed',
+  'EpisodeLost',
   'GymnasiumAdapter',
   'NamedFactory',
+  'TooManyFailures',
   'check_is_not_imported',
   'checked',
   'describe',

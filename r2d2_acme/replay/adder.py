@@ -5,7 +5,6 @@ each with the priority that the learner would give it.
 """
 
 import collections
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -154,6 +153,10 @@ class WindowAdder:
       self._row += 1
     self._is_cut_off = False
 
+  def drop_episode(self):
+    """Drops what no window holds yet of the current episode, as if `add` had raised."""
+    self._is_cut_off = True
+
   def flush(self):
     """Blocks until the server has all windows."""
     self._writer.wait(max_pending=0)
@@ -218,11 +221,12 @@ class WindowAdder:
     priority = self._priority_fn(
       rows['q'], *(transitions[field] for field in _WINDOW_FIELDS)
     )
-    if not math.isfinite(priority):
+    # The priority may not depend on the others, see `actor_priorities`.
+    if not all(np.isfinite(x).all() for x in (priority, rows['q'], rows['reward'])):
       # Reverb's table would stop serving, and all nodes would wait without a message.
       raise FloatingPointError(
-        f'the priority of a window is {priority}: the Q-values or the rewards are not '
-        'finite, so either learning diverged or the environment is at fault'
+        f'the priority of a window is {priority}, and either it or Q-values or rewards '
+        'are not finite: learning diverged, or the environment is at fault'
       )
     return priority
 

@@ -14,7 +14,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.environments import checked
+from r2d2_acme.environments import EpisodeLost, checked
 from r2d2_acme.workdir import checkpointing
 
 _MAX_ENVIRONMENTS = 16  # environments of `evaluate`, which share one network call
@@ -93,18 +93,30 @@ class Evaluator:
     self._logger = logger
     self._should_stop = should_stop
     self._observe_return = observe_return
+    self._num_failures = 0  # of the environment
 
   def run_episode(self):
-    """Fetches parameters, plays an episode with them and logs it."""
+    """Fetches parameters, plays an episode with them and logs it.
+
+    An episode in which the environment raises `EpisodeLost` is not logged.
+
+    Raises:
+      EnvironmentFailed: the environment failed, and cannot go on.
+    """
     self._actor.fetch(self._source)
     counts = self._counter.get_counts() | {'learner_steps': self._actor.learner_steps}
-    for episode in play(
-      self._actor,
-      [self._environment],
-      num_episodes=1,
-      max_steps=self._max_steps,
-      should_stop=self._should_stop,
-    ):
+    try:
+      episodes = play(
+        self._actor,
+        [self._environment],
+        num_episodes=1,
+        max_steps=self._max_steps,
+        should_stop=self._should_stop,
+      )
+    except EpisodeLost:
+      self._num_failures += 1
+      return
+    for episode in episodes:
       num_episodes = self._num_episodes.increment(episodes=1)['evaluator_episodes']
       self._logger.write(
         {
@@ -112,6 +124,7 @@ class Evaluator:
           'episode_return': episode.total,
           'episode_length': episode.length,
           'is_cut': int(episode.is_cut),
+          'environment_failures': self._num_failures,
           'evaluator_episodes': num_episodes,
         }
       )

@@ -27,6 +27,7 @@ from r2d2_acme.workdir import checkpointing, locking, loggers
 from r2d2_acme.workdir import counts as counts_lib
 
 _FINAL = (
+  environments.EnvironmentFailed,  # too often, or in the very first reset
   FloatingPointError,  # of the learner, for which a restored checkpoint was no cure
   checkpointing.CheckpointError,
   locking.WorkdirInUse,
@@ -198,7 +199,7 @@ class ActorNode:
     self._logger = run.make_logger('actor', index)
 
   def run(self):
-    """Acts until the stop, or until an environment fails."""
+    """Acts until the stop, or until environments fail too often."""
     try:
       _work_until_stopped(self._stop, self._act, on_stop=self._logger.close)
     finally:
@@ -212,7 +213,9 @@ class ActorNode:
       for i in range(first, first + config.envs_per_actor)
     ]
     reporter = counts_lib.Reporter(self._learner, _source(run, f'actor/{self._index}'))
-    with environments.opened(run.experiment.environment_factory, seeds) as fleet:
+    with environments.opened(
+      run.experiment.environment_factory, seeds, config.max_environment_failures
+    ) as fleet:
       VectorEnvironmentLoop(
         fleet,
         run.builder.make_actor(
@@ -253,7 +256,7 @@ class EvaluatorNode(acme.VariableSource):
     self._logger = run.make_logger('evaluator')
 
   def run(self):
-    """Evaluates until the stop, or until the environment fails."""
+    """Evaluates until the stop, or until the environment fails too often."""
     try:
       _work_until_stopped(self._stop, self._evaluate, on_stop=self._logger.close)
     finally:
@@ -263,7 +266,9 @@ class EvaluatorNode(acme.VariableSource):
     run, config = self._run, self._run.experiment.config
     seeds = [builder_lib.evaluator_seed(config, run.stream)]
     factory = run.experiment.environment_factory
-    with environments.opened(factory, seeds) as (environment,):
+    with environments.opened(factory, seeds, config.max_environment_failures) as (
+      environment,
+    ):
       evaluator = evaluation.Evaluator(
         run.builder.make_evaluator(),
         environment,

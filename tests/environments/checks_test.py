@@ -241,6 +241,35 @@ def test_a_fault_in_a_reset_in_mid_episode_names_the_episode_to_come():
     assert 'failed in the reset before episode 2: ' in _failure(env.reset)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+  ('shape', 'dtype'),
+  [((1,), np.float32), ((7,), np.float64), ((3,), np.float16), ((4, 4, 3), np.float32)],
+)
+def test_a_float_that_is_not_finite_fails(value, shape, dtype):
+  largest = np.full(shape, np.finfo(dtype).max, dtype)
+  bad = largest.copy()
+  bad[-1] = value
+  inner = _Scripted(_mid(observation=largest), _mid(observation=bad), first=-largest)
+  inner.observation_spec = lambda: specs.Array(shape, dtype)
+  env = checked(inner)
+  env.reset()
+  env.step(0)
+  message = _failure(env.step, 0)
+  assert message == (
+    f'_Scripted failed in step 2 of episode 1: the observation contains {value}'
+  )
+
+
+def test_a_reset_that_starts_no_episode_fails():
+  for step_type in (_MID, _LAST):
+    inner = _Scripted()
+    inner.reset = lambda step_type=step_type: _mid()._replace(step_type=step_type)
+    message = _failure(checked(inner).reset)
+    assert 'failed in the reset before episode 1: ' in message
+    assert message.endswith(f'its time step is {step_type!r}, not FIRST')
+
+
 def test_an_environment_that_ends_the_program_fails():
   message = _failure(_step, _mid(), SystemExit(0))
   assert 'failed in step 2 of episode 1: SystemExit: 0 (' in message

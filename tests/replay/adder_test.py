@@ -309,12 +309,23 @@ COUNTING_SPEC = helpers.make_spec(image=False)._replace(
 )
 
 
-def add_row(adder, t: int, *, last: bool, terminates: bool = True, first: bool = False):
-  """Action 20 + t and reward 30 + t follow row t, whose state is 40 + t."""
+def add_row(
+  adder,
+  t: int,
+  *,
+  last: bool,
+  terminates: bool = True,
+  first: bool = False,
+  q: float = 0.0,
+  reward: float | None = None,
+):
+  """Action 20 + t and reward 30 + t follow row t by default; its state is 40 + t."""
+  if reward is None:
+    reward = 30 + t - 1 if t else 0
   step = Step(
     observation=np.array([10 + t], np.float32),
     action=np.int32(20 + t - 1 if t else 0),
-    reward=np.float32(30 + t - 1 if t else 0),
+    reward=np.float32(reward),
     discount=np.float32(not (last and terminates)),
     mask=np.float32(1),
   )
@@ -324,7 +335,7 @@ def add_row(adder, t: int, *, last: bool, terminates: bool = True, first: bool =
   adder.add(
     step,
     state,
-    np.zeros(3, np.float32),
+    np.full(3, q, np.float32),
     last=last,
     first=first,
     learner_steps=50 + t,
@@ -445,6 +456,16 @@ def test_a_priority_that_is_not_finite_is_an_error(serve, config, priority):
     add_episode(make_adder(config, client, priority_fn=lambda *_: priority), 1)
   add_episode(make_adder(config, client), 1)
   assert len(read_windows(client)) == 1
+
+
+@pytest.mark.parametrize('field', ['q', 'reward'])
+def test_what_is_not_finite_is_an_error_whatever_the_priority(serve, config, field):
+  client = serve(make_counting_tables(config))
+  adder = make_adder(config, client, priority_fn=lambda *_: 1.0)
+  add_row(adder, 0, last=False)
+  with pytest.raises(FloatingPointError, match='not finite'):
+    add_row(adder, 1, last=True, **{field: np.inf})
+  assert adder.num_windows == 0
 
 
 @pytest.mark.parametrize('num_rows', range(2, 9))

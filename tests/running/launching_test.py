@@ -621,6 +621,7 @@ def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
   worlds, tmp_path
 ):
   flags = ('--lp_launch_type=local_mt', '--env=worlds:Helped-v0', '--noevaluator')
+  flags = (*flags, '--config.max_environment_failures=0')
   env = {**worlds, 'BREAK': str(tmp_path / 'break')}
   with _started(tmp_path / 'run', *flags, *_SMALL, env=env) as program:
     program.wait_until(lambda: bool(program.rows('learner')))
