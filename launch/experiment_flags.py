@@ -13,7 +13,7 @@ from r2d2_acme import config as config_lib
 from r2d2_acme import environments, experiment
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import BadInput, Experiment
-from r2d2_acme.system import processes, runtime, stopping
+from r2d2_acme.system import forking, processes, runtime, stopping
 from r2d2_acme.workdir import checkpointing, description, paths
 
 _GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
@@ -82,6 +82,8 @@ def run(main: Callable[[], int]) -> NoReturn:
       code = main()
     except (BadInput, checkpointing.CheckpointError, paths.BadWorkdir) as error:
       runtime.exit_with_error(str(error))
+    except forking.ForkServerFailed as error:
+      runtime.exit_with_error(str(error), code=1)
     except environments.EnvironmentFailed as error:
       _exit_with_failure(error)
     except KeyboardInterrupt:

@@ -22,13 +22,13 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 
 from r2d2_acme.system import network, processes
 
 _TIMEOUT = 60.0  # seconds for the server to import everything, on a busy machine
-_MAX_REQUEST = 1 << 20  # bytes
 # The current directory is not searched, or a file there could hide a library.
 _PYTHON = (sys.executable, '-c')
 _CALL = 'import sys; del sys.path[0]; import {module}; {module}.{name}(*sys.argv[1:])'
@@ -103,7 +103,7 @@ class ForkServer:
       'function': function,
       'arguments': list(arguments),
       'env': {**os.environ, **env},
-      'directory': os.getcwd(),
+      'directory': os.readlink('/proc/self/cwd'),
       'output': os.path.abspath(output),
       'fresh': fresh,
     }
@@ -118,7 +118,7 @@ class ForkServer:
   def _ask(self, request: Mapping) -> int:
     self.wait()
     try:
-      self._socket.send(json.dumps(request).encode())
+      self._socket.sendall(f'{json.dumps(request)}\n'.encode())
     except OSError as error:
       raise ForkServerFailed(f'the fork server has ended: {error}') from error
     return int(self._receive())
@@ -126,7 +126,7 @@ class ForkServer:
   def _receive(self) -> str:
     """Returns the server's next message."""
     try:
-      message = self._socket.recv(_MAX_REQUEST).decode()
+      message = self._answers.readline().rstrip('\n')
     except OSError as error:
       raise ForkServerFailed(f'the fork server does not answer: {error}') from error
     kind, _, text = message.partition(':')
@@ -137,8 +137,9 @@ class ForkServer:
   def _start(self):
     processes.adopt_orphans()
     self._exposed = None
-    self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    self._socket, theirs = socket.socketpair()
     self._socket.settimeout(_TIMEOUT)
+    self._answers = self._socket.makefile()
     with theirs:
       self._popen = subprocess.Popen(
         [*_command(__name__, 'serve'), *self._arguments],
@@ -149,6 +150,7 @@ class ForkServer:
       )
 
   def _stop(self):
+    self._answers.close()
     self._socket.close()
     self._popen.kill()
     self._popen.wait()
@@ -183,33 +185,57 @@ def serve(private: str, *modules: str):
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_IGN)  # the program decides when children end
   requests = socket.socket(fileno=os.dup(0))
-  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-  exposed = network.isolate() if json.loads(private) else ''
-  for module in modules:
-    importlib.import_module(module)
-  with contextlib.suppress(ConnectionError):
-    requests.send(f'ok:{exposed}'.encode())
-    while data := requests.recv(_MAX_REQUEST):
+  with open(os.devnull) as nothing:
+    os.dup2(nothing.fileno(), 0)
+  with contextlib.suppress(ConnectionError), requests.makefile() as lines:
+    _answer(requests, _prepare(private, modules))
+    for line in lines:
       try:
-        answer = f'ok:{_fork(json.loads(data), requests)}'
+        answer = f'ok:{_fork(json.loads(line), requests)}'
       except OSError as error:  # the machine has no memory or no processes left
         answer = f'error:cannot fork: {error.strerror}'
-      requests.send(answer.encode())
+      _answer(requests, answer)
+
+
+def _prepare(private: str, modules: Sequence[str]) -> str:
+  """Makes the private network and imports the modules; returns the first answer."""
+  exposed = network.isolate() if json.loads(private) else ''
+  for module in modules:
+    try:
+      importlib.import_module(module)
+    except Exception as error:
+      return f'error:cannot import {module}: {type(error).__name__}: {error}'
+  return f'ok:{exposed}'
+
+
+def _answer(requests: socket.socket, text: str):
+  """Answers with one line."""
+  requests.sendall(f'{" ".join(text.split())}\n'.encode())
 
 
 def _fork(request: Mapping, requests: socket.socket) -> int:
   """Starts a process that is no child of this one; returns its pid."""
   read, write = os.pipe()
-  between = os.fork()
-  if between == 0:
-    pid = os.fork()
-    if pid:
-      os.write(write, str(pid).encode())
-      os._exit(0)
-    requests.close()
+  try:
+    between = os.fork()
+  except OSError:
     os.close(read)
     os.close(write)
-    _run(request)
+    raise
+  if between == 0:
+    try:
+      between = os.getpid()
+      pid = os.fork()
+      if pid:
+        os.write(write, str(pid).encode())
+      else:
+        for descriptor in (requests.fileno(), read, write):
+          os.close(descriptor)
+        while os.getppid() == between:  # until it is a child of the one that asks
+          time.sleep(0.001)
+        _run(request)
+    finally:  # whatever fails, it must not go on as a second server
+      os._exit(0)
   os.close(write)
   with os.fdopen(read) as file:
     answer = file.read()
@@ -233,7 +259,8 @@ def _run(request: Mapping):
     processes.fill_mark(request['mark'])
     os.environ.clear()
     os.environ.update(request['env'], **request['mark'])
-    os.chdir(request['directory'])
+    with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+      os.chdir(request['directory'])
     module, name = request['function'].split(':')
     if request['fresh']:
       os.execv(sys.executable, [*_command(module, name), *request['arguments']])
