@@ -359,7 +359,7 @@ def _claim(
     CheckpointError: the checkpoint to resume from is corrupt.
   """
   labels = [
-    *('learner', 'evaluator'),
+    *('learner', 'evaluator', 'supervisor'),
     *(loggers.label('actor', index) for index in range(config.num_actors)),
   ]
   with _writing(workdir):

@@ -195,7 +195,7 @@ class _InOrder(loggers.Logger):
       'learner': ('learner_steps',),
       'actor': ('actor_steps',),
       'evaluator': ('learner_steps', 'actor_steps'),
-    }[label.partition('_')[0]]
+    }.get(label.partition('_')[0], ())
     self._last = {name: last_row.get(name, -math.inf) for name in names}
     self._is_behind = operator.le if label.startswith('learner') else operator.lt
     self._is_dropping = False
