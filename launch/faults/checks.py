@@ -38,7 +38,7 @@ def wait_for_progress(program: Program) -> float:
   reached = 0
   while time.monotonic() - start < RECOVERY:
     if program.poll() is not None:
-      raise Violation(f'it ended with code {program.poll()}: {program.lines[-2:]}')
+      raise Violation(f'it ended with code {program.poll()}: {_last(program)}')
     new = [sample.status for sample in program.samples if sample.time > start]
     if new and before is None:
       before = new[0]
@@ -49,6 +49,11 @@ def wait_for_progress(program: Program) -> float:
     time.sleep(0.25)
   states = {name: node.state for name, node in new[-1].nodes.items()} if new else {}
   raise Violation(f'no progress in {RECOVERY:.0f} s; nodes: {states}')
+
+
+def _last(program: Program) -> str:
+  """Returns what it printed last, before the command that resumes."""
+  return ' / '.join(x for x in program.lines[-3:] if not x.startswith('resume with'))
 
 
 def _has_progressed(before: status.Status, now: status.Status) -> bool:
@@ -124,7 +129,7 @@ def check_end(program: Program):
   """
   code = program.stop()
   if code != 0:
-    raise Violation(f'it ended with code {code}: {program.lines[-2:]}')
+    raise Violation(f'it ended with code {code}: {_last(program)}')
   time.sleep(1)
   if left := [process.pid for process in program.processes()]:
     raise Violation(f'processes {left} are left')
