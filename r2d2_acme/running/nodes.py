@@ -98,6 +98,8 @@ class LearnerNode(acme.VariableSource):
     if run.restarts:  # time went on since that checkpoint, if there is one
       wall_time = run.counts.get('wall_time', 0.0) + time.time() - run.begun_at
       counts = {**counts, 'wall_time': wall_time}
+    else:  # the nodes of the sitting before report no more
+      counts = counts_lib.without_reports(counts)
     self._ledger = counts_lib.Ledger(counts)
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:

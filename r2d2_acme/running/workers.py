@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from launchpad.launch import worker_manager
 
 from r2d2_acme.running.outputs import Output
-from r2d2_acme.system import heartbeats, processes
+from r2d2_acme.system import forking, heartbeats, processes
 
 SAVES = 'learner/0'  # the node whose failure at the end matters, too
 FINAL_CODE = 3  # of a node that would only fail again
@@ -102,14 +102,21 @@ class ProcessWorker:
     self._family = family
     self._output = output
     self._child: processes.Child
+    self._obstacle = ''  # why the last start failed
 
   def start(self):
     self.is_asked = False
     self.heartbeat.start()
-    self._child = self._start(
-      {heartbeats.VARIABLE: self.heartbeat.path, RESTARTS: str(self.num_starts)}
-    )
-    self.pid = self._child.pid
+    env = {heartbeats.VARIABLE: self.heartbeat.path, RESTARTS: str(self.num_starts)}
+    try:
+      self._child = self._start(env)
+    except forking.ForkServerFailed as error:
+      if not self.num_starts:
+        raise
+      self._obstacle = str(error)  # the earlier process stays, which has ended
+    else:
+      self.pid = self._child.pid
+      self._obstacle = ''
     self.num_starts += 1
 
   def poll(self) -> int | None:
@@ -135,6 +142,8 @@ class ProcessWorker:
     code = self._child.poll()
     if code is None:
       return 'runs'
+    if self._obstacle:
+      return f'could not be started: {self._obstacle}'
     if code < 0:
       hint = ', perhaps for want of memory' if code == -signal.SIGKILL else ''
       return f'was killed by signal {-code}{hint}'

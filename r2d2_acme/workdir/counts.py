@@ -52,7 +52,9 @@ class Ledger:
       totals: all that it has counted.
     """
     with self._lock:
-      self._totals[source] = dict(totals)
+      known = self._totals.setdefault(source, {})
+      for name, count in totals.items():  # which may be those of a late report
+        known[name] = max(count, known.get(name, count))
     return self.get_counts()
 
   def get_counts(self) -> Counts:

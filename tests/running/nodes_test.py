@@ -103,6 +103,8 @@ def test_nodes_train_to_the_limit_and_save_counts_with_the_weights(tmp_path):
   again = checkpointing.verify(workdir)
   assert again['learner_steps'] >= 60
   assert again['actor_steps'] > counts['actor_steps']
+  reporting = {name.split(':')[1] for name in again if name.startswith('reported:')}
+  assert reporting == {'actor/0/1/0', 'actor/1/1/0', 'evaluator/0/1/0'}
   assert resumed.get_counts()['wall_time'] > counts['wall_time']
 
 
