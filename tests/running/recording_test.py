@@ -4,8 +4,9 @@ import math
 import time
 
 import pytest
+from rich import console as rich_console
 
-from r2d2_acme.running import outputs, recording, workers
+from r2d2_acme.running import outputs, progress, recording, workers
 from r2d2_acme.system import processes
 from r2d2_acme.workdir import loggers, status
 
@@ -130,3 +131,31 @@ def test_end_is_recorded(start):
   recorder.close(1, 'actor/0 failed')
   ended = status.read(recorder.workdir)
   assert (ended.exit_code, ended.message) == (1, 'actor/0 failed')
+
+
+def test_status_that_cannot_be_written_is_said_once_and_ends_nothing(
+  start, tmp_path, capsys
+):
+  recorder = start()
+  (tmp_path / 'status.json.new').mkdir()  # also root cannot write there
+  for _ in range(3):
+    recorder._next_time = 0.0
+    recorder.update()
+  line = recorder.write_error
+  assert line == (
+    f'error: cannot write {tmp_path}/status.json: Is a directory; training goes on, '
+    'the file is no longer up to date'
+  )
+  assert capsys.readouterr().err == f'{line}\n'
+  block = progress.draw(str(tmp_path), recorder.status, True, line)
+  assert 'Is a directory' in _text(block)
+  (tmp_path / 'status.json.new').rmdir()
+  _update(recorder)
+  assert recorder.write_error == ''
+
+
+def _text(block: rich_console.RenderableType) -> str:
+  console = rich_console.Console(width=200)
+  with console.capture() as capture:
+    console.print(block)
+  return capture.get()

@@ -73,6 +73,29 @@ def test_hangup_that_is_ignored_stays_ignored(run):
   assert process.wait(10) == 0
 
 
+def test_what_is_printed_on_a_full_disk_is_lost_and_no_error():
+  code = (
+    'import os, sys; from r2d2_acme.system import stopping\n'
+    'stopping.forgive_streams()\n'
+    'for stream in (sys.stdout, sys.stderr):\n'
+    '  for _ in range(3): print("x" * 100_000, file=stream, flush=True)\n'
+    'os.dup2(int(sys.argv[1]), 1)\nprint("goes on")'
+  )
+  for unbuffered in ('', '1'):
+    reader, writer = os.pipe()
+    with open('/dev/full', 'w') as full, open(reader) as end:
+      done = subprocess.run(
+        [sys.executable, '-c', code, str(writer)],
+        env={**os.environ, 'PYTHONUNBUFFERED': unbuffered},
+        stdout=full,
+        stderr=full,
+        pass_fds=[writer],
+      )
+      os.close(writer)
+      assert done.returncode == 0
+      assert end.read().endswith('goes on\n')
+
+
 _REQUESTS = """
 import os, time
 with stopping.Requests(on_quit=lambda: os._exit(130)) as requests:

@@ -159,3 +159,68 @@ def test_new_counter_starts_at_nothing():
   counts = loggers.WallTimeCounter().get_counts()
   assert counts.keys() == {'wall_time'}
   assert 0 <= counts['wall_time'] < 60
+
+
+def _steps(workdir, label: str) -> list[tuple[int, int]]:
+  rows = _read_csv(workdir, label)
+  return [(int(row['learner_steps']), int(row['actor_steps'])) for row in rows]
+
+
+_BEFORE = [(1, 10), (5, 20), (9, 30)]
+
+
+@pytest.mark.parametrize(
+  ('role', 'again', 'logged', 'unit'),
+  [
+    # A learner that starts again logs no step twice.
+    ('learner', [(4, 31), (9, 33), (10, 40)], [(10, 40)], 'learner step 9'),
+    # The parameters that the evaluator plays with go back.
+    ('evaluator', [(4, 31), (9, 33), (9, 33)], [(9, 33)] * 2, 'learner step 9'),
+    ('evaluator', [(10, 29), (10, 30)], [(10, 30)], 'actor step 30'),
+    # The counts go back, but learner steps are none of an actor's business.
+    (
+      'actor',
+      [(4, 28), (4, 29), (4, 30), (4, 31)],
+      [(4, 30), (4, 31)],
+      'actor step 30',
+    ),
+  ],
+)
+@pytest.mark.parametrize('is_new', [False, True], ids=['same node', 'new node'])
+def test_rows_that_repeat_steps_are_dropped_with_one_line(
+  tmp_path, capsys, role, again, logged, unit, is_new
+):
+  logger = loggers.make_logger(str(tmp_path), role)
+
+  def write(rows):
+    for learner_steps, actor_steps in rows:
+      logger.write({'learner_steps': learner_steps, 'actor_steps': actor_steps})
+
+  write(_BEFORE)
+  if is_new:
+    logger = loggers.make_logger(str(tmp_path), role)
+  capsys.readouterr()
+  write(again)
+  assert _steps(tmp_path, role) == _BEFORE + logged
+  lines = capsys.readouterr().out.splitlines()
+  assert [line for line in lines if not line.startswith('[')] == [
+    f'{role} repeats steps after a restart; rows are logged again from {unit} on'
+  ]
+  logger.close()
+  tag = f'{role}/WallTime'
+  steps = [step for step, _ in _read_scalars(tmp_path, role)[tag]]
+  assert steps == sorted(steps)
+
+
+def test_only_rows_that_count_are_caught_up_with(tmp_path):
+  """A start goes back to a checkpoint: what was logged after it is logged again."""
+  for counts in ({}, {'learner_steps': 5, 'actor_steps': 20}):
+    sitting = loggers.begin_sitting(str(tmp_path), counts)
+    for role in _ROLES:
+      logger = loggers.make_logger(str(tmp_path), role, sitting=sitting)
+      for learner_steps, actor_steps in [*_BEFORE, (12, 40)]:
+        logger.write({'learner_steps': learner_steps, 'actor_steps': actor_steps})
+  for role in _ROLES:
+    steps = [learner_steps for learner_steps, _ in _steps(tmp_path, role)]
+    repeated = {'learner': [], 'evaluator': [5], 'actor': [5]}[role]
+    assert steps == [1, 5, *repeated, 9, 12]

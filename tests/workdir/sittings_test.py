@@ -4,6 +4,7 @@ import csv
 import multiprocessing
 import os
 import pathlib
+import resource
 import signal
 
 import pytest
@@ -152,6 +153,84 @@ def test_rows_of_an_abandoned_timeline_do_not_count(tmp_path):
   assert _returns_in(_log(tmp_path)) == [10, 16]
   abandoned = _log(tmp_path, name='abandoned.csv')
   assert _returns_in(abandoned) == [30, 40, 20, 28, 50]
+
+
+def _peak_of_begin(workdir: str) -> int:
+  """Begins a sitting in a process of its own; returns the bytes that this needs."""
+
+  def begin(pipe):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loggers.begin_sitting(workdir, _counts(20))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+  reader, writer = multiprocessing.Pipe()
+  process = multiprocessing.get_context('fork').Process(target=begin, args=[writer])
+  process.start()
+  process.join()
+  return reader.recv() << 10
+
+
+def test_start_needs_no_more_memory_for_a_huge_log(tmp_path, monkeypatch):
+  monkeypatch.setattr(sittings, '_MAX_SEARCH', 1 << 20)
+  first = loggers.begin_sitting(str(tmp_path), {})
+  _write(tmp_path, first, [10], 'learner')
+  header, row = _log(tmp_path, 'learner').read_bytes().splitlines(keepends=True)
+  with open(_log(tmp_path, 'learner'), 'ab') as file:
+    file.write(row * ((100 << 20) // len(row)))
+  _write(tmp_path, first, [20, 30], 'learner')
+  assert _peak_of_begin(str(tmp_path)) < 32 << 20
+  assert _log(tmp_path, 'learner').stat().st_size > 100 << 20
+  last = sittings.read_last_row(str(tmp_path), 'learner')
+  assert last['loss'] == 20
+  abandoned = _log(tmp_path, 'learner', 'abandoned.csv').read_bytes().splitlines()
+  assert len(abandoned) == 2
+  assert abandoned[0] + b'\r\n' == header
+
+
+def test_log_stays_whole_if_the_process_is_killed_while_it_moves_rows(tmp_path):
+  workdir = str(tmp_path)
+  _write(tmp_path, loggers.begin_sitting(workdir, {}), [10, 20, 30, 40])
+  whole = _log(tmp_path).read_bytes()
+  sittings.begin(workdir, _counts(20))
+
+  def move_until_killed():
+    os.replace = lambda *unused: os.kill(os.getpid(), signal.SIGKILL)
+    sittings.abandon_rows(workdir, 'evaluator')
+
+  process = multiprocessing.get_context('fork').Process(target=move_until_killed)
+  process.start()
+  process.join()
+  assert process.exitcode == -signal.SIGKILL
+  assert _log(tmp_path).read_bytes() == whole
+  assert _read(tmp_path) == [10, 20]
+  sittings.abandon_rows(workdir, 'evaluator')
+  assert _returns_in(_log(tmp_path)) == [10, 20]
+  assert set(_returns_in(_log(tmp_path, name='abandoned.csv'))) == {30, 40}
+
+
+def test_logs_of_earlier_versions_are_put_in_order_too(tmp_path):
+  """These left rows that do not count in the midst of the file."""
+  workdir = str(tmp_path)
+  for counts, steps in ((0, [10, 20, 30]), (20, [25, 40]), (25, [26])):
+    sitting = sittings.begin(workdir, _counts(counts) if counts else {})
+    with open(_log_of_old_version(tmp_path), 'a') as file:
+      for step in steps:
+        row = {**_counts(step), 'episode_return': step, 'sitting': sitting.number}
+        file.write(','.join(str(row[name]) for name in _OLD_COLUMNS) + '\n')
+  loggers.begin_sitting(workdir, _counts(30))
+  assert _returns_in(_log(tmp_path)) == [10, 20, 25, 26]
+  assert _returns_in(_log(tmp_path, name='abandoned.csv')) == [30, 40]
+
+
+_OLD_COLUMNS = ('actor_steps', 'episode_return', 'sitting', 'wall_time')
+
+
+def _log_of_old_version(workdir) -> pathlib.Path:
+  path = _log(workdir)
+  if not path.exists():
+    path.parent.mkdir(parents=True)
+    path.write_text(','.join(_OLD_COLUMNS) + '\n')
+  return path
 
 
 def test_everything_is_abandoned_where_there_was_no_checkpoint(tmp_path):

@@ -2,18 +2,18 @@
 
 import contextlib
 import csv
+import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
-import sys
 
 import pytest
 
 from r2d2_acme.workdir import csv_files, loggers, sittings
 from r2d2_acme.workdir import write_errors as write_errors_lib
 from r2d2_acme.workdir.write_errors import WriteErrors
-from tests import helpers
 from tests.workdir.sittings_test import _points_in_python
 
 _FULL = 'No space left on device'
@@ -113,37 +113,29 @@ def test_errors_of_other_kinds_are_not_swallowed():
     raise ValueError
 
 
-_HALF = """
-import resource, sys
-from r2d2_acme.workdir import csv_files
-path, size = sys.argv[1], int(sys.argv[2])
-logger = csv_files.CsvLogger(path, ['b', 'a'])
-logger.write({'a': 1, 'b': 2})
-resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-try:
-  logger.write({'a': 1234, 'b': 5678})
-except OSError as error:
-  print(error.filename == path, flush=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-print(repr(open(path).read()), flush=True)
-logger.write({'a': 3, 'b': 4})
-"""
+def _write_with_a_limit(path: str, size: int):
+  """Writes three rows; when it writes the second, the file may have `size` bytes."""
+  logger = csv_files.CsvLogger(path, ['b', 'a'])
+  logger.write({'a': 1, 'b': 2})
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+  with pytest.raises(OSError, match='File too large') as raised:
+    logger.write({'a': 1234, 'b': 5678})
+  assert raised.value.filename == path
+  resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+  assert os.path.getsize(path) == size
+  logger.write({'a': 3, 'b': 4})
 
 
 @pytest.mark.parametrize('half', ['', '1', '1234,567', '1234,5678\r'])
 def test_half_a_row_is_removed_before_the_next_one(tmp_path, half):
-  """The file may not grow beyond a size: a disk becomes full in the midst of a row."""
-  path = tmp_path / 'logs.csv'
-  whole = 'a,b\r\n1,2\r\n'
-  printed = subprocess.run(
-    [sys.executable, '-c', _HALF, str(path), str(len(whole + half))],
-    cwd=helpers.ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  ).stdout
-  shown = (whole + half).replace('\r\n', '\n').replace('\r', '\n')
-  assert printed == f'True\n{shown!r}\n'
+  """A disk may become full in the midst of a row."""
+  path, whole = tmp_path / 'logs.csv', 'a,b\r\n1,2\r\n'
+  process = multiprocessing.get_context('fork').Process(
+    target=_write_with_a_limit, args=[str(path), len(whole + half)]
+  )
+  process.start()
+  process.join()
+  assert process.exitcode == 0
   assert path.read_bytes() == f'{whole}3,4\r\n'.encode()
 
 
