@@ -85,6 +85,7 @@ class LearnerNode(acme.VariableSource):
       self._checkpointer = checkpointing.Checkpointer(
         workdir, self._learner, run.counts, run.experiment.config
       )
+      self._learner.restore_newest = self._checkpointer.restore_newest
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     """Returns the learner's newest parameters, see `R2D2Learner.get_variables`."""
