@@ -129,6 +129,7 @@ class R2D2(acme.Actor, acme.VariableSource):
       self._checkpointer = checkpointing.Checkpointer(
         workdir, self.learner, {**run.counts, **counter.get_counts()}, config
       )
+      self.learner.restore_newest = self._checkpointer.restore_newest
     self._batched_actor = run.builder.make_actor(
       replay_client=client, variable_source=self.learner
     )

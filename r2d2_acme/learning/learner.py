@@ -18,6 +18,7 @@ from acme.utils import counting, loggers
 
 from r2d2_acme import calls
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.learning.bad_batches import BadBatches, find_bad_windows
 from r2d2_acme.learning.networks import R2D2Network
 from r2d2_acme.learning.update import Update
 from r2d2_acme.types import Batch
@@ -39,6 +40,9 @@ class R2D2Learner(acme.Learner):
       windows.
     always_diagnose: whether Delta-Q is computed in each step, as a study needs it.
       Otherwise it is NaN except in steps whose row is logged: it costs 3 % of a step.
+    restore_newest: a function that sets the learner back to its newest sound checkpoint
+      and returns whether there was one; by default there is none. It is called after
+      `max_bad_batches` batches in a row with a gradient that is not finite.
   """
 
   def __init__(
@@ -69,7 +73,8 @@ class R2D2Learner(acme.Learner):
     self._iterator = iterator
     self._counter = counter or counting.Counter()
     self._log = _Log(logger, replay_ratio)
-    self._update_priorities = update_priorities
+    self._update_priorities = update_priorities or (lambda keys, priorities: None)
+    self._bad_batches = BadBatches(config.max_bad_batches)
     self._lock = threading.RLock()
     self._traced: calls.Traced | None = None  # from the first batch on
     self._is_held = False  # whether a thread is inside `locked`
@@ -79,6 +84,7 @@ class R2D2Learner(acme.Learner):
     self._snapshot: tuple[int, Sequence[np.ndarray]] = (-1, ())
     self.last_metrics: Mapping[str, np.ndarray] = {}
     self.always_diagnose = False
+    self.restore_newest: Callable[[], bool] = lambda: False
 
   @property
   def state(self) -> Mapping[str, Any]:
@@ -192,8 +198,11 @@ class R2D2Learner(acme.Learner):
   def step(self):
     """Waits for a batch, learns from it, and hands its new priorities on.
 
+    A batch whose gradient is not finite changes nothing, and is no learner step. Its
+    windows that are to blame get priority 0, so that they are not sampled again.
+
     Raises:
-      FloatingPointError: the gradient is not finite; the parameters stay as they were.
+      LearningFailed: the gradient was not finite in too many batches in a row.
       RuntimeError: this thread is inside `locked`, which would undo the step.
     """
     batch = next(self._iterator)  # without the lock: it may wait for ever
@@ -206,17 +215,19 @@ class R2D2Learner(acme.Learner):
       priorities, metrics = self._run_update(
         batch, np.array(row_is_due or self.always_diagnose)
       )
-      self._steps_done += 1
+      is_good = bool(np.isfinite(metrics['gradient_norm']))
+      self._steps_done += is_good
     self.last_metrics = metrics
-    if not np.isfinite(metrics['gradient_norm']):
-      raise FloatingPointError(
-        'the gradient is not finite: learning diverged, or the environment gives '
-        'observations or rewards that are not finite'
-      )
-    if self._update_priorities is not None:
-      self._update_priorities(batch.keys, priorities)
+    if not is_good:
+      is_bad = find_bad_windows(batch, priorities)
+      self._update_priorities(batch.keys[is_bad], np.zeros(is_bad.sum(), np.float32))
+      self._bad_batches.add(batch, is_bad, self.num_steps, self.restore_newest)
+      return
+    self._bad_batches.end_row()
+    self._update_priorities(batch.keys, priorities)
     counts = self._counter.increment(steps=1)
     if row_is_due:
+      counts = {**counts, 'bad_batches': self._bad_batches.count}
       self._log.write(metrics, counts, self.num_steps, now)
 
   def _run_update(self, batch: Batch, diagnose: np.ndarray):

@@ -54,8 +54,8 @@ class Update:
   ) -> tuple[tf.Tensor, Mapping[str, tf.Tensor]]:
     """Updates the variables by a batch.
 
-    Where the gradient is not finite, `gradient_norm` says so, and the parameters stay
-    as they were.
+    Where the gradient is not finite, `gradient_norm` says so, and all variables stay as
+    they were.
 
     Args:
       batch: of tensors.
@@ -133,19 +133,23 @@ class Update:
     return tree.map_structure(tf.stop_gradient, online_state), target_state
 
   def _descend(self, tape: tf.GradientTape, loss: tf.Tensor) -> tf.Tensor:
-    """Updates all variables; returns the gradient's norm before it is clipped."""
+    """Updates all variables if the gradient is finite.
+
+    Returns:
+      The gradient's norm before it is clipped.
+    """
     variables = self.network.trainable_variables
     gradients = tape.gradient(loss, variables)
     gradients, norm = tf.clip_by_global_norm(gradients, self._config.max_gradient_norm)
+
+    def apply():
+      self.optimizer.apply(gradients, variables)
+      self.num_steps.assign_add(1)
+      is_due = tf.equal(self.num_steps % self._config.target_update_period, 0)
+      tf.cond(is_due, self._copy_to_target, tf.no_op)
+
     # Actors and checkpoints read the parameters, which must not become NaN.
-    tf.cond(
-      tf.math.is_finite(norm),
-      lambda: self.optimizer.apply(gradients, variables),
-      lambda: None,
-    )
-    self.num_steps.assign_add(1)
-    if_due = tf.equal(self.num_steps % self._config.target_update_period, 0)
-    tf.cond(if_due, self._copy_to_target, tf.no_op)
+    tf.cond(tf.math.is_finite(norm), apply, lambda: None)
     return norm
 
   def _stored_q(self, batch: Batch) -> tf.Tensor:

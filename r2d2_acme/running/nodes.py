@@ -94,6 +94,7 @@ class LearnerNode(acme.VariableSource):
       self._checkpointer = checkpointing.Checkpointer(
         workdir, self._learner, run.counts, run.experiment.config
       )
+      self._learner.restore_newest = self._checkpointer.restore_newest
       counts = self._checkpointer.counts
     if run.restarts:  # time went on since that checkpoint, if there is one
       wall_time = run.counts.get('wall_time', 0.0) + time.time() - run.begun_at

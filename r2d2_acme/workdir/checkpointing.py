@@ -208,6 +208,27 @@ class Checkpointer:
         self._prune()
       self._next_time = time.monotonic() + self._config.checkpoint_period
 
+  def restore_newest(self) -> bool:
+    """Restores networks and optimizer, and no counts, from the newest checkpoint.
+
+    The number of learner steps stays as it is, because counts never run backwards
+    within a sitting. The learner's own thread may call it, but not inside a step.
+
+    Returns:
+      Whether there is a checkpoint.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read.
+    """
+    with self._saving:
+      if self._newest is None:
+        return False
+      with self._learner.locked:
+        num_steps = self._learner.num_steps
+        self._restore(self._newest)
+        self._learner.state['num_steps'].assign(num_steps)
+    return True
+
   def _restore(self, prefix: str) -> _Moment:
     """Restores the learner from a checkpoint; returns its other content."""
     with _reading(prefix) as path:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sonnet as snt
 import tensorflow as tf
+import tree
 from acme import specs
 from acme.tf import savers
 from acme.utils import counting, loggers
@@ -608,15 +609,135 @@ def test_is_an_acme_learner():
   assert isinstance(_make_learner([]), acme.Learner)
 
 
-def test_gradient_that_is_not_finite_ends_learning_and_spoils_nothing():
-  batch = _make_batch()
-  observations = tf.nest.map_structure(np.copy, batch.observations)
-  observations.reward[5, 0] = np.nan
-  learner = _make_learner([batch._replace(observations=observations)])
-  before = [v.numpy() for v in learner.state['network'].trainable_variables]
-  with pytest.raises(FloatingPointError, match='not finite'):
+def _spoil(batch, window: int, **values) -> Batch:
+  """A batch with one window whose data are not finite."""
+  batch = tree.map_structure(np.copy, batch)
+  for field, value in values.items():
+    array = {
+      'reward': batch.observations.reward[5],
+      'observation': batch.observations.observation[4],
+      'hidden': batch.core_state.hidden,
+    }[field]
+    array[window] = value
+  return batch
+
+
+_BAD = _spoil(_make_batch(), 2, reward=np.nan)
+
+
+def _make_counting_learner(batches, max_bad_batches=10):
+  """Returns a learner, its updates of priorities, its rows and its counter."""
+  updates, counter, logger = [], counting.Counter(), loggers.InMemoryLogger()
+  config = dataclasses.replace(_CONFIG, max_bad_batches=max_bad_batches)
+  network = R2D2Builder(config, _SPEC).make_network
+  learner = R2D2Learner(
+    network(),
+    network(),
+    iter(batches),
+    config,
+    update_priorities=lambda *update: updates.append(update),
+    counter=counter,
+    logger=logger,
+  )
+  return learner, updates, logger.data, counter
+
+
+@pytest.mark.parametrize(
+  'values',
+  [
+    dict(reward=np.nan),
+    dict(reward=np.inf),
+    dict(reward=1e25),  # the square of a TD error is not finite
+    dict(observation=np.nan),
+    dict(hidden=np.inf),
+  ],
+)
+def test_gradient_that_is_not_finite_changes_nothing_but_its_windows(values, capsys):
+  good = [_make_batch(seed=i) for i in range(4)]
+  bad = _spoil(good[0], 2, **values)
+  # The target network would be copied at step 3.
+  learner, updates, rows, counter = _make_counting_learner(
+    [*good[:2], bad, bad, *good[2:]]
+  )
+  other, *_ = _make_counting_learner(good)
+  for _ in range(2):
     learner.step()
+    other.step()
+  for i in range(2):
+    learner.step()
+    keys, priorities = updates[2 + i]
+    assert keys.tolist() == [2]
+    assert priorities.tolist() == [0.0]
+    assert learner.num_steps == counter.get_counts()['steps'] == 2
+    with learner.locked, other.locked:
+      assert _equal(_values(learner), _values(other))
+  for _ in range(2):
+    learner.step()
+    other.step()
+  with learner.locked, other.locked:
+    assert _equal(_values(learner), _values(other))
+  assert learner.num_steps == counter.get_counts()['steps'] == 4
+  assert len(updates) == 6
+  first, second = capsys.readouterr().err.splitlines()
+  assert 'at learner step 2 and this batch is skipped (1 of at most 10 in a' in first
+  assert first.endswith(
+    'windows that are to blame are not sampled again: 1 of 4, key 2.'
+  )
+  assert '(2 of at most 10' in second
+
+
+def test_bad_batches_are_counted_in_the_log(monkeypatch):
+  monkeypatch.setattr('r2d2_acme.learning.learner._LOG_PERIOD', 0.0)
+  learner, _, rows, _ = _make_counting_learner(
+    [_BAD, _make_batch(), _BAD, _make_batch()]
+  )
+  for _ in range(4):
+    learner.step()
+  assert [row['bad_batches'] for row in rows] == [1, 2]
+
+
+def test_where_all_windows_are_bad_the_parameters_are_to_blame(capsys):
+  batch = _make_batch()
+  learner, updates, *_ = _make_counting_learner([batch])
   with learner.locked:
-    after = learner.state['network'].trainable_variables
-    for a, b in zip(before, after, strict=True):
-      np.testing.assert_array_equal(a, b)
+    for variable in learner.state['network'].trainable_variables:
+      variable.assign(tf.fill(variable.shape, np.nan))
+  learner.step()
+  assert [len(keys) for keys, _ in updates] == [0]
+  assert 'the parameters may be' in capsys.readouterr().err
+
+
+def test_parameters_are_restored_after_so_many_bad_batches_in_a_row(capsys):
+  good, bad = _make_batch(), _BAD
+  script = [good, bad, bad, good, bad, bad, bad, good, bad, bad, bad, bad, bad, bad]
+  learner, *_ = _make_counting_learner(script, max_bad_batches=3)
+  learner.step()
+  state, restored = learner.save(), []
+
+  def restore():
+    restored.append(learner.num_steps)
+    learner.restore(state)
+    return True
+
+  learner.restore_newest = restore
+  for _ in script[1:7]:
+    learner.step()
+  assert restored == [2]  # not after two of them
+  assert _equal(tree.flatten(learner.save()), tree.flatten(state))
+  for _ in script[7:11]:
+    learner.step()
+  assert restored == [2, 2]  # since there was a good one between
+  learner.step()
+  learner.step()
+  with pytest.raises(FloatingPointError, match='not finite in 3 .* restored') as error:
+    learner.step()
+  assert '\n' not in str(error.value)
+  assert len(restored) == 2
+
+
+def test_without_a_checkpoint_so_many_bad_batches_end_learning():
+  learner, *_ = _make_counting_learner([_BAD] * 3, max_bad_batches=3)
+  learner.step()
+  learner.step()
+  with pytest.raises(FloatingPointError, match='there is no checkpoint to restore'):
+    learner.step()
