@@ -5,6 +5,7 @@ builds its parts, and `run` works until the stop. `program.py` makes Launchpad n
 them.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,13 @@ from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.experiment import Run
 from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.results import evaluation
-from r2d2_acme.workdir import checkpointing, locking, loggers
+from r2d2_acme.workdir import (
+  checkpoint_files,
+  locking,
+  loggers,
+  replay_checkpoints,
+  saving,
+)
 
 _POLL_PERIOD = 1.0  # seconds
 _JOIN_TIMEOUT = 2.0  # seconds, for threads to end by themselves
@@ -39,12 +46,42 @@ class Learner(Protocol):
   def observe_return(self, episode_return: float): ...
 
 
+class ReplayNode:
+  """Serves the table of windows to the learner and the actors."""
+
+  def __init__(self, run: Run, port: int | None = None, *, stop: threading.Event):
+    """Starts the server, with the newest sound checkpoint of the replay.
+
+    Args:
+      run: the sitting. Without a workdir the replay is never saved.
+      port: of the server; None takes a free one.
+      stop: set when the node shall stop.
+
+    Raises:
+      CheckpointError: the folder of the checkpoints cannot be read or written.
+      WorkdirInUse: another program writes in the workdir.
+    """
+    self._stop = stop
+    workdir = run.experiment.workdir
+    self._release = _hold(workdir, 'replay')
+    tables = run.builder.make_tables()
+    self.server = replay_checkpoints.start_server(workdir, tables, port)
+
+  def run(self):
+    """Serves until the stop."""
+    try:
+      self._stop.wait()
+    finally:
+      self._release()
+
+
 class LearnerNode(acme.VariableSource):
   """Learns, serves parameters, keeps the program's counts and saves both.
 
   Other nodes count here, as in the parent of their `counting.Counter`s, so that a
-  checkpoint has weights and counts of one moment. At a step limit the node asks for the
-  program's end, and then saves the counts that reached it.
+  checkpoint has weights and counts of one moment. The replay is saved from a thread of
+  its own, so that one that does not answer delays nothing else. At a step limit the
+  node asks for the program's end, and then saves the counts that reached it.
   """
 
   def __init__(
@@ -55,7 +92,7 @@ class LearnerNode(acme.VariableSource):
     stop: threading.Event,
     stop_program: Callable[[], object],
   ):
-    """Restores the newest checkpoint of the run's workdir.
+    """Restores the newest sound checkpoint of the run's workdir, with its counts.
 
     Args:
       run: the sitting.
@@ -64,7 +101,7 @@ class LearnerNode(acme.VariableSource):
       stop_program: asks for the end of all nodes; called at a step limit.
 
     Raises:
-      CheckpointError: the checkpoint is of another network.
+      CheckpointError: the checkpoint is of another network, or none is sound.
       WorkdirInUse: another program writes in the workdir.
     """
     self._run = run
@@ -73,17 +110,23 @@ class LearnerNode(acme.VariableSource):
     workdir = run.experiment.workdir
     self._release = _hold(workdir, 'learner')
     self._logger = run.make_logger('learner')
-    self._counter = loggers.WallTimeCounter(run.counts)
+    self._counter = loggers.WallTimeCounter()
     self._learner = run.builder.make_learner(
       iter(run.builder.make_dataset(replay_client.server_address)),
       replay_client=replay_client,
       counter=counting.Counter(self._counter, prefix='learner', time_delta=0.0),
       logger=self._logger,
     )
-    self._checkpointer: checkpointing.Checkpointer | None = None
+    self._checkpointer: saving.Checkpointer | None = None
     if workdir is not None:
-      self._checkpointer = checkpointing.Checkpointer(
-        workdir, self._learner, run.counts, run.experiment.config
+      config = run.experiment.config
+      self._checkpointer = saving.Checkpointer(workdir, self._learner, {}, config)
+      self._counter.increment(**self._checkpointer.counts)
+      self._replay_saver = replay_checkpoints.Saver(
+        workdir,
+        replay_client,
+        config.replay_checkpoint_period,
+        self._checkpointer.note_replay,
       )
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
@@ -110,7 +153,11 @@ class LearnerNode(acme.VariableSource):
     """Learns until the stop; then, or when learning fails, saves."""
     try:
       _work_until_stopped(
-        self._stop, self._learner.run, self._watch_counts, on_stop=self._save_and_close
+        self._stop,
+        self._learner.run,
+        self._watch_counts,
+        self._save_replay,
+        on_stop=self._save_and_close,
       )
     finally:
       self._release()
@@ -120,14 +167,34 @@ class LearnerNode(acme.VariableSource):
     while not self._stop.wait(_POLL_PERIOD):
       counts = self._counter.get_counts()
       if self._checkpointer is not None:
-        self._checkpointer.save(counts)
+        self._attempt(
+          functools.partial(self._checkpointer.save, counts),
+          self._run.experiment.config.checkpoint_period,
+        )
       if loggers.is_at_limit(counts, self._run.experiment.limits):
         self._stop_program()
         self._stop.wait()
 
+  def _save_replay(self):
+    """Saves the replay from time to time."""
+    while not self._stop.wait(_POLL_PERIOD):
+      if self._checkpointer is not None:
+        self._attempt(
+          self._replay_saver.save_if_due,
+          self._run.experiment.config.replay_checkpoint_period,
+        )
+
+  def _attempt(self, save: Callable[[], None], period: float):
+    if not checkpoint_files.attempt(save, period):
+      self._counter.increment(failed_saves=1)
+
   def _save_and_close(self):
     if self._checkpointer is not None:
       self._checkpointer.save(self._counter.get_counts(), force=True)
+      try:
+        self._replay_saver.save_at_the_end()
+      except replay_checkpoints.NoReplay as error:
+        checkpoint_files.say(f'{error}; its last checkpoint stays')
     self._logger.close()
 
 

@@ -28,6 +28,7 @@ COLUMNS = {
     'delta_q_final',
     'replay_size',
     'sampled_to_inserted',
+    'failed_saves',
     'steps_per_second',
     *_COUNTS,
   ),
