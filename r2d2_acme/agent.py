@@ -22,7 +22,15 @@ from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import Experiment, Run
 from r2d2_acme.results import evaluation
 from r2d2_acme.system import machine, runtime
-from r2d2_acme.workdir import checkpointing, locking, loggers, paths
+from r2d2_acme.workdir import (
+  checkpoint_files,
+  checkpointing,
+  locking,
+  loggers,
+  paths,
+  replay_checkpoints,
+  saving,
+)
 
 
 class R2D2(acme.Actor, acme.VariableSource):
@@ -58,7 +66,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     Raises:
       ValueError: the config is for more than one actor, or R2D2 does not fit the
         environment, see `layouts.check`.
-      CheckpointError: the workdir's newest checkpoint is corrupt.
+      CheckpointError: none of the workdir's checkpoints is sound.
       WorkdirInUse: another program runs in the workdir.
     """
     _check_is_one_actor(config)
@@ -115,7 +123,8 @@ class R2D2(acme.Actor, acme.VariableSource):
     self._counter = counter
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
     min_size = reverb.rate_limiters.MinSize(config.min_replay_size)
-    self._server = reverb.Server(run.builder.make_tables(min_size), port=None)
+    tables = run.builder.make_tables(min_size)
+    self._server = replay_checkpoints.start_server(workdir, tables)
     address = f'localhost:{self._server.port}'
     client = reverb.Client(address)
     self.learner = run.builder.make_learner(
@@ -126,10 +135,17 @@ class R2D2(acme.Actor, acme.VariableSource):
     )
     self._checkpointer = None
     if workdir is not None:
-      self._checkpointer = checkpointing.Checkpointer(
+      self._checkpointer = saving.Checkpointer(
         workdir, self.learner, {**run.counts, **counter.get_counts()}, config
       )
       self.learner.restore_newest = self._checkpointer.restore_newest
+      self._replay_saver = replay_checkpoints.Saver(
+        workdir,
+        client,
+        config.replay_checkpoint_period,
+        self._checkpointer.note_replay,
+      )
+    self._num_restored = next(iter(client.server_info().values())).current_size
     self._batched_actor = run.builder.make_actor(
       replay_client=client, variable_source=self.learner
     )
@@ -180,7 +196,7 @@ class R2D2(acme.Actor, acme.VariableSource):
   def update(self, wait: bool = False):
     """Takes the learner steps that the windows written so far are due."""
     config = self._config
-    num_new = self.num_windows - config.min_replay_size
+    num_new = self.num_windows - max(0, config.min_replay_size - self._num_restored)
     num_due = int(num_new * config.samples_per_insert / config.batch_size)
     if num_new >= 0 and self._num_learned < num_due:
       self._batched_actor.flush()  # or the learner might wait for the first window
@@ -188,7 +204,8 @@ class R2D2(acme.Actor, acme.VariableSource):
         self.learner.step()
         self._num_learned += 1
       if self._checkpointer is not None:
-        self._checkpointer.save(self._counter.get_counts())
+        self._attempt(self._save_learner, config.checkpoint_period)
+        self._attempt(self._replay_saver.save_if_due, config.replay_checkpoint_period)
     self._actor.update(wait=True)
 
   def observe_return(self, episode_return: float):
@@ -200,9 +217,23 @@ class R2D2(acme.Actor, acme.VariableSource):
       self._checkpointer.observe_return(episode_return)
 
   def save(self):
-    """Writes what is new into a checkpoint now, if there is a workdir."""
+    """Saves the learner and the replay now, if there is a workdir.
+
+    Raises:
+      CheckpointError: one of them cannot be written.
+    """
     if self._checkpointer is not None:
-      self._checkpointer.save(self._counter.get_counts(), force=True)
+      self._save_learner(force=True)
+      self._batched_actor.flush()
+      self._replay_saver.save()
+
+  def _save_learner(self, *, force: bool = False):
+    assert self._checkpointer is not None
+    self._checkpointer.save(self._counter.get_counts(), force=force)
+
+  def _attempt(self, save: Callable[[], None], period: float):
+    if not checkpoint_files.attempt(save, period):
+      self._counter.increment(failed_saves=1)
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     return self.learner.get_variables(names)
@@ -228,7 +259,7 @@ def run_experiment(
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
-    CheckpointError: the checkpoint to resume from is corrupt.
+    CheckpointError: the checkpoint to go back to is damaged, or none is sound.
     EnvironmentFailed: environments failed more often than the config allows.
     ValueError: the config is for more than one actor.
   """

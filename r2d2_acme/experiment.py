@@ -143,7 +143,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
-    CheckpointError: the checkpoint to resume from is corrupt.
+    CheckpointError: the checkpoint to go back to is damaged, or none is sound.
   """
   try:
     environments.check_is_not_imported()
@@ -356,7 +356,7 @@ def _claim(
 
   Raises:
     BadInput: another program runs there, or something there cannot be written.
-    CheckpointError: the checkpoint to resume from is corrupt.
+    CheckpointError: the checkpoint to go back to is damaged, or none is sound.
   """
   labels = [
     *('learner', 'evaluator', 'supervisor'),
@@ -369,7 +369,7 @@ def _claim(
       paths.check_writable(
         workdir,
         folders=[
-          *('checkpoints', 'checkpoints/learner', 'logs', 'tb'),
+          *('checkpoints', 'checkpoints/learner', 'checkpoints/replay', 'logs', 'tb'),
           *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
         ],
         files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],

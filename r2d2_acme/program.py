@@ -1,6 +1,5 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
-import functools
 import os
 import traceback
 from collections.abc import Callable
@@ -8,12 +7,12 @@ from typing import Any
 
 import launchpad as lp
 import reverb
+from launchpad import address as lp_address
 from launchpad import context as lp_context
 
 from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment, Run
-from r2d2_acme.replay import tables
 from r2d2_acme.running import nodes, workers
 from r2d2_acme.system import machine, runtime
 
@@ -36,17 +35,14 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
     BadWorkdir: no folder can have the workdir's path.
-    CheckpointError: the checkpoint to resume from is corrupt.
+    CheckpointError: the checkpoint to go back to is damaged, or none is sound.
   """
   # The nodes, of which the evaluator is counted in any case.
   run = experiment_lib.begin(experiment, experiment.config.num_actors + 3)
   config = run.experiment.config
   program = lp.Program(name)
   with program.group('replay'):
-    make_tables = functools.partial(
-      tables.make_tables, config, run.experiment.environment_spec
-    )
-    replay = program.add_node(lp.ReverbNode(make_tables))
+    replay = program.add_node(_ReplayNode(run))
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
   players = {
@@ -63,6 +59,23 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
         node.starts_fresh = starts_fresh  # `launching` looks at it
         program.add_node(node)
   return program
+
+
+class _ReplayNode(lp.ReverbNode):
+  """What Launchpad starts as the replay, and whose handles are clients of it."""
+
+  def __init__(self, run: Run):
+    super().__init__(run.builder.make_tables)
+    self._run = run
+
+  def run(self):
+    _run_to_the_end(self._serve)
+
+  def _serve(self):
+    port = lp_address.get_port_from_address(self.reverb_address.resolve())
+    node = nodes.ReplayNode(self._run, port, stop=lp.stop_event())
+    self._server = node.server  # `launching` stops it where nodes are threads
+    node.run()
 
 
 class _LearnerNode(nodes.LearnerNode):

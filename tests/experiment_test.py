@@ -545,11 +545,11 @@ def test_config_that_is_no_file_is_refused(tmp_path, make):
     experiment.from_workdir(str(tmp_path))
 
 
-def test_start_with_a_corrupt_checkpoint_leaves_the_history_alone(refuse, workdir):
+def test_start_with_a_damaged_checkpoint_leaves_the_history_alone(refuse, workdir):
   before = (workdir / 'config.json').read_bytes()
   _damage(workdir, 'ckpt-9')
   line = refuse('--workdir=run', '--config.learning_rate=0.5')
-  assert 'ckpt-9 is corrupt' in line
+  assert 'ckpt-9 is damaged' in line
   assert (workdir / 'config.json').read_bytes() == before
 
 
@@ -601,34 +601,27 @@ def _damage(workdir: pathlib.Path, *names: str):
     (folder / f'{name}.index').write_bytes(b'\0')
 
 
-def test_corrupt_checkpoint_is_refused_and_the_one_before_it_named(refuse, workdir):
+def test_start_without_a_sound_checkpoint_is_refused(refuse, workdir):
   folder = workdir / 'checkpoints' / 'learner'
   _damage(workdir, 'ckpt-8', 'ckpt-9')
   line = refuse('--workdir=run')
-  assert f'{folder}/ckpt-9 is corrupt' in line
-  assert line.endswith('--checkpoint=ckpt-8')
-  # Where the cure leads, if that one is no better.
-  line = refuse('--workdir=run', f'--checkpoint={folder}/ckpt-8')
-  assert f'{folder}/ckpt-8 is corrupt' in line
-  assert 'another --workdir' in line
-  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
+  assert f'{folder}/ckpt-9 is damaged, and there is no sound one' in line
+  assert 'start in another --workdir, or bring back a copy' in line
 
 
-def test_checkpoint_goes_by_its_name(refuse, workdir):
+@pytest.mark.parametrize('name', ['ckpt-8', 'best'])
+def test_going_back_to_a_damaged_checkpoint_is_refused(refuse, workdir, name):
   folder = workdir / 'checkpoints' / 'learner'
   _damage(workdir, 'ckpt-8', 'ckpt-9')
-  assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=ckpt-8')
-  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
-
-
-def test_best_checkpoint_goes_by_that_name(refuse, workdir):
-  folder = workdir / 'checkpoints' / 'learner'
-  _damage(workdir, 'ckpt-8', 'ckpt-9')
-  assert 'no best checkpoint' in refuse('--workdir=run', '--checkpoint=best')
-  best = {'checkpoint': 'ckpt-8', 'mean_return': 1, 'episodes': 1, 'learner_steps': 1}
-  (folder / 'best.json').write_text(json.dumps(best))
-  assert f'{folder}/ckpt-8 is corrupt' in refuse('--workdir=run', '--checkpoint=best')
-  assert [path.name for path in folder.glob('set_aside*/*')] == ['ckpt-9.index']
+  if name == 'best':
+    assert 'no best checkpoint' in refuse('--workdir=run', '--checkpoint=best')
+    best = {'checkpoint': 'ckpt-8', 'mean_return': 1, 'episodes': 1, 'learner_steps': 1}
+    (folder / 'best.json').write_text(json.dumps(best))
+  before = sorted(workdir.rglob('*'))
+  line = refuse('--workdir=run', f'--checkpoint={name}')
+  assert f'{folder}/ckpt-8 is damaged; name another with --checkpoint' in line
+  assert line.endswith('there are: ckpt-9')
+  assert sorted(workdir.rglob('*')) == before
 
 
 def test_unknown_checkpoint_is_refused(refuse, workdir):

@@ -261,7 +261,7 @@ def test_replay_is_filled_at_the_ratio(run):
   assert 0 < last['sampled_to_inserted'] <= _CONFIG.samples_per_insert
 
 
-def test_corrupt_checkpoint_is_found_before_any_node_starts(tmp_path):
+def test_damaged_checkpoint_is_found_before_any_node_starts(tmp_path):
   experiment = Experiment(_CONFIG, _make_pong, workdir=str(tmp_path))
   experiment_lib.begin(experiment)
   folder = pathlib.Path(checkpointing.directory(str(tmp_path)))

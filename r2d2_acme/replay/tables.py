@@ -96,6 +96,12 @@ def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) 
   return int(config.max_replay_size * per_window)
 
 
+def size(client: reverb.Client) -> int | None:
+  """Returns the number of windows; None if the server does not answer in a second."""
+  table = _table_info(client)
+  return None if table is None else table.current_size
+
+
 def is_starved(client: reverb.Client) -> bool:
   """Returns whether a learner that waits for a batch has to wait.
 

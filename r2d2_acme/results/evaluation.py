@@ -191,7 +191,7 @@ def evaluate(
     on_episode: is called with the number and the result of each finished episode.
 
   Raises:
-    CheckpointError: there is no such checkpoint, or it is corrupt.
+    CheckpointError: there is no such checkpoint, or it is damaged.
   """
   network = builder_lib.R2D2Builder(config, environment_spec).make_network()
   prefix, counts = checkpointing.restore_network(network, workdir, checkpoint)

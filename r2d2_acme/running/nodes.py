@@ -5,6 +5,7 @@ builds its parts, and `run` works until the stop. `program.py` makes Launchpad n
 them.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -23,13 +24,19 @@ from r2d2_acme.replay import tables
 from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.results import evaluation
 from r2d2_acme.system import heartbeats
-from r2d2_acme.workdir import checkpointing, locking, loggers
+from r2d2_acme.workdir import (
+  checkpoint_files,
+  locking,
+  loggers,
+  replay_checkpoints,
+  saving,
+)
 from r2d2_acme.workdir import counts as counts_lib
 
 _FINAL = (
   environments.EnvironmentFailed,  # too often, or in the very first reset
   FloatingPointError,  # of the learner, for which a restored checkpoint was no cure
-  checkpointing.CheckpointError,
+  checkpoint_files.CheckpointError,
   locking.WorkdirInUse,
 )
 _POLL_PERIOD = 1.0  # seconds
@@ -44,12 +51,49 @@ class Learner(counts_lib.Learner, Protocol):
   def observe_return(self, episode_return: float): ...
 
 
+class ReplayNode:
+  """Serves the table of windows to the learner and the actors."""
+
+  def __init__(self, run: Run, port: int | None = None, *, stop: threading.Event):
+    """Starts the server, with the newest sound checkpoint of the replay.
+
+    Args:
+      run: the sitting. Without a workdir the replay is never saved.
+      port: of the server; None takes a free one.
+      stop: set when the node shall stop.
+
+    Raises:
+      CheckpointError: the folder of the checkpoints cannot be read or written.
+      WorkdirInUse: another program writes in the workdir.
+    """
+    self._stop = stop
+    self._heartbeat = heartbeats.Heartbeat()
+    workdir = run.experiment.workdir
+    self._release = _hold(workdir, 'replay')
+    self.server = replay_checkpoints.start_server(
+      workdir, run.builder.make_tables(), port
+    )
+    self._client = reverb.Client(f'localhost:{self.server.port}')
+    if size := tables.size(self._client):
+      print(f'The replay goes on with {size:,} windows.', flush=True)
+
+  def run(self):
+    """Serves until the stop."""
+    try:
+      while not self._stop.wait(_POLL_PERIOD):
+        if tables.size(self._client) is not None:  # it answers
+          self._heartbeat.beat()
+    finally:
+      self._release()
+
+
 class LearnerNode(acme.VariableSource):
   """Learns, serves parameters, keeps the program's counts and saves both.
 
   Other nodes report what they count, so that a checkpoint has weights and counts of one
-  moment. At a step limit the node asks for the program's end, and then saves the counts
-  that reached it.
+  moment. The replay is saved from a thread of its own, so that one that does not answer
+  delays nothing else. At a step limit the node asks for the program's end, and then
+  saves the counts that reached it.
   """
 
   def __init__(
@@ -60,7 +104,7 @@ class LearnerNode(acme.VariableSource):
     stop: threading.Event,
     stop_program: Callable[[], object],
   ):
-    """Restores the newest checkpoint of the run's workdir.
+    """Restores the newest sound checkpoint of the run's workdir, with its counts.
 
     Args:
       run: the sitting.
@@ -69,7 +113,7 @@ class LearnerNode(acme.VariableSource):
       stop_program: asks for the end of all nodes; called at a step limit.
 
     Raises:
-      CheckpointError: the checkpoint is of another network.
+      CheckpointError: the checkpoint is of another network, or none is sound.
       WorkdirInUse: another program writes in the workdir.
     """
     self._run = run
@@ -88,11 +132,16 @@ class LearnerNode(acme.VariableSource):
       counter=counting.Counter(self, prefix='learner', time_delta=0.0),
       logger=self._logger,
     )
-    self._checkpointer: checkpointing.Checkpointer | None = None
+    self._checkpointer: saving.Checkpointer | None = None
     counts = run.counts
     if workdir is not None:
-      self._checkpointer = checkpointing.Checkpointer(
-        workdir, self._learner, run.counts, run.experiment.config
+      config = run.experiment.config
+      self._checkpointer = saving.Checkpointer(workdir, self._learner, {}, config)
+      self._replay_saver = replay_checkpoints.Saver(
+        workdir,
+        replay_client,
+        config.replay_checkpoint_period,
+        self._checkpointer.note_replay,
       )
       self._learner.restore_newest = self._checkpointer.restore_newest
       counts = self._checkpointer.counts
@@ -135,6 +184,7 @@ class LearnerNode(acme.VariableSource):
         self._learn,
         self._watch_counts,
         self._watch_progress,
+        self._save_replay,
         on_stop=self._save_and_close,
       )
     finally:
@@ -149,14 +199,34 @@ class LearnerNode(acme.VariableSource):
     while not self._stop.wait(_POLL_PERIOD):
       counts = self._ledger.get_counts()
       if self._checkpointer is not None:
-        self._checkpointer.save(self._ledger.save())
+        self._attempt(
+          functools.partial(self._checkpointer.save, self._ledger.save()),
+          self._run.experiment.config.checkpoint_period,
+        )
       if loggers.is_at_limit(counts, self._run.experiment.limits):
         self._stop_program()
         self._stop.wait()
 
+  def _save_replay(self):
+    """Saves the replay from time to time."""
+    while not self._stop.wait(_POLL_PERIOD):
+      if self._checkpointer is not None:
+        self._attempt(
+          self._replay_saver.save_if_due,
+          self._run.experiment.config.replay_checkpoint_period,
+        )
+
+  def _attempt(self, save: Callable[[], None], period: float):
+    if not checkpoint_files.attempt(save, period):
+      self.increment(failed_saves=1)
+
   def _save_and_close(self):
     if self._checkpointer is not None:
       self._checkpointer.save(self._ledger.save(), force=True)
+      try:
+        self._replay_saver.save_at_the_end()
+      except replay_checkpoints.NoReplay as error:
+        checkpoint_files.say(f'{error}; its last checkpoint stays')
     self._logger.close()
 
   def _watch_progress(self):

@@ -1,4 +1,4 @@
-"""Checkpoints: saves the learner, finds checkpoints and restores them.
+"""Checkpoints of the learner: finds, checks and restores them; `saving` writes them.
 
 A checkpoint holds both networks, the optimizer, the program's counts and the
 evaluator's last returns, so that all of them resume from the same moment. Its files are
@@ -6,36 +6,33 @@ evaluator's last returns, so that all of them resume from the same moment. Its f
 checkpoint with the best evaluator returns.
 """
 
-import collections
 import contextlib
-import errno
-import json
 import math
 import os
 import re
-import shutil
-import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import sonnet as snt
 import tensorflow as tf
 
-from r2d2_acme.config import R2D2Config
-from r2d2_acme.learning.learner import R2D2Learner
-from r2d2_acme.workdir import paths
+from r2d2_acme.workdir import (
+  checkpoint_files,
+  manifests,
+  paths,
+  replay_checkpoints,
+)
+from r2d2_acme.workdir.checkpoint_files import CheckpointError, Damaged
 
 BEST = 'best'  # the name that stands for the best checkpoint
 
 _BEST_FILE = 'best.json'
-_UNFINISHED = 'unfinished'  # the folder of the checkpoint that is being written
 _INDEX = re.compile(r'ckpt-(0|[1-9][0-9]*)\.index')
+_FILE = re.compile(r'ckpt-(0|[1-9][0-9]*)\.(index|data-\d+-of-\d+)')
 _READ_ATTEMPTS = 3
 _READ_PAUSE = 0.5  # seconds
-_SECONDS_PER_HOUR = 3600
 _OTHER_VERSION = (
   'it was written by another version of r2d2_acme; continue with that one, or start in '
   'another --workdir'
@@ -44,23 +41,9 @@ _OTHER_CONFIG = (
   'it was written with another config or environment, or by another version of '
   'r2d2_acme; continue with those, or start in another --workdir'
 )
-# Errors of the system for which an intact file cannot be read or written.
-_SYSTEM_ERRORS = (
-  *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR),
-  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
-  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-)
 
 
-class CheckpointError(ValueError):
-  """A checkpoint cannot be read, restored or saved; one line that names the cure."""
-
-
-class _Damaged(CheckpointError):
-  """The bytes of a checkpoint are not those that were written."""
-
-
-class _Best(NamedTuple):
+class Best(NamedTuple):
   """The content of `best.json`.
 
   Attributes:
@@ -76,7 +59,7 @@ class _Best(NamedTuple):
   learner_steps: int
 
 
-class _Moment(NamedTuple):
+class Moment(NamedTuple):
   """The content of a checkpoint besides the learner's variables.
 
   Attributes:
@@ -91,262 +74,15 @@ class _Moment(NamedTuple):
   def learner_steps(self) -> float:
     return self.counts.get('learner_steps', 0)
 
-  def has_progress(self, before: '_Moment') -> bool:
+  def has_progress(self, before: 'Moment') -> bool:
     """Returns whether anything but the wall time has changed since `before`."""
     this, other = ({**m.counts, 'wall_time': 0} for m in (self, before))
     return this != other or self.returns != before.returns
 
 
-class Checkpointer:
-  """Restores the learner from the newest checkpoint when it is made, then saves it.
-
-  Any number of threads may call `save`. `observe_return` does not wait for them.
-  """
-
-  def __init__(
-    self,
-    workdir: str,
-    learner: R2D2Learner,
-    counts: Mapping[str, float],
-    config: R2D2Config,
-  ):
-    """Restores the newest checkpoint of the workdir, if there is one.
-
-    Args:
-      workdir: of the run.
-      learner: the learner to restore and to save.
-      counts: the counts that the program starts with.
-      config: of the run.
-
-    Raises:
-      CheckpointError: the newest checkpoint is of a learner with other variables, or
-        cannot be read, or the folder cannot be written.
-    """
-    self._workdir = paths.resolve(workdir)
-    self._directory = directory(workdir)
-    self._learner = learner
-    self._config = config
-    self._counts = dict(counts)
-    self._started = time.monotonic() - counts.get('wall_time', 0.0)
-    self._saving = threading.Lock()
-    self._observing = threading.Lock()
-    # JSON in variables, because a save of TensorFlow's Python states traces a graph.
-    with tf.device('CPU:0'):
-      self._json = {name: tf.Variable('') for name in _Moment._fields}
-    self._checkpoint = tf.train.Checkpoint(**learner.state, **self._json)
-    with _writing(self._directory):
-      os.makedirs(self._directory, exist_ok=True)
-    self._newest: str | None = None
-    self._saved = _Moment({}, [])  # the newest checkpoint's
-    for prefix in find(workdir)[-1:]:
-      self._newest = prefix
-      self._saved = self._restore(prefix)
-    best = _read_best(workdir)
-    # Means over different numbers of episodes cannot be compared.
-    is_measure = best is not None and best.episodes == config.num_best_episodes
-    self._best_mean = best.mean_return if best and is_measure else -math.inf
-    self._new_best: float | None = None  # a best mean that is not saved yet
-    self._returns = collections.deque(self._saved.returns, config.num_best_episodes)
-    self._wall_times: dict[str, float] = {}  # seconds; keys are prefixes
-    self._for_good: set[str] = set()
-    if not config.checkpoint_keep_period:
-      self._for_good = set(self._read_wall_times()) - self._choose_kept()
-    self._next_time = time.monotonic() + config.checkpoint_period
-
-  @property
-  def counts(self) -> Mapping[str, float]:
-    """The counts of the newest checkpoint; empty without one."""
-    return self._saved.counts
-
-  def observe_return(self, episode_return: float):
-    """Records the return of a finished evaluator episode, without waiting.
-
-    When the mean of the last `num_best_episodes` returns is higher than ever before,
-    the next `save` is due and its checkpoint becomes the best. Returns that are not
-    finite are ignored.
-    """
-    if not math.isfinite(episode_return):
-      return
-    with self._observing:
-      self._returns.append(float(episode_return))
-      mean = statistics.fmean(self._returns)
-      if len(self._returns) == self._returns.maxlen and mean > self._best_mean:
-        self._best_mean = self._new_best = mean
-
-  def save(self, counts: Mapping[str, float] | None = None, *, force: bool = False):
-    """Saves a checkpoint if one is due and anything has changed since the last.
-
-    One is due after `checkpoint_period`, for a new best mean return, or if `force`.
-    There is only one checkpoint for each learner step: if only counts have changed, the
-    new checkpoint replaces the one before it.
-
-    Args:
-      counts: the program's counts; by default those of the last call.
-      force: whether a checkpoint is due in any case.
-
-    Raises:
-      CheckpointError: the checkpoint cannot be written.
-    """
-    with self._saving:
-      if counts is not None:
-        self._counts = dict(counts)
-      with self._observing:
-        new_best = self._new_best
-      is_due = time.monotonic() >= self._next_time
-      if not (is_due or force or new_best is not None):
-        return
-      with _writing(self._directory):
-        before, before_steps = self._newest, self._saved.learner_steps
-        newest = self._write()
-        if new_best is not None:
-          self._pin(newest, new_best)
-          with self._observing:
-            if self._new_best == new_best:  # not replaced by a better one meanwhile
-              self._new_best = None
-        if before and before != newest and before_steps == self._saved.learner_steps:
-          self._replace(before, newest)
-        self._prune()
-      self._next_time = time.monotonic() + self._config.checkpoint_period
-
-  def restore_newest(self) -> bool:
-    """Restores networks and optimizer, and no counts, from the newest checkpoint.
-
-    The number of learner steps stays as it is, because counts never run backwards
-    within a sitting. The learner's own thread may call it, but not inside a step.
-
-    Returns:
-      Whether there is a checkpoint.
-
-    Raises:
-      CheckpointError: the checkpoint cannot be read.
-    """
-    with self._saving:
-      if self._newest is None:
-        return False
-      with self._learner.locked:
-        num_steps = self._learner.num_steps
-        self._restore(self._newest)
-        self._learner.state['num_steps'].assign(num_steps)
-    return True
-
-  def _restore(self, prefix: str) -> _Moment:
-    """Restores the learner from a checkpoint; returns its other content."""
-    with _reading(prefix) as path:
-      moment = _read_moment(prefix, path)
-      with self._learner.locked:
-        status = _read_variables(self._checkpoint, prefix, path)
-        status.expect_partial()
-    return moment
-
-  def _write(self) -> str:
-    """Writes the next checkpoint if anything has changed; returns the newest."""
-    number = _number(self._newest) + 1 if self._newest else 1
-    name = f'ckpt-{number}'
-    unfinished = os.path.join(self._directory, _UNFINISHED)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.mkdir(unfinished)
-    try:
-      with paths.opened(unfinished) as path, self._learner.locked:
-        moment = self._moment()
-        if self._newest and not moment.has_progress(self._saved):
-          return self._newest
-        for field, value in moment._asdict().items():
-          self._json[field].assign(json.dumps(value))
-        self._checkpoint.write(os.path.join(path, name))
-      # The index comes last: without it, the other files do not count as a checkpoint.
-      for file in reversed(_files(os.path.join(unfinished, name))):
-        os.replace(file, os.path.join(self._directory, os.path.basename(file)))
-    finally:
-      shutil.rmtree(unfinished, ignore_errors=True)
-    self._newest, self._saved = os.path.join(self._directory, name), moment
-    return self._newest
-
-  def _moment(self) -> _Moment:
-    """Returns the counts and returns to save now."""
-    counts = dict(self._counts)
-    # The program's counter may have no wall time, or one that does not advance.
-    seconds = time.monotonic() - self._started
-    counts['wall_time'] = max(seconds, counts.get('wall_time', 0.0))
-    # The program's counts may be up to a second behind the learner's own.
-    counts['learner_steps'] = self._learner.num_steps
-    with self._observing:
-      returns = list(self._returns)
-    # JSON cannot hold NumPy's numbers.
-    numbers = {k: v.item() if hasattr(v, 'item') else v for k, v in counts.items()}
-    return _Moment(numbers, returns)
-
-  def _pin(self, newest: str, mean_return: float):
-    """Makes the newest checkpoint the best."""
-    best = _Best(
-      os.path.basename(newest),
-      mean_return,
-      self._config.num_best_episodes,
-      int(self._saved.learner_steps),
-    )
-    _write_best(self._directory, best)
-
-  def _replace(self, before: str, newest: str):
-    """Deletes the checkpoint before the newest, both being of one learner step."""
-    best = _read_best(self._workdir)
-    if best and best.checkpoint == os.path.basename(before):
-      moved = best._replace(checkpoint=os.path.basename(newest))
-      _write_best(self._directory, moved)
-    _delete(before)
-
-  def _prune(self):
-    """Deletes the checkpoints that the config's fields do not keep."""
-    kept = self._choose_kept() | self._for_good
-    for prefix in self._read_wall_times():
-      if prefix not in kept:
-        _delete(prefix)
-
-  def _choose_kept(self) -> set[str]:
-    """Returns the checkpoints to keep: the recent, the spaced out ones and the best."""
-    wall_times = self._read_wall_times()
-    newest = next(reversed(wall_times), '')
-    spaced = _space(wall_times, self._config.checkpoint_period, since=-math.inf)
-    recent = [prefix for prefix in spaced if prefix != newest] + [newest]
-    kept = set(recent[-self._config.num_checkpoints :])
-    if self._config.checkpoint_keep_period:
-      period = self._config.checkpoint_keep_period * _SECONDS_PER_HOUR
-      kept.update(_space(wall_times, period, since=0.0))
-    best = _read_best(self._workdir)
-    if best is not None:
-      kept.add(os.path.join(self._directory, best.checkpoint))
-    return kept
-
-  def _read_wall_times(self) -> dict[str, float]:
-    """Returns the wall times of all readable checkpoints in seconds, oldest first."""
-    prefixes = find(self._workdir)
-    for prefix in prefixes:
-      if prefix not in self._wall_times:
-        # Unreadable checkpoints are neither counted nor deleted.
-        with contextlib.suppress(CheckpointError):
-          self._wall_times[prefix] = read_counts(prefix).get('wall_time', 0.0)
-    return {p: self._wall_times[p] for p in prefixes if p in self._wall_times}
-
-
-def _space(
-  wall_times: Mapping[str, float], period: float, *, since: float
-) -> list[str]:
-  """Returns checkpoints that are at least a period apart from each other.
-
-  Args:
-    wall_times: seconds by prefix, oldest first.
-    period: seconds.
-    since: the first one is at least a period after this time.
-  """
-  chosen = []
-  for prefix, wall_time in wall_times.items():
-    if wall_time - since >= period:
-      chosen.append(prefix)
-      since = wall_time
-  return chosen
-
-
 def directory(workdir: str) -> str:
   """Returns the path of the folder with a workdir's checkpoints."""
-  return os.path.join(paths.resolve(workdir), 'checkpoints', 'learner')
+  return os.path.join(manifests.directory(workdir), 'learner')
 
 
 def find(workdir: str) -> list[str]:
@@ -356,46 +92,115 @@ def find(workdir: str) -> list[str]:
     CheckpointError: the folder cannot be read.
   """
   folder = directory(workdir)
-  try:
-    names = os.listdir(folder)
-  except FileNotFoundError:
-    return []
-  except OSError as error:
-    raise CheckpointError(
-      f'cannot read {paths.shown(folder)}: {error.strerror}'
-    ) from error
-  matches = filter(None, map(_INDEX.fullmatch, names))
+  matches = filter(None, map(_INDEX.fullmatch, manifests.listed(folder)))
   numbers = sorted(int(match[1]) for match in matches)
   return [os.path.join(folder, f'ckpt-{number}') for number in numbers]
 
 
-def verify(workdir: str) -> dict[str, float]:
-  """Reads every byte of the checkpoint that a start in `workdir` resumes from.
+def find_all(workdir: str) -> list[str]:
+  """Returns the checkpoints of which anything is left, newest last.
 
-  Returns:
-    The counts of the checkpoint; empty if there is none.
+  Unlike those of `find`, they may lack files.
 
   Raises:
-    CheckpointError: the newest checkpoint is corrupt, cannot be read, or is of another
-      version.
+    CheckpointError: a folder cannot be read.
   """
-  _read_best(workdir)
-  *earlier, newest = [None, *find(workdir)]
+  folder = directory(workdir)
+  matches = map(_FILE.fullmatch, manifests.listed(folder))
+  names = {f'ckpt-{match[1]}' for match in matches if match}
+  names |= {manifest.learner for manifest in manifests.read_sound(workdir).values()}
+  return [os.path.join(folder, name) for name in sorted(names, key=number)]
+
+
+def verify(
+  workdir: str, report: Callable[[str], None] = checkpoint_files.say
+) -> dict[str, float]:
+  """Reads every byte of the checkpoint that a start in `workdir` resumes from.
+
+  Args:
+    workdir: of the run.
+    report: is called with a line for each damaged file; those are left as they are.
+
+  Returns:
+    The counts of the newest sound checkpoint; empty if there is none at all.
+
+  Raises:
+    CheckpointError: there are checkpoints but none is sound, or the newest sound one
+      cannot be read or is of another version.
+  """
+  read_best(workdir)
+  for path in manifests.find(workdir):
+    try:
+      manifests.read(path)
+    except Damaged as error:
+      report(f'{error}: it is skipped and left as it is')
+  newest = find_sound(workdir, report)
+  return read_counts(newest) if newest else {}
+
+
+def find_sound(
+  workdir: str, report: Callable[[str], None] = lambda line: None
+) -> str | None:
+  """Returns the newest sound checkpoint; None if there is no checkpoint at all.
+
+  Checkpoints that are found damaged are marked, see `checkpoint_files`.
+
+  Args:
+    workdir: of the run.
+    report: is called with a line for each damaged checkpoint that is newer.
+
+  Raises:
+    CheckpointError: there are checkpoints but none is sound, or the system refused to
+      read one, or one is of another version.
+  """
+  sums = _read_sums(workdir)
+  newest: Damaged | None = None
+  for prefix in reversed(find_all(workdir)):
+    try:
+      check(prefix, sums.get(os.path.basename(prefix), {}))
+      return prefix
+    except Damaged as error:
+      checkpoint_files.mark(prefix)
+      newest = newest or error
+      report(f'{error}: it is skipped and left as it is')
   if newest is None:
-    return {}
-  try:
-    with _reading(newest) as path:
+    return None
+  raise CheckpointError(
+    f'{newest}, and there is no sound one in {paths.shown(directory(workdir))}: start '
+    'in another --workdir, or bring back a copy of its files'
+  ) from newest
+
+
+def check(prefix: str, sums: checkpoint_files.Sums, *, thorough: bool = True):
+  """Checks a checkpoint.
+
+  Args:
+    prefix: of the checkpoint.
+    sums: of its files, from a manifest; empty without one.
+    thorough: whether every byte is read. Otherwise only the files' sizes are compared.
+
+  Raises:
+    Damaged: it is not what was written, or is marked as such.
+    CheckpointError: the system refused to read it, or it is of another version.
+  """
+  what = f'checkpoint {paths.shown(prefix)}'
+  if checkpoint_files.is_marked(prefix):
+    raise Damaged(f'{what} was found damaged before')
+  if not os.path.lexists(f'{prefix}.index'):
+    raise Damaged(f'{what} is damaged: {os.path.basename(prefix)}.index is missing')
+  checkpoint_files.check_files(what, os.path.dirname(prefix), sums, thorough=thorough)
+  if thorough:
+    with reading(prefix) as path:
       reader = tf.train.load_checkpoint(path)
       for name in reader.get_variable_to_shape_map():
         reader.get_tensor(name)  # verifies the checksum
-      return _read_moment(newest, path).counts
-  except _Damaged as error:
-    cure = (
-      f'resume from the previous one with --checkpoint={os.path.basename(earlier[-1])}'
-      if earlier[-1]
-      else 'there is no earlier one: start in another --workdir'
-    )
-    raise CheckpointError(f'{error} and was left as it is; {cure}') from error
+      read_moment(prefix, path)
+
+
+def _read_sums(workdir: str) -> dict[str, checkpoint_files.Sums]:
+  """Returns the sums of the checkpoints' files by name, where a manifest has them."""
+  sound = manifests.read_sound(workdir).values()
+  return {manifest.learner: manifest.files for manifest in sound}
 
 
 def read_counts(prefix: str) -> dict[str, float]:
@@ -405,10 +210,10 @@ def read_counts(prefix: str) -> dict[str, float]:
     prefix: of the checkpoint, as `find` returns it.
 
   Raises:
-    CheckpointError: it is corrupt, cannot be read, or is of another version.
+    CheckpointError: it is damaged, cannot be read, or is of another version.
   """
-  with _reading(prefix) as path:
-    return _read_moment(prefix, path).counts
+  with reading(prefix) as path:
+    return read_moment(prefix, path).counts
 
 
 def restore_network(
@@ -427,7 +232,7 @@ def restore_network(
     The checkpoint's prefix and its counts.
 
   Raises:
-    CheckpointError: there is no such checkpoint, it is corrupt, cannot be read, or is
+    CheckpointError: there is no such checkpoint, it is damaged, cannot be read, or is
       of another version.
   """
   for attempt in range(_READ_ATTEMPTS):
@@ -435,12 +240,12 @@ def restore_network(
       time.sleep(_READ_PAUSE)
     prefix = choose(workdir, name)
     try:
-      with _reading(prefix) as path:
-        counts = _read_moment(prefix, path).counts
+      with reading(prefix) as path:
+        counts = read_moment(prefix, path).counts
         checkpoint = tf.train.Checkpoint(network=network)
-        _read_variables(checkpoint, prefix, path).expect_partial()
+        read_variables(checkpoint, prefix, path).expect_partial()
         return prefix, counts
-    except _Damaged as error:
+    except Damaged as error:
       failure = error  # or the program has just deleted it as the oldest
   raise CheckpointError(
     f'{failure}; name another with --checkpoint, there are: {_list(find(workdir))}'
@@ -458,7 +263,7 @@ def choose(workdir: str, name: str | None) -> str:
     The checkpoint's prefix, as in `find`.
 
   Raises:
-    CheckpointError: there is no such checkpoint, or `best.json` is corrupt.
+    CheckpointError: there is no such checkpoint, or `best.json` is damaged.
   """
   prefixes = find(workdir)
   where = paths.shown(workdir)
@@ -467,7 +272,7 @@ def choose(workdir: str, name: str | None) -> str:
       raise CheckpointError(f'there is no checkpoint in {where} yet')
     return prefixes[-1]
   if name == BEST:
-    best = _read_best(workdir)
+    best = read_best(workdir)
     if best is None:
       raise CheckpointError(
         f'there is no best checkpoint in {where} yet: its evaluator played too few '
@@ -486,32 +291,67 @@ def choose(workdir: str, name: str | None) -> str:
 def go_back(workdir: str, name: str):
   """Makes a checkpoint the newest by moving the later ones to a folder `set_aside_*`.
 
-  If `best.json` names one of the later ones, it moves, too.
+  The manifests of the later ones move, too, and so do checkpoints of the replay that
+  only these name, and `best.json` if it names one of the later ones.
 
   Args:
     workdir: of the run.
     name: of the checkpoint, see `choose`.
 
   Raises:
-    CheckpointError: there is no such checkpoint.
+    CheckpointError: there is no such checkpoint, or it is damaged.
     OSError: the folder cannot be written.
   """
-  prefix, prefixes = choose(workdir, name), find(workdir)
+  prefix, prefixes = choose(workdir, name), find_all(workdir)
+  try:
+    check(prefix, _read_sums(workdir).get(os.path.basename(prefix), {}))
+  except Damaged as error:
+    others = [other for other in find(workdir) if other != prefix]
+    raise CheckpointError(
+      f'{error}; name another with --checkpoint, there are: {_list(others)}'
+    ) from error
   later = prefixes[prefixes.index(prefix) + 1 :]
-  best = _read_best(workdir)
+  best = read_best(workdir)
   folder = directory(workdir)
-  files = [file for prefix in reversed(later) for file in _files(prefix)]
+  moved = [*reversed(_find_later_manifests(workdir, prefix))]
   if best and os.path.join(folder, best.checkpoint) in later:
-    files.insert(0, os.path.join(folder, _BEST_FILE))
-  if not files:
+    moved.append(os.path.join(folder, _BEST_FILE))
+  for other in reversed(later):
+    moved += [*files(other), *checkpoint_files.find_mark(other)]
+  moved += _find_later_replays(workdir, moved)
+  if not moved:
     return
   # A new folder each time, because later checkpoints get the same numbers again.
   aside = tempfile.mkdtemp(prefix='set_aside_', dir=folder)
-  for file in files:
+  for file in moved:
     os.replace(file, os.path.join(aside, os.path.basename(file)))
 
 
-def _number(prefix: str) -> int:
+def _find_later_manifests(workdir: str, prefix: str) -> list[str]:
+  """Returns the manifests that were written after those of a checkpoint."""
+  found, sound = manifests.find(workdir), manifests.read_sound(workdir)
+  earlier = [path for path, x in sound.items() if number(x.learner) <= number(prefix)]
+  return found[found.index(earlier[-1]) + 1 :] if earlier else found
+
+
+def _find_later_replays(workdir: str, later_manifests: Sequence[str]) -> list[str]:
+  """Returns checkpoints of the replay that only these manifests name, and marks."""
+  sound = manifests.read_sound(workdir)
+  named, kept = (
+    {replay.name for path in paths_ for replay in sound[path].replays}
+    for paths_ in (sound, sound.keys() - set(later_manifests))
+  )
+  return [
+    file
+    for path in replay_checkpoints.find(workdir)
+    if os.path.basename(path) in named - kept
+    for file in (path, *checkpoint_files.find_mark(path))
+    if os.path.lexists(file)
+  ]
+
+
+def number(prefix: str) -> int:
+  """Returns the number in the name of a checkpoint."""
   return int(prefix.rpartition('-')[2])
 
 
@@ -519,7 +359,7 @@ def _list(prefixes: list[str]) -> str:
   return ', '.join(os.path.basename(prefix) for prefix in prefixes) or 'none'
 
 
-def _files(prefix: str) -> list[str]:
+def files(prefix: str) -> list[str]:
   """Returns the files of a checkpoint, the index first."""
   folder, name = os.path.split(prefix)
   pattern = re.compile(rf'{re.escape(name)}\.(index|data-\d+-of-\d+)')
@@ -528,23 +368,24 @@ def _files(prefix: str) -> list[str]:
   return [os.path.join(folder, file) for file in names]
 
 
-def _delete(prefix: str):
-  for file in _files(prefix):
+def delete(prefix: str):
+  """Deletes a checkpoint, the index first."""
+  for file in files(prefix):
     os.unlink(file)
 
 
 @contextlib.contextmanager
-def _reading(prefix: str) -> Iterator[str]:
+def reading(prefix: str) -> Iterator[str]:
   """Yields a path of the checkpoint that TensorFlow cannot mistake for a pattern.
 
   Raises:
     CheckpointError: reading it inside the context failed. Either the checkpoint is
-      corrupt, or the system refused to read it.
+      damaged, or the system refused to read it.
   """
   folder, name = os.path.split(prefix)
   what = f'checkpoint {paths.shown(prefix)}'
   try:
-    for file in _files(prefix):
+    for file in files(prefix):
       with open(file, 'rb'):
         pass  # raises an error with the reason, which TensorFlow's error lacks
     with paths.opened(folder) as path:
@@ -552,38 +393,13 @@ def _reading(prefix: str) -> Iterator[str]:
   except CheckpointError:
     raise
   except Exception as error:  # its type depends on the damage
-    reason = _system_reason(error)
+    reason = checkpoint_files.system_reason(error)
     if reason is not None:
       raise CheckpointError(f'{what} cannot be read: {reason}') from error
-    raise _Damaged(f'{what} is corrupt') from error
+    raise Damaged(f'{what} is damaged') from error
 
 
-@contextlib.contextmanager
-def _writing(folder: str) -> Iterator[None]:
-  """Turns errors of writing into a folder into a `CheckpointError`.
-
-  Raises:
-    CheckpointError: the system refused to write.
-  """
-  try:
-    yield
-  except (OSError, tf.errors.OpError) as error:
-    reason = _system_reason(error) or str(error)
-    raise CheckpointError(f'cannot write in {paths.shown(folder)}: {reason}') from error
-
-
-def _system_reason(error: Exception) -> str | None:
-  """Returns the system's reason for an error; None if the system is not its cause."""
-  if isinstance(error, OSError):
-    return None if error.errno == errno.ENOENT else error.strerror
-  if isinstance(error, MemoryError):
-    return os.strerror(errno.ENOMEM)
-  # TensorFlow's errors quote the system's message.
-  reasons = map(os.strerror, _SYSTEM_ERRORS)
-  return next((reason for reason in reasons if reason in str(error)), None)
-
-
-def _read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
+def read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
   """Reads all variables of `checkpoint`; returns TensorFlow's status of the restore.
 
   Raises:
@@ -599,7 +415,7 @@ def _read_variables(checkpoint: tf.train.Checkpoint, prefix: str, path: str):
     ) from error
 
 
-def _read_moment(prefix: str, path: str) -> _Moment:
+def read_moment(prefix: str, path: str) -> Moment:
   """Reads the JSON in a checkpoint; never unpickles anything, which could run code.
 
   Raises:
@@ -608,43 +424,32 @@ def _read_moment(prefix: str, path: str) -> _Moment:
   reader = tf.train.load_checkpoint(path)
   try:
     counts, returns = (
-      _parse_json(reader.get_tensor(f'{name}/.ATTRIBUTES/VARIABLE_VALUE'))
-      for name in _Moment._fields
+      checkpoint_files.parse_json(
+        reader.get_tensor(f'{name}/.ATTRIBUTES/VARIABLE_VALUE')
+      )
+      for name in Moment._fields
     )
     numbers = [*counts.values(), *returns]
-    if not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+    if not all(map(checkpoint_files.is_number, numbers)):
       raise ValueError('not finite numbers')
-    return _Moment(counts, list(returns))
-  except (*_NOT_OURS, tf.errors.NotFoundError) as error:
+    return Moment(counts, list(returns))
+  except (*checkpoint_files.NOT_OURS, tf.errors.NotFoundError) as error:
     raise CheckpointError(
       f'the counts of checkpoint {paths.shown(prefix)} are not numbers in JSON: '
       f'{_OTHER_VERSION}'
     ) from error
 
 
-# The errors that reading JSON with other content than expected may raise.
-_NOT_OURS = (ValueError, TypeError, AttributeError, OverflowError, RecursionError)
-
-
-def _parse_json(text: bytes | str) -> Any:
-  """Parses JSON like `json.loads`, but refuses NaN and infinity."""
-
-  def refuse(constant: str):
-    raise ValueError(f'{constant} is not a number')
-
-  return json.loads(text, parse_constant=refuse)
-
-
-def _read_best(workdir: str) -> _Best | None:
+def read_best(workdir: str) -> Best | None:
   """Returns the content of `best.json`; None if there is no such file or checkpoint.
 
   Raises:
-    CheckpointError: the file is corrupt.
+    CheckpointError: the file is damaged.
   """
   path = os.path.join(directory(workdir), _BEST_FILE)
   try:
     with open(path, 'rb') as file:
-      best = _Best(**_parse_json(file.read()))
+      best = Best(**checkpoint_files.parse_json(file.read()))
     _INDEX.fullmatch(f'{best.checkpoint}.index')[0]  # type: ignore[index]
     if not math.isfinite(best.mean_return):
       raise ValueError('not a finite number')
@@ -654,16 +459,19 @@ def _read_best(workdir: str) -> _Best | None:
     raise CheckpointError(
       f'cannot read {paths.shown(path)}: {error.strerror}'
     ) from error
-  except _NOT_OURS as error:
+  except checkpoint_files.NOT_OURS as error:
     raise CheckpointError(
-      f'{paths.shown(path)} is corrupt: delete it to go on without a best checkpoint'
+      f'{paths.shown(path)} is damaged: delete it to go on without a best checkpoint'
     ) from error
   there = map(os.path.basename, find(workdir))
   return best if best.checkpoint in there else None
 
 
-def _write_best(folder: str, best: _Best):
-  path = os.path.join(folder, _BEST_FILE)
-  with open(f'{path}.new', 'w') as file:
-    json.dump(best._asdict(), file, indent=2)
-  os.replace(f'{path}.new', path)
+def write_best(workdir: str, best: Best):
+  """Replaces the content of `best.json`.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path = os.path.join(directory(workdir), _BEST_FILE)
+  checkpoint_files.write_json(path, best._asdict())

@@ -23,7 +23,8 @@ from collections.abc import Callable
 
 _FILE = 'lock'
 _PROGRAM_BYTE = 0
-_BYTES = {'learner': 1, 'evaluator': 2}
+# The replay's is beyond those of all actors.
+_BYTES = {'learner': 1, 'evaluator': 2, 'replay': 1 << 40}
 _FIRST_ACTOR_BYTE = 3
 _FLOCK = 'hhqqi'  # struct flock: type, whence, start, length (0: to the end), pid
 
@@ -64,7 +65,7 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
 
   Args:
     workdir: is made if it does not exist.
-    role: 'learner', 'actor' or 'evaluator'.
+    role: 'learner', 'replay', 'actor' or 'evaluator'.
     index: of the actor.
 
   Returns:

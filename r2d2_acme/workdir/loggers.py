@@ -31,6 +31,7 @@ COLUMNS = {
     'replay_size',
     'sampled_to_inserted',
     'bad_batches',
+    'failed_saves',
     'steps_per_second',
     *_COUNTS,
   ),

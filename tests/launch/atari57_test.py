@@ -18,7 +18,7 @@ import pytest
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import make_atari
 from r2d2_acme.results import atari_scores, atari_table
-from r2d2_acme.workdir import checkpointing
+from r2d2_acme.workdir import checkpointing, saving
 from tests import helpers
 
 _LAUNCH = helpers.LAUNCH
@@ -62,9 +62,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
   config = helpers.make_config()
   learner = R2D2Builder(config, helpers.make_spec(image=False)).make_learner(iter(()))
   for steps in (0, 1, 9, 99, 100, 200):
-    checkpointer = checkpointing.Checkpointer(
-      str(folder / str(steps)), learner, {}, config
-    )
+    checkpointer = saving.Checkpointer(str(folder / str(steps)), learner, {}, config)
     checkpointer.save({'actor_steps': steps}, force=True)
   return folder
 
@@ -344,7 +342,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
   learner = R2D2Builder(
     config, acme.make_environment_spec(make_atari('pong'))
   ).make_learner(iter(()))
-  checkpointing.Checkpointer(str(folder / 'pong'), learner, {}, config).save(
+  saving.Checkpointer(str(folder / 'pong'), learner, {}, config).save(
     {'actor_frames': 12}, force=True
   )
   stored = {'environment': {'game': 'pong'}, 'config': dataclasses.asdict(config)}
@@ -426,5 +424,5 @@ def test_corrupt_checkpoint_is_said_and_the_other_games_are_in_the_table(
   out, err = capsys.readouterr()
   assert 'pong' in out
   first, last = err.splitlines()
-  assert first == f'alien: checkpoint {folder}/ckpt-1 is corrupt'
+  assert first == f'alien: checkpoint {folder}/ckpt-1 is damaged'
   assert last == 'error: failed: alien'

@@ -30,7 +30,7 @@ from r2d2_acme.environments import atari, make_atari, make_cue_recall, make_gymn
 from r2d2_acme.results import atari_scores, evaluation, video
 from r2d2_acme.system import runtime
 from r2d2_acme.types import Observation
-from r2d2_acme.workdir import checkpointing
+from r2d2_acme.workdir import checkpointing, saving
 from r2d2_acme.workdir import loggers as program_loggers
 from tests import helpers
 
@@ -302,7 +302,7 @@ class _Saved(NamedTuple):
 def _save(workdir, config, spec, number=1) -> _Saved:
   """Saves checkpoints of different networks, all unlike a new network."""
   learner = R2D2Builder(config, spec).make_learner(iter(()))
-  checkpointer = checkpointing.Checkpointer(str(workdir), learner, {}, config)
+  checkpointer = saving.Checkpointer(str(workdir), learner, {}, config)
   rng = np.random.default_rng(1)
   networks = []
   for i in range(number):
@@ -370,7 +370,7 @@ def test_corrupt_checkpoint_is_refused_in_one_line(saved, _cues, monkeypatch):
   folder = pathlib.Path(checkpointing.directory(str(saved.workdir)))
   path = max(folder.glob('ckpt-2.data*'), key=lambda path: path.stat().st_size)
   os.truncate(path, path.stat().st_size // 2)
-  with pytest.raises(checkpointing.CheckpointError, match='ckpt-2 is corrupt') as error:
+  with pytest.raises(checkpointing.CheckpointError, match='ckpt-2 is damaged') as error:
     checkpointing.restore_network(_make_network(_cues), str(saved.workdir))
   assert '\n' not in str(error.value)
 

@@ -25,7 +25,7 @@ from acme.utils import counting
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.types import Batch, Observation
-from r2d2_acme.workdir import checkpointing, loggers, paths
+from r2d2_acme.workdir import checkpointing, loggers, paths, saving
 from tests import helpers
 
 _CONFIG = helpers.make_config(
@@ -64,7 +64,7 @@ def _make_batch(seed: int) -> Batch:
 class _Sitting(NamedTuple):
   learner: R2D2Learner
   counter: counting.Counter
-  checkpointer: checkpointing.Checkpointer
+  checkpointer: saving.Checkpointer
 
 
 def _make_learner(batches=()) -> R2D2Learner:
@@ -77,7 +77,7 @@ def _sit_down(workdir: pathlib.Path, batches=(), **overrides: Any) -> _Sitting:
   """Starts a learner and its checkpointer as the program does."""
   counts = checkpointing.verify(str(workdir))
   learner = _make_learner(batches)
-  checkpointer = checkpointing.Checkpointer(
+  checkpointer = saving.Checkpointer(
     str(workdir), learner, counts, dataclasses.replace(_CONFIG, **overrides)
   )
   counter = loggers.WallTimeCounter(counts)
@@ -159,7 +159,8 @@ def test_files_are_where_the_next_start_looks_and_only_the_newest_are_kept(saved
   ]
   assert _names(saved.workdir) == ['ckpt-2', 'ckpt-3', 'ckpt-4']
   others = {path for path in saved.workdir.rglob('*') if folder not in path.parents}
-  assert others == {folder, folder.parent}
+  named = {folder.parent / f'manifest-{number}.json' for number in (2, 3, 4)}
+  assert others == {folder, folder.parent, *named}
 
 
 def test_checkpoint_of_another_network_is_refused(workdir):
@@ -171,7 +172,7 @@ def test_checkpoint_of_another_network_is_refused(workdir):
   counts = checkpointing.verify(str(workdir))
   before = _contents(workdir)
   with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
-    checkpointing.Checkpointer(str(workdir), other, counts, _CONFIG)
+    saving.Checkpointer(str(workdir), other, counts, _CONFIG)
   assert _contents(workdir) == before
 
 
@@ -243,29 +244,52 @@ def _remove(path: pathlib.Path, _):
   path.unlink()
 
 
+def _empty(path: pathlib.Path, _):
+  path.write_bytes(b'')
+
+
 def _biggest(workdir: pathlib.Path, pattern: str) -> pathlib.Path:
   folder = pathlib.Path(checkpointing.directory(str(workdir)))
   return max(folder.glob(pattern), key=lambda path: path.stat().st_size)
 
 
 _DAMAGES = [
-  ('data', _remove, None),  # without its index it is no checkpoint
+  *itertools.product(['data', 'index'], [_remove, _empty], [None]),
   *itertools.product(['data', 'index'], [_flip, _truncate], [0.0, 0.5, 1.0]),
 ]
 
 
+@pytest.mark.parametrize('has_manifest', [True, False])
 @pytest.mark.parametrize(('kind', 'damage', 'share'), _DAMAGES)
-def test_damage_is_refused_and_nothing_is_deleted(workdir, kind, damage, share):
+def test_damaged_checkpoint_is_named_and_skipped_and_stays(
+  saved, workdir, kind, damage, share, has_manifest
+):
+  if not has_manifest:  # as in a workdir of an older version
+    for path in (workdir / 'checkpoints').glob('manifest-*.json'):
+      path.unlink()
   damage(_biggest(workdir, f'ckpt-4.{kind}*'), share)
   before = _contents(workdir)
-  with pytest.raises(checkpointing.CheckpointError) as error:
-    checkpointing.verify(str(workdir))
-  assert _contents(workdir) == before
-  message = str(error.value)
-  folder = checkpointing.directory(str(workdir))
-  assert '\n' not in message
-  assert f'{folder}/ckpt-4 is corrupt' in message
-  assert message.endswith('--checkpoint=ckpt-3')
+  for _ in range(2):  # the second start knows it
+    lines: list[str] = []
+    counts = checkpointing.verify(str(workdir), lines.append)
+    assert counts['learner_steps'] == 3
+    (line,) = lines
+    assert '\n' not in line
+    assert f'{checkpointing.directory(str(workdir))}/ckpt-4 ' in line
+    assert line.endswith('damaged before: it is skipped and left as it is') == bool(_)
+  sitting = _sit_down(workdir)
+  assert not _differ(_state(sitting.learner), saved.states[3])
+  for step in (4, 5, 6, 7):
+    _save_at(sitting, step)
+  after = _contents(workdir)
+  damaged = [name for name in before if '/ckpt-4.' in name]
+  assert damaged
+  assert {name: after[name] for name in damaged} == {x: before[x] for x in damaged}
+  assert checkpointing.verify(str(workdir), lines.append)['learner_steps'] == 7
+  assert len(lines) == 1
+  with pytest.raises(checkpointing.CheckpointError, match=r'ckpt-4|no checkpoint'):
+    checkpointing.go_back(str(workdir), 'ckpt-4')
+  assert _contents(workdir) == after
 
 
 def test_flipped_bit_anywhere_in_the_data_is_seen(workdir):
@@ -278,8 +302,8 @@ def test_flipped_bit_anywhere_in_the_data_is_seen(workdir):
       flipped = bytearray(data)
       flipped[position] ^= 1
       path.write_bytes(flipped)
-      with pytest.raises(checkpointing.CheckpointError):
-        checkpointing.verify(str(workdir))
+      with pytest.raises(checkpointing.Damaged):  # without the sums of a manifest, too
+        checkpointing.check(str(folder / 'ckpt-4'), {})
     path.write_bytes(data)
   checkpointing.verify(str(workdir))
 
@@ -416,7 +440,7 @@ def test_one_is_kept_every_so_many_hours_of_the_run_over_all_sittings(
   )
   learner = _make_learner()
   for step in range(1, 10):  # each in its own sitting, half an hour apart
-    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
+    checkpointer = saving.Checkpointer(str(tmp_path), learner, {}, config)
     with learner.locked:
       learner.state['num_steps'].assign(step)
     wall_time = (step - 1) / 2 * _HOUR  # exact
@@ -430,7 +454,7 @@ def test_short_sittings_leave_the_checkpoints_of_a_long_one(tmp_path):
   def sit(*minutes: float, **overrides: Any):
     counts = checkpointing.verify(str(tmp_path))
     config = dataclasses.replace(_CONFIG, checkpoint_period=120, **overrides)
-    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, counts, config)
+    checkpointer = saving.Checkpointer(str(tmp_path), learner, counts, config)
     for minute in minutes:
       with learner.locked:
         learner.state['num_steps'].assign(learner.num_steps + 1)
@@ -451,7 +475,7 @@ def test_none_more_an_hour_leaves_those_that_were_kept(tmp_path):
     config = dataclasses.replace(
       _CONFIG, checkpoint_keep_period=period, num_checkpoints=1
     )
-    checkpointer = checkpointing.Checkpointer(str(tmp_path), learner, {}, config)
+    checkpointer = saving.Checkpointer(str(tmp_path), learner, {}, config)
     with learner.locked:
       learner.state['num_steps'].assign(step)
     checkpointer.save({'wall_time': step * _HOUR}, force=True)
@@ -482,7 +506,7 @@ def test_time_passes_although_the_programs_counter_has_none(tmp_path):
 
 def test_hours_count_without_a_counter_of_them(tmp_path):
   learner = _make_learner()
-  checkpointer = checkpointing.Checkpointer(
+  checkpointer = saving.Checkpointer(
     str(tmp_path),
     learner,
     {},
@@ -682,7 +706,7 @@ def test_without_a_best_it_is_said_what_there_is(workdir):
 def test_damaged_note_of_the_best_is_refused_before_it_is_overwritten(workdir, content):
   path = workdir / 'checkpoints/learner/best.json'
   path.write_text(content)
-  with pytest.raises(checkpointing.CheckpointError, match='best.json is corrupt: del'):
+  with pytest.raises(checkpointing.CheckpointError, match='best.json is damaged: del'):
     checkpointing.verify(str(workdir))
   assert path.read_text() == content
   path.unlink()
@@ -713,7 +737,6 @@ def test_nothing_is_a_checkpoint_before_all_of_it_is_there(tmp_path):
     while not done.is_set():
       newest = checkpointing.find(str(tmp_path))[-1]
       found.append(checkpointing.read_counts(newest)['learner_steps'])
-      assert checkpointing.verify(str(tmp_path))['learner_steps'] >= found[-1]
 
   failures = []
   thread = threading.Thread(target=lambda: _note_failure(look, failures))
@@ -761,7 +784,7 @@ def test_full_disk_is_said_and_leaves_what_there_was(workdir):
   with _full_disk(), pytest.raises(checkpointing.CheckpointError) as error:
     _save_at(sitting, 5)
   assert str(error.value).endswith(os.strerror(errno.EFBIG))
-  assert 'cannot write in' in str(error.value)
+  assert 'cannot save in' in str(error.value)
   assert '\n' not in str(error.value)
   assert _contents(workdir) == before
   _save_at(sitting, 5)
@@ -799,7 +822,7 @@ def test_too_many_open_files_are_no_damage(workdir):
       except checkpointing.CheckpointError as error:
         messages.add(str(error))
   assert messages
-  assert not [message for message in messages if 'corrupt' in message]
+  assert not [message for message in messages if 'damaged' in message]
   assert all(os.strerror(errno.EMFILE) in message for message in messages)
   checkpointing.verify(str(workdir))
 
@@ -811,7 +834,7 @@ def test_path_that_cannot_be_followed_is_no_damage(workdir, kind):
   path.symlink_to(path)
   with pytest.raises(checkpointing.CheckpointError) as error:
     checkpointing.verify(str(workdir))
-  assert 'corrupt' not in str(error.value)
+  assert 'damaged' not in str(error.value)
   assert str(error.value).endswith(f'cannot be read: {os.strerror(errno.ELOOP)}')
 
 
@@ -832,7 +855,7 @@ def test_checkpoint_of_other_sizes_is_refused(workdir):
   learner = R2D2Builder(config, spec).make_learner(iter(()))
   counts = checkpointing.verify(str(workdir))
   with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
-    checkpointing.Checkpointer(str(workdir), learner, counts, config)
+    saving.Checkpointer(str(workdir), learner, counts, config)
   network = R2D2Builder(config, spec).make_network()
   with pytest.raises(checkpointing.CheckpointError, match='ckpt-4 .* other variables'):
     checkpointing.restore_network(network, str(workdir))
@@ -889,7 +912,7 @@ def test_pickled_counts_are_refused_and_not_loaded(tmp_path, kind, protocol):
     lambda: checkpointing.verify(str(tmp_path)),
     lambda: checkpointing.read_counts(checkpointing.find(str(tmp_path))[-1]),
     lambda: checkpointing.restore_network(network, str(tmp_path)),
-    lambda: checkpointing.Checkpointer(str(tmp_path), _make_learner(), {}, _CONFIG),
+    lambda: saving.Checkpointer(str(tmp_path), _make_learner(), {}, _CONFIG),
   )
   for read in readers:
     with pytest.raises(checkpointing.CheckpointError) as error:
@@ -898,7 +921,7 @@ def test_pickled_counts_are_refused_and_not_loaded(tmp_path, kind, protocol):
     assert 'another version of r2d2_acme; continue with that one, or' in str(
       error.value
     )
-    assert 'corrupt' not in str(error.value)
+    assert 'damaged' not in str(error.value)
   assert not flag.exists()
   pickle.loads(content)
   assert flag.exists()  # so unpickling would have been noticed

@@ -14,7 +14,7 @@ import pytest
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import make_cue_recall
 from r2d2_acme.results import plotting, video
-from r2d2_acme.workdir import checkpointing, loggers, paths
+from r2d2_acme.workdir import checkpointing, loggers, paths, saving
 from tests import helpers
 
 _NAMES = (
@@ -46,9 +46,7 @@ def test_any_folder_is_a_workdir(tmp_path, name, learner):
 
 def _check_checkpoints(run: str, learner):
   for steps in range(1, 4):
-    checkpointer = checkpointing.Checkpointer(
-      run, learner, checkpointing.verify(run), _CONFIG
-    )
+    checkpointer = saving.Checkpointer(run, learner, checkpointing.verify(run), _CONFIG)
     with learner.locked:
       learner.state['num_steps'].assign(steps)
     checkpointer.save({'actor_steps': steps}, force=True)
@@ -200,7 +198,7 @@ def test_agent_and_checkpoints_agree_about_the_home_folder(
 ):
   monkeypatch.setenv('HOME', str(tmp_path))
   config = dataclasses.replace(_CONFIG, num_checkpoints=3)
-  checkpointing.Checkpointer('~/run', learner, {}, config).save({}, force=True)
+  saving.Checkpointer('~/run', learner, {}, config).save({}, force=True)
   loggers.make_logger('~/run', 'learner').close()
   assert checkpointing.find('~/run') == checkpointing.find(str(tmp_path / 'run'))
   assert sorted(path.name for path in tmp_path.iterdir()) == ['run']
