@@ -967,3 +967,20 @@ def test_numpys_numbers_are_counts_too(tmp_path):
   _sit_down(tmp_path).checkpointer.save(counts, force=True)
   after = checkpointing.verify(str(tmp_path))
   assert after == {'actor_steps': 5, 'wall_time': 0.5, 'learner_steps': 0}
+
+
+def test_newest_checkpoint_is_restored_without_its_counts(tmp_path):
+  sitting = _sit_down(tmp_path, [_make_batch(seed) for seed in range(4)])
+  assert not sitting.checkpointer.restore_newest()
+  sitting.learner.step()
+  sitting.checkpointer.save({'actor_steps': 7}, force=True)
+  saved = _state(sitting.learner)
+  sitting.learner.step()
+  sitting.learner.step()
+  assert sitting.checkpointer.restore_newest()
+  assert _differ(_state(sitting.learner), saved) == ['num_steps']
+  assert sitting.learner.num_steps == 3
+  sitting.learner.step()
+  sitting.checkpointer.save({'actor_steps': 9}, force=True)
+  counts = checkpointing.verify(str(tmp_path))
+  assert (counts['learner_steps'], counts['actor_steps']) == (4, 9)
