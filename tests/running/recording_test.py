@@ -1,40 +1,56 @@
 """The status counts what nodes add to their logs, and goes on from before."""
 
 import math
+import os
 import time
 
 import pytest
 from rich import console as rich_console
 
 from r2d2_acme.running import outputs, progress, recording, workers
-from r2d2_acme.system import processes
+from r2d2_acme.system import heartbeats, processes
 from r2d2_acme.workdir import loggers, status
+from tests import helpers
 
 _NAMES = ('replay/0', 'learner/0', 'actor/0', 'actor/1', 'evaluator/0')
 
 
 @pytest.fixture
-def start(tmp_path):
-  """`start(**limits)` returns a recorder of nodes that sleep."""
+def nodes(tmp_path):
+  """Nodes that sleep, by name."""
   with processes.Family(1.0) as family:
 
-    def make(**limits):
-      nodes = [
-        workers.ProcessWorker(
-          name,
-          ['sleep', '1000'],
-          {},
-          family,
-          outputs.Output(str(tmp_path / 'output' / name)),
-        )
-        for name in _NAMES
-      ]
-      for node in nodes:
-        node.start()
-      output_dir = str(tmp_path / 'output')
-      return recording.Recorder(str(tmp_path), output_dir, 'local_mp', limits, nodes)
+    def make(name: str) -> workers.ProcessWorker:
+      def start(env):
+        return processes.Child(family.start(name, ['sleep', '1000'], env=env).pid)
 
-    yield make
+      return workers.ProcessWorker(
+        name,
+        start,
+        family,
+        outputs.Output(str(tmp_path / 'output' / name)),
+        heartbeats.Watched(str(tmp_path / 'beats' / name)),
+      )
+
+    yield {name: make(name) for name in _NAMES}
+
+
+@pytest.fixture
+def start(nodes, tmp_path):
+  """`start(**limits)` returns a recorder of nodes that have started."""
+
+  def make(**limits):
+    for node in nodes.values():
+      node.start()
+    return recording.Recorder(
+      str(tmp_path),
+      str(tmp_path / 'output'),
+      'local_mp',
+      limits,
+      list(nodes.values()),
+    )
+
+  return make
 
 
 def _update(recorder: recording.Recorder) -> status.Status:
@@ -159,3 +175,46 @@ def _text(block: rich_console.RenderableType) -> str:
   with console.capture() as capture:
     console.print(block)
   return capture.get()
+
+
+def test_nodes_that_beat_run_from_their_first_beat_on(nodes, start):
+  beating = nodes['actor/0']
+  recorder = start()
+  beats = beating.heartbeat
+  os.utime(beats.path, ns=(heartbeats._ANNOUNCED, heartbeats._ANNOUNCED))
+  beats.look()
+  loggers.make_logger(recorder.workdir, 'actor').write({})  # of an earlier start
+  assert _states(_update(recorder))['actor/0'] == 'starting'
+  os.utime(beats.path)
+  beats.look()
+  time.sleep(0.3)
+  node = _update(recorder).nodes['actor/0']
+  assert node.state == 'running'
+  assert 0.3 <= node.seconds_since_progress < 2.0
+  beating.kill()
+  beating.start()
+  assert _update(recorder).nodes['actor/0'].restarts == 1
+
+
+def test_restarts_are_logged_with_the_counts(nodes, start, tmp_path):
+  loggers.begin_sitting(str(tmp_path), {})
+  recorder = start()
+  logger = loggers.make_logger(str(tmp_path), 'actor')
+  logger.write({'actor_steps': 50, 'actor_frames': 200, 'wall_time': 2.0})
+  _update(recorder)
+  for name in ('actor/0', 'actor/1', 'learner/0'):
+    nodes[name].kill()
+    nodes[name].start()
+    recorder.record_restart(nodes[name])
+  rows = helpers.read_rows(tmp_path / 'logs' / 'supervisor' / 'logs.csv')
+  assert [(row['actor_restarts'], row['learner_restarts']) for row in rows] == [
+    (1, 0),
+    (2, 0),
+    (2, 1),
+  ]
+  assert {row['actor_steps'] for row in rows} == {50}
+  found = _update(recorder).nodes
+  assert {name: node.restarts for name, node in found.items()} == {
+    **dict.fromkeys(_NAMES, 0),
+    **dict.fromkeys(('actor/0', 'actor/1', 'learner/0'), 1),
+  }

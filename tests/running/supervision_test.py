@@ -246,7 +246,10 @@ def test_pauses_double_and_a_stop_during_one_is_heeded(nodes, capfd):
   node = nodes.add('actor/0', 'os._exit(1)', failures=99)
   other = nodes.add('actor/1', failures=0)
   # The fourth restart is due after 4 s.
-  nodes.stop_when(lambda: node.num_starts == 4 and node.poll() is not None)
+  nodes.when(
+    lambda: node.num_starts == 4 and node.poll() is not None,
+    lambda: (time.sleep(0.5), nodes.requests.ask()),
+  )
   begun = time.monotonic()
   assert nodes.run(max_restarts=9) == (0, '')
   assert time.monotonic() - begun < 6.0

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from r2d2_acme.running import outputs, workers
-from r2d2_acme.system import processes, stopping
+from r2d2_acme.system import forking, heartbeats, processes, stopping
 from tests import helpers
 
 
@@ -18,45 +18,98 @@ def family():
 
 
 @pytest.fixture
+def make_process(family, tmp_path):
+  """`make_process(code)` returns a worker that a shell's code runs in."""
+
+  def make(code: str) -> workers.ProcessWorker:
+    output = outputs.Output(str(tmp_path / 'actor' / '0'))
+
+    def start(env):
+      with open(output.path, 'ab') as file:
+        command = ['/bin/sh', '-c', code]
+        return processes.Child(
+          family.start('actor/0', command, env=env, stdout=file, stderr=file).pid
+        )
+
+    beats = heartbeats.Watched(str(tmp_path / 'beats' / '0'))
+    return workers.ProcessWorker('actor/0', start, family, output, beats)
+
+  return make
+
+
+@pytest.fixture
 def make_thread():
   flags.FLAGS(['test'])
   with stopping.Requests() as requests, requests.kept():
     yield lambda function: workers.ThreadWorker('actor/0', function)
 
 
-def test_process_can_be_started_again(family, tmp_path):
-  output = outputs.Output(str(tmp_path / 'actor' / '0'))
-  command = ['/bin/sh', '-c', 'echo "$GREETING"; exec sleep 1000']
-  worker = workers.ProcessWorker(
-    'actor/0', command, {'GREETING': 'hello'}, family, output
+def test_process_can_be_started_again(make_process):
+  worker = make_process(
+    f'echo "${workers.RESTARTS} ${heartbeats.VARIABLE}"; exec sleep 1000'
   )
   assert (worker.pid, worker.num_starts) == (None, 0)
   worker.start()
-  first_pid, lines = worker.pid, []
-  helpers.wait_until(lambda: lines.extend(output.new_lines()) or lines == ['hello'])
+  first_pid, lines, output = worker.pid, [], worker._output
+  beats = worker.heartbeat.path
+  helpers.wait_until(
+    lambda: lines.extend(output.new_lines()) or lines == [f'0 {beats}']
+  )
   assert worker.poll() is None
   assert not workers.is_failed(worker)
   worker.kill()
   assert worker.poll() == -signal.SIGKILL
   assert workers.is_failed(worker)
-  assert 'actor/0 was killed by signal 9' in worker.describe_failure()
+  assert worker.describe_end() == 'was killed by signal 9, perhaps for want of memory'
+  assert worker.describe_failure().splitlines() == [
+    f'0 {beats}',
+    f'actor/0 {worker.describe_end()}; full output: {output.path}',
+  ]
   worker.start()
   assert worker.pid != first_pid
   assert worker.num_starts == 2
-  helpers.wait_until(lambda: lines.extend(output.new_lines()) or len(lines) == 2)
+  helpers.wait_until(
+    lambda: lines.extend(output.new_lines()) or lines[1:] == [f'1 {beats}']
+  )
   worker.ask()
   helpers.wait_until(lambda: worker.poll() is not None)
   assert not workers.is_failed(worker)
 
 
-def test_process_that_ends_unasked_has_failed_whatever_its_code(family, tmp_path):
-  output = outputs.Output(str(tmp_path / 'actor' / '0'))
-  worker = workers.ProcessWorker('actor/0', ['true'], {}, family, output)
+@pytest.mark.parametrize(
+  ('code', 'expected'),
+  [
+    ('true', 'ended although nobody asked it to'),
+    ('exit 1', 'failed with exit code 1'),
+    (f'exit {workers.FINAL_CODE}', 'failed for good'),
+    ('kill -SEGV $$', 'was killed by signal 11'),
+  ],
+)
+def test_process_that_ends_unasked_has_failed_whatever_its_code(
+  make_process, code, expected
+):
+  worker = make_process(code)
   worker.start()
   helpers.wait_until(lambda: worker.poll() is not None)
-  assert worker.poll() == 0
   assert workers.is_failed(worker)
-  assert worker.describe_failure().startswith('actor/0 ended although nobody asked it')
+  assert worker.describe_end() == expected
+  assert worker.describe_failure().startswith(f'actor/0 {expected}; full output: ')
+  assert worker.describe_failure('hangs').startswith('actor/0 hangs; full output: ')
+
+
+def test_first_start_that_fails_is_an_error(family, tmp_path):
+  def start(env):
+    raise forking.ForkServerFailed('cannot import numpy')
+
+  worker = workers.ProcessWorker(
+    'actor/0',
+    start,
+    family,
+    outputs.Output(str(tmp_path / '0')),
+    heartbeats.Watched(str(tmp_path / 'beats' / '0')),
+  )
+  with pytest.raises(forking.ForkServerFailed):
+    worker.start()
 
 
 def test_thread_can_be_started_again(make_thread):
