@@ -21,15 +21,17 @@ def family():
 def make_process(family, tmp_path):
   """`make_process(code)` returns a worker that a shell's code runs in."""
 
+  started = []
+
   def make(code: str) -> workers.ProcessWorker:
     output = outputs.Output(str(tmp_path / 'actor' / '0'))
 
     def start(env):
       with open(output.path, 'ab') as file:
         command = ['/bin/sh', '-c', code]
-        return processes.Child(
-          family.start('actor/0', command, env=env, stdout=file, stderr=file).pid
-        )
+        popen = family.start('actor/0', command, env=env, stdout=file, stderr=file)
+      started.append(popen)  # or `subprocess` would take its exit code
+      return processes.Child(popen.pid)
 
     beats = heartbeats.Watched(str(tmp_path / 'beats' / '0'))
     return workers.ProcessWorker('actor/0', start, family, output, beats)
