@@ -126,6 +126,7 @@ class LearnerNode(acme.VariableSource):
     self._replay_client = replay_client
     dataset = run.builder.make_dataset(replay_client.server_address)
     self._batch_spec = dataset.element_spec
+    self._is_prepared = threading.Event()
     self._learner = run.builder.make_learner(
       iter(dataset),
       replay_client=replay_client,
@@ -192,6 +193,7 @@ class LearnerNode(acme.VariableSource):
 
   def _learn(self):
     self._learner.prepare(self._batch_spec)
+    self._is_prepared.set()  # until then the node may be silent for longer
     self._learner.run()
 
   def _watch_counts(self):
@@ -231,6 +233,7 @@ class LearnerNode(acme.VariableSource):
 
   def _watch_progress(self):
     """Shows progress with each step, or while there is nothing to learn from."""
+    self._is_prepared.wait()
     num_steps = -1
     while not self._stop.wait(_POLL_PERIOD):
       before, num_steps = num_steps, self._learner.num_steps
