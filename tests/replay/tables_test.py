@@ -1,6 +1,8 @@
 """Tests of the table of windows, on real Reverb servers."""
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from acme import specs
 
 from r2d2_acme import config as config_lib
 from r2d2_acme import environments
+from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.replay import adder as adder_lib
 from r2d2_acme.replay import tables
 from r2d2_acme.types import Step, core_state_spec
@@ -182,3 +185,69 @@ class TestEstimateBytes:
     del adder  # see `helpers.start_server`
     server.stop()
     assert 0.1 < measured / tables.estimate_bytes(config, spec) < 1
+
+
+def _sample(client: reverb.Client, num: int):
+  """Takes windows one by one, so that the limiter hands out no more than these."""
+  for _ in range(num):
+    (sample,) = client.sample(tables.TABLE, 1, emit_timesteps=False)
+    del sample
+
+
+def _starving_tables(config):
+  return R2D2Builder(config, SPEC).make_tables()  # with the limiter of a run
+
+
+def test_learner_is_starved_while_the_limiter_hands_out_no_window(serve):
+  config = helpers.make_config(
+    min_replay_size=5, samples_per_insert=2.0, samples_per_insert_tolerance=0.2
+  )
+  client = serve(_starving_tables(config))
+  assert tables.is_starved(client)
+  add_windows(config, client, 4 * [1.0])
+  assert tables.is_starved(client)
+  add_windows(config, client, [1.0])
+  num = 0
+  while not tables.is_starved(client):
+    _sample(client, 1)  # which would raise, or wait, if there were none
+    num += 1
+    assert num < 100
+  assert num >= 1
+  waiting = threading.Thread(target=_sample, args=(client, 1), daemon=True)
+  waiting.start()
+  waiting.join(0.5)
+  assert waiting.is_alive()  # it was right
+  add_windows(config, client, 2 * [1.0])
+  waiting.join(10)
+  assert not waiting.is_alive()
+  assert not tables.is_starved(client)
+
+
+def test_learner_is_starved_without_a_server():
+  server, client = helpers.start_server(_starving_tables(helpers.make_config()))
+  assert tables.is_starved(client)
+  server.stop()
+  begun = time.monotonic()
+  assert tables.is_starved(client)
+  assert time.monotonic() - begun < 3.0
+
+
+def test_starvation_is_told_after_a_restore_as_before(tmp_path):
+  config = helpers.make_config(
+    min_replay_size=15, samples_per_insert=1.0, samples_per_insert_tolerance=0.4
+  )
+  checkpointer = reverb.checkpointers.DefaultCheckpointer(str(tmp_path))
+  server = reverb.Server(_starving_tables(config), checkpointer=checkpointer)
+  client = reverb.Client(f'localhost:{server.port}')
+  add_windows(config, client, 20 * [1.0])
+  assert not tables.is_starved(client)
+  _sample(client, 5)
+  client.checkpoint()
+  server.stop()
+  again = reverb.Server(_starving_tables(config), checkpointer=checkpointer)
+  client = reverb.Client(f'localhost:{again.port}')
+  assert helpers.table_info(client).current_size == 20
+  for _ in range(3):
+    assert not tables.is_starved(client)
+    _sample(client, 1)
+  again.stop()
