@@ -58,6 +58,7 @@ def main() -> int:
         time.sleep(rng.uniform(0, _MAX_PAUSE))
       _let(violations, lambda: checks.check_end(program))
       _let(violations, lambda: checks.check_rows(program))
+      _let(violations, lambda: checks.check_replay(program.workdir))
       _let(violations, lambda: checks.check_memory(program.samples))
       if violations or args.output:
         pathlib.Path(args.output or 'chaos.txt').write_text('\n'.join(program.lines))

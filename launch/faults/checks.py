@@ -1,10 +1,18 @@
 """What must hold for a program whatever befalls it."""
 
+import pathlib
+import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 
+import reverb
+import tensorflow as tf
+from reverb.cc.checkpointing import checkpoint_pb2
+
 from faults.program import CHECKPOINT_PERIOD, Program, Sample
-from r2d2_acme.workdir import status
+from r2d2_acme import builder, experiment
+from r2d2_acme.workdir import replay_checkpoints, status
 
 RECOVERY = 60.0  # seconds until it must make progress again
 _ROW_PERIOD = 6.0  # seconds: the learner's rows, which the status counts by
@@ -119,6 +127,39 @@ def check_memory(samples: Sequence[Sample]):
         f'{name} grew by {(warm[-1] - warm[0]) >> 20} MiB in '
         f'{points[-1][0] - start:.0f} s'
       )
+
+
+def check_replay(workdir: pathlib.Path):
+  """Checks that a restored replay has what was saved: windows, priorities, counts.
+
+  Args:
+    workdir: of a run that has ended.
+
+  Raises:
+    Violation: it has not.
+  """
+  run = experiment.from_workdir(str(workdir))
+  assert run.environment_spec is not None
+  tables = builder.R2D2Builder(run.config, run.environment_spec).make_tables()
+  paths = replay_checkpoints.find(str(workdir))
+  with tempfile.TemporaryDirectory() as folder:
+    shutil.copytree(workdir / 'checkpoints', pathlib.Path(folder, 'checkpoints'))
+    server = replay_checkpoints.start_server(folder, tables)
+    again = reverb.Client(f'localhost:{server.port}').checkpoint()
+    saved, restored = _read_table(paths[-1]), _read_table(again)
+    server.stop()
+  if saved != restored:
+    raise Violation(f'of {len(saved[0])} windows, {len(restored[0])} were restored')
+
+
+def _read_table(checkpoint: str) -> tuple[dict[int, float], tuple[int, int]]:
+  """Returns a table's priorities by key, and how much was inserted and sampled."""
+  path = str(pathlib.Path(checkpoint, 'tables.tfrecord'))
+  (record,) = tf.data.TFRecordDataset(path)
+  table = checkpoint_pb2.PriorityTableCheckpoint.FromString(record.numpy())
+  limiter = table.rate_limiter
+  priorities = {item.key: item.priority for item in table.items}
+  return priorities, (limiter.insert_count, limiter.sample_count)
 
 
 def check_end(program: Program):

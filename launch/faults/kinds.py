@@ -48,14 +48,8 @@ def kill_several(program: Program, rng: random.Random) -> str:
 def kill_replay_in_checkpoint(program: Program, rng: random.Random) -> str:
   """Kills the replay while it writes a checkpoint."""
   del rng
-  folder = program.workdir / 'checkpoints' / 'replay'
-
-  def is_writing() -> bool:
-    return any(
-      path.is_dir() and not (path / 'DONE').exists() for path in folder.glob('*')
-    )
-
-  was_seen = _wait_for(is_writing)
+  unfinished = program.workdir / 'checkpoints' / 'replay' / 'unfinished'
+  was_seen = _wait_for(lambda: any(unfinished.glob('*')))
   program.signal(['replay/0'], signal.SIGKILL)
   return 'replay/0, half-way' if was_seen else 'replay/0'
 
@@ -116,7 +110,7 @@ def damage_learner(program: Program, rng: random.Random) -> str:
 
 def damage_replay(program: Program, rng: random.Random) -> str:
   """Damages the replay's newest checkpoint, then kills the replay."""
-  what = _damage(program, rng, 'replay/*/*.tfrecord')
+  what = _damage(program, rng, 'replay/replay-*/*.tfrecord')
   program.signal(['replay/0'], signal.SIGKILL)
   return what
 
@@ -199,10 +193,7 @@ def _age(path: pathlib.Path) -> float:
   return path.stat().st_mtime
 
 
-def _group(path: pathlib.Path) -> str:
+def _group(path: pathlib.Path) -> pathlib.Path:
   """Returns what the files of one checkpoint have in common."""
-  return (
-    str(path.parent / path.name.partition('.')[0])
-    if (path.name.startswith('ckpt-'))
-    else str(path.parent if path.suffix == '.tfrecord' else path)
-  )
+  is_folder = path.suffix == '.tfrecord'
+  return path.parent if is_folder else path.with_name(path.name.partition('.')[0])

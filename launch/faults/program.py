@@ -92,10 +92,10 @@ class Program:
       *(f'--workdir={workdir}', f'--network={network}', '--noprogress'),
       *(f'--config.{name}={value}' for name, value in _CONFIG.items()),
     ]
+    os.environ[world.FOLDER] = str(self._faults)  # for the checks, too
     self._env = {
       **os.environ,
       'PYTHONPATH': os.pathsep.join([str(LAUNCH), *filter(None, sys.path)]),
-      world.FOLDER: str(self._faults),
       _MARK: str(folder),
     }
     self._popen: subprocess.Popen
