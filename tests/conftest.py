@@ -7,6 +7,7 @@ import pytest
 
 import r2d2_acme  # noqa: F401 (sets what TensorFlow reads when it is imported)
 from tests import helpers
+from tests.starts import home, refuse, start, starter  # noqa: F401 (fixtures)
 
 
 def pytest_configure():
@@ -23,12 +24,12 @@ def serve():
   """`serve(tables)` starts a Reverb server for the test, and returns its client."""
   servers = []
 
-  def start(tables):
+  def serve_tables(tables):
     server, client = helpers.start_server(tables)
     servers.append(server)
     return client
 
-  yield start
+  yield serve_tables
   gc.collect()  # see `helpers.start_server`
   for server in servers:
     server.stop()

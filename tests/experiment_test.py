@@ -17,51 +17,11 @@ from r2d2_acme import config as config_lib
 from r2d2_acme import experiment
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import plotting
-from r2d2_acme.system import runtime
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
+from tests.starts import ENVIRON, Ended
 
 _LAUNCH = helpers.LAUNCH
-_DISTRIBUTED = _LAUNCH / 'atari_distributed.py'
-# A user's, who has not imported what these tests have.
-_ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
-
-# Runs scripts, each in a fork of a process that has the imports behind it.
-_SERVER = """
-import json, os, runpy, signal, sys, time, traceback
-import experiment_flags
-from r2d2_acme import agent, experiment, program
-from r2d2_acme.running import launching
-
-for line in sys.stdin:
-  request = json.loads(line)
-  pid = os.fork()
-  if pid:
-    deadline = time.time() + 60
-    ended, status = 0, 0
-    while not ended:
-      time.sleep(0.01)
-      ended, status = os.waitpid(pid, os.WNOHANG)
-      if time.time() > deadline:
-        os.kill(pid, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-    continue
-  code = 1
-  try:
-    os.chdir(request['folder'])
-    for number in (1, 2):
-      os.dup2(os.open(str(number), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-    sys.argv = request['argv']
-    runpy.run_path(sys.argv[0], run_name='__main__')
-  except SystemExit as error:
-    code = error.code
-  except BaseException:
-    traceback.print_exc()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
-"""
-
 # A program that says what it was asked for.
 _DESCRIBE = """
 import dataclasses, json, os
@@ -82,66 +42,11 @@ experiment_flags.run(main)
 """
 
 
-class _Ended(NamedTuple):
-  code: int
-  out: str
-  err: str
-
-
 class _Described(NamedTuple):
   config: R2D2Config
   environment: dict[str, str]
   shape: list[int]  # of an observation
   workdir: str
-
-
-@pytest.fixture(scope='module')
-def home(tmp_path_factory) -> pathlib.Path:
-  """The user's, in these programs."""
-  return tmp_path_factory.mktemp('home')
-
-
-@pytest.fixture(scope='module')
-def server(home):
-  with subprocess.Popen(
-    [sys.executable, '-c', _SERVER],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    env={**_ENVIRON, 'HOME': str(home), 'PYTHONPATH': str(_LAUNCH)},
-    text=True,
-  ) as process:
-    yield process
-    process.stdin.close()
-
-
-@pytest.fixture
-def start(server, tmp_path):
-  """`start(*arguments)` runs a program of `launch/` in `tmp_path`."""
-
-  def start(*arguments: str, script: pathlib.Path = _DISTRIBUTED) -> _Ended:
-    argv = [str(script), *arguments]
-    request = json.dumps({'folder': str(tmp_path), 'argv': argv})
-    server.stdin.write(request + '\n')
-    server.stdin.flush()
-    code = int(server.stdout.readline())
-    return _Ended(code, *((tmp_path / str(i)).read_text() for i in (1, 2)))
-
-  return start
-
-
-@pytest.fixture
-def refuse(start):
-  """`refuse(*arguments)` is the one line that a start ends with."""
-
-  def refuse(*arguments: str) -> str:
-    ended = start(*arguments)
-    assert ended.err.startswith('error: '), ended
-    assert ended.err.count('\n') == 1
-    assert ended.out == ''
-    assert ended.code == 2
-    return ended.err.rstrip('\n')
-
-  return refuse
 
 
 @pytest.fixture
@@ -281,7 +186,7 @@ def test_module_in_the_current_directory_is_found_in_every_process(start, tmp_pa
     '  return 0\n'
     'experiment_flags.run(main)\n'
   )
-  assert start('--env=my_task:Found-v0', script=script) == _Ended(0, '', '')
+  assert start('--env=my_task:Found-v0', script=script) == Ended(0, '', '')
   worker = script.with_name('worker.py')
   worker.write_text(
     'import pickle; print(pickle.load(open("factory", "rb"))(0).reset())'
@@ -289,7 +194,7 @@ def test_module_in_the_current_directory_is_found_in_every_process(start, tmp_pa
   ended = subprocess.run(
     [sys.executable, worker],
     cwd=tmp_path,
-    env=_ENVIRON,
+    env=ENVIRON,
     capture_output=True,
     text=True,
   )
@@ -698,7 +603,7 @@ def test_ctrl_c_is_no_traceback(start, tmp_path):
     'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
     'experiment_flags.run(lambda: os.kill(os.getpid(), signal.SIGINT))\n'
   )
-  assert start(script=script) == _Ended(130, '', '')
+  assert start(script=script) == Ended(130, '', '')
 
 
 def test_one_process_is_for_one_actor(start, tmp_path):
@@ -787,7 +692,7 @@ def test_a_program_of_its_own_refuses_the_same_way(tmp_path):
   ended = subprocess.run(
     [sys.executable, _LAUNCH / 'single_process.py', '--game=pnog'],
     cwd=tmp_path,
-    env=_ENVIRON,
+    env=ENVIRON,
     capture_output=True,
     text=True,
   )

@@ -61,6 +61,9 @@ class GymnasiumAdapter(base.Environment):
         R2D2 can take; one line that says why and what to do.
     """
     name = name_of(env)
+    for space in ('action_space', 'observation_space'):
+      if getattr(env, space, None) is None:
+        raise ValueError(f'{name} has no {space}: set it in its __init__')
     actions = _discrete(env.action_space, name)
     self.gymnasium_env = env
     self.frames_per_step = frames_per_step

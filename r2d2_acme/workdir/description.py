@@ -1,5 +1,6 @@
 """`config.json`: what the run in a workdir is, and the history of its starts."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -154,11 +155,16 @@ def write(
     'history': [*before.get('history', []), start],
   }
   file = path(workdir)
-  with open(f'{file}.new', 'w') as opened:
-    json.dump(content, opened, indent=2)
-    opened.flush()
-    os.fsync(opened.fileno())  # or a crash could leave an empty file under the name
-  os.replace(f'{file}.new', file)
+  try:
+    with open(f'{file}.new', 'w') as opened:
+      json.dump(content, opened, indent=2)
+      opened.flush()
+      os.fsync(opened.fileno())  # or a crash could leave an empty file under the name
+    os.replace(f'{file}.new', file)
+  except OSError:
+    with contextlib.suppress(OSError):
+      os.remove(f'{file}.new')
+    raise
 
 
 def changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]]:

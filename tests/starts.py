@@ -1,0 +1,108 @@
+"""Fixtures that start programs of `launch/`, in forks of one that imports it all."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from r2d2_acme.system import runtime
+from tests import helpers
+
+DISTRIBUTED = helpers.LAUNCH / 'atari_distributed.py'
+# A user's, who has not imported what these tests have.
+ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
+
+# Runs scripts, each in a fork of a process that has the imports behind it.
+_SERVER = """
+import json, os, runpy, signal, sys, time, traceback
+import experiment_flags
+from r2d2_acme import agent, experiment, program
+from r2d2_acme.running import launching
+
+for line in sys.stdin:
+  request = json.loads(line)
+  pid = os.fork()
+  if pid:
+    deadline = time.time() + 60
+    ended, status = 0, 0
+    while not ended:
+      time.sleep(0.01)
+      ended, status = os.waitpid(pid, os.WNOHANG)
+      if time.time() > deadline:
+        os.kill(pid, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+    continue
+  code = 1
+  try:
+    os.chdir(request['folder'])
+    for number in (1, 2):
+      os.dup2(os.open(str(number), os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    sys.argv = request['argv']
+    runpy.run_path(sys.argv[0], run_name='__main__')
+  except SystemExit as error:
+    code = error.code
+  except BaseException:
+    traceback.print_exc()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+"""
+
+
+class Ended(NamedTuple):
+  code: int
+  out: str
+  err: str
+
+
+@pytest.fixture(scope='session')
+def home(tmp_path_factory) -> pathlib.Path:
+  """The user's, in these programs."""
+  return tmp_path_factory.mktemp('home')
+
+
+@pytest.fixture(scope='session')
+def starter(home):
+  with subprocess.Popen(
+    [sys.executable, '-c', _SERVER],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**ENVIRON, 'HOME': str(home), 'PYTHONPATH': str(helpers.LAUNCH)},
+    text=True,
+  ) as process:
+    yield process
+    process.stdin.close()
+
+
+@pytest.fixture
+def start(starter, tmp_path):
+  """`start(*arguments)` runs a program of `launch/` in `tmp_path`."""
+
+  def start(*arguments: str, script: pathlib.Path = DISTRIBUTED) -> Ended:
+    argv = [str(script), *arguments]
+    request = json.dumps({'folder': str(tmp_path), 'argv': argv})
+    starter.stdin.write(request + '\n')
+    starter.stdin.flush()
+    code = int(starter.stdout.readline())
+    return Ended(code, *((tmp_path / str(i)).read_text() for i in (1, 2)))
+
+  return start
+
+
+@pytest.fixture
+def refuse(start):
+  """`refuse(*arguments)` is the one line that a start ends with."""
+
+  def refuse(*arguments: str) -> str:
+    ended = start(*arguments)
+    assert ended.err.startswith('error: '), ended
+    assert ended.err.count('\n') == 1
+    assert ended.out == ''
+    assert ended.code == 2
+    return ended.err.rstrip('\n')
+
+  return refuse
