@@ -30,6 +30,7 @@ from r2d2_acme.workdir import (
   loggers,
   replay_checkpoints,
   saving,
+  sittings,
 )
 from r2d2_acme.workdir import counts as counts_lib
 
@@ -146,12 +147,14 @@ class LearnerNode(acme.VariableSource):
       )
       self._learner.restore_newest = self._checkpointer.restore_newest
       counts = self._checkpointer.counts
+    logged: dict[str, float] = {}
     if run.restarts:  # time went on since that checkpoint, if there is one
       wall_time = run.counts.get('wall_time', 0.0) + time.time() - run.begun_at
       counts = {**counts, 'wall_time': wall_time}
+      logged = _read_logged_counts(workdir)
     else:  # the nodes of the sitting before report no more
       counts = counts_lib.without_reports(counts)
-    self._ledger = counts_lib.Ledger(counts)
+    self._ledger = counts_lib.Ledger(counts, at_least=logged)
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]:
     """Returns the learner's newest parameters, see `R2D2Learner.get_variables`."""
@@ -342,6 +345,10 @@ class EvaluatorNode(acme.VariableSource):
     run, config = self._run, self._run.experiment.config
     seeds = [builder_lib.evaluator_seed(config, run.stream)]
     factory = run.experiment.environment_factory
+    # What a row says is known to the learner's node, or a restart would repeat it.
+    self._reporter = counts_lib.Reporter(
+      self._learner, _source(run, 'evaluator/0'), wait=True
+    )
     with environments.opened(factory, seeds, config.max_environment_failures) as (
       environment,
     ):
@@ -350,7 +357,7 @@ class EvaluatorNode(acme.VariableSource):
         environment,
         self,
         max_steps=config.max_evaluation_steps,
-        counter=counts_lib.Reporter(self._learner, _source(run, 'evaluator/0')),
+        counter=self,
         logger=self._logger,
         should_stop=self._should_stop,
         observe_return=self._observe_return,
@@ -366,6 +373,15 @@ class EvaluatorNode(acme.VariableSource):
     with self._heartbeat.waiting():
       return self._learner.get_variables(names)
 
+  def get_counts(self) -> dict[str, float]:
+    """Returns the program's counts, see `Reporter`."""
+    return self._reporter.get_counts()
+
+  def increment(self, **counts: float) -> dict[str, float]:
+    """Adds to the program's counts, and may wait for the learner's node."""
+    with self._heartbeat.waiting():
+      return self._reporter.increment(**counts)
+
   def _observe_return(self, episode_return: float):
     with self._heartbeat.waiting():
       self._learner.observe_return(episode_return)
@@ -373,6 +389,19 @@ class EvaluatorNode(acme.VariableSource):
   def _should_stop(self) -> bool:
     self._heartbeat.beat()
     return self._stop.is_set()
+
+
+def _read_logged_counts(workdir: str | None) -> dict[str, float]:
+  """Returns the largest counts in the logs, but for the learner's steps."""
+  counts: dict[str, float] = {}
+  if workdir is None:
+    return counts
+  for label in sittings.read_labels(workdir):
+    row = sittings.read_last_row(workdir, label) or {}
+    for name, count in row.items():
+      if name.startswith(('actor_', 'evaluator_')):
+        counts[name] = max(count, counts.get(name, 0))
+  return counts
 
 
 def is_final(error: BaseException) -> bool:

@@ -21,12 +21,17 @@ Counts = dict[str, float]
 class Ledger:
   """Adds up the program's counts and its `wall_time`; any thread may call it."""
 
-  def __init__(self, counts: Mapping[str, float]):
+  def __init__(
+    self, counts: Mapping[str, float], at_least: Mapping[str, float] | None = None
+  ):
     """Goes on from counts of a checkpoint.
 
     Args:
       counts: what `save` returned, or the same without the totals of single nodes.
+      at_least: counts that were seen later than the checkpoint. What is returned never
+        falls below them, although some of the reports that made them may be lost.
     """
+    self._at_least = dict(at_least or {})
     self._lock = threading.Lock()
     self._started = time.monotonic() - counts.get('wall_time', 0.0)
     self._totals: dict[str, Counts] = {}  # by source
@@ -61,6 +66,8 @@ class Ledger:
     """Returns all counts, and the `wall_time` in seconds."""
     with self._lock:
       counts = _sum(self._own, *self._totals.values())
+    for name, count in self._at_least.items():
+      counts[name] = max(count, counts.get(name, 0))
     return {**counts, 'wall_time': time.monotonic() - self._started}
 
   def save(self) -> Counts:
@@ -87,17 +94,20 @@ class Learner(Protocol):
 class Reporter:
   """The program's counts as another node than the learner's sees them and adds to them.
 
-  It never waits for the learner's node, except at its start. Until that node answers
-  again, the counts are those of its last answer and what this node has counted since.
+  It never waits for the learner's node, except at its start or if it is told to. Until
+  that node answers again, the counts are those of its last answer and what this node
+  has counted since.
   """
 
-  def __init__(self, learner: Learner, source: str):
+  def __init__(self, learner: Learner, source: str, *, wait: bool = False):
     """Waits for the learner's node, and then reports every second in a thread.
 
     Args:
       learner: the learner's node, or a client of it.
       source: see `Ledger.report`.
+      wait: whether `increment` waits until the learner's node knows.
     """
+    self._wait = wait
     self._learner = learner
     self._source = source
     self._lock = threading.Lock()
@@ -110,6 +120,8 @@ class Reporter:
     """Adds to the counts; returns all."""
     with self._lock:
       self._totals = _sum(self._totals, counts)
+    if self._wait:
+      self._report()
     return self.get_counts()
 
   def get_counts(self) -> Counts:

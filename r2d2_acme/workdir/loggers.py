@@ -194,7 +194,7 @@ class _InOrder(loggers.Logger):
     self._label = label
     names = {
       'learner': ('learner_steps',),
-      'actor': ('actor_steps',),
+      'actor': ('learner_steps', 'actor_steps'),
       'evaluator': ('learner_steps', 'actor_steps'),
     }.get(label.partition('_')[0], ())
     self._last = {name: last_row.get(name, -math.inf) for name in names}
