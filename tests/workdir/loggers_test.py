@@ -177,13 +177,13 @@ _BEFORE = [(1, 10), (5, 20), (9, 30)]
     # The parameters that the evaluator plays with go back.
     ('evaluator', [(4, 31), (9, 33), (9, 33)], [(9, 33)] * 2, 'learner step 9'),
     ('evaluator', [(10, 29), (10, 30)], [(10, 30)], 'actor step 30'),
-    # The counts go back, but learner steps are none of an actor's business.
     (
       'actor',
-      [(4, 28), (4, 29), (4, 30), (4, 31)],
-      [(4, 30), (4, 31)],
+      [(9, 28), (9, 29), (9, 30), (9, 31)],
+      [(9, 30), (9, 31)],
       'actor step 30',
     ),
+    ('actor', [(8, 31), (9, 32)], [(9, 32)], 'learner step 9'),
   ],
 )
 @pytest.mark.parametrize('is_new', [False, True], ids=['same node', 'new node'])
