@@ -40,6 +40,11 @@ _FINAL = (
   checkpoint_files.CheckpointError,
   locking.WorkdirInUse,
 )
+# Counts in the rows of an actor or the evaluator, which never fall.
+_LOGGED = (
+  *('actor_steps', 'actor_frames', 'actor_episodes'),
+  *('evaluator_episodes', 'wall_time'),
+)
 _POLL_PERIOD = 1.0  # seconds
 _JOIN_TIMEOUT = 2.0  # seconds, for threads to end by themselves
 
@@ -291,7 +296,7 @@ class ActorNode:
       builder_lib.environment_seed(config, i, run.stream)
       for i in range(first, first + config.envs_per_actor)
     ]
-    reporter = counts_lib.Reporter(self._learner, _source(run, f'actor/{self._index}'))
+    reporter = _make_reporter(run, self._learner, 'actor', self._index)
     with environments.opened(
       run.experiment.environment_factory, seeds, config.max_environment_failures
     ) as fleet:
@@ -346,9 +351,7 @@ class EvaluatorNode(acme.VariableSource):
     seeds = [builder_lib.evaluator_seed(config, run.stream)]
     factory = run.experiment.environment_factory
     # What a row says is known to the learner's node, or a restart would repeat it.
-    self._reporter = counts_lib.Reporter(
-      self._learner, _source(run, 'evaluator/0'), wait=True
-    )
+    self._reporter = _make_reporter(run, self._learner, 'evaluator', wait=True)
     with environments.opened(factory, seeds, config.max_environment_failures) as (
       environment,
     ):
@@ -409,9 +412,16 @@ def is_final(error: BaseException) -> bool:
   return isinstance(error, _FINAL)
 
 
-def _source(run: Run, name: str) -> str:
-  """Returns a name that only this start of a node has."""
-  return f'{name}/{run.sitting}/{run.restarts}'
+def _make_reporter(
+  run: Run, learner: Learner, role: str, index: int = 0, *, wait: bool = False
+) -> counts_lib.Reporter:
+  """Returns the counts for a node, which go on from the last row of its log."""
+  workdir, row = run.experiment.workdir, None
+  if run.restarts and workdir is not None:
+    row = sittings.read_last_row(workdir, loggers.label(role, index))
+  at_least = {name: row[name] for name in _LOGGED if name in row} if row else {}
+  source = f'{role}/{index}/{run.sitting}/{run.restarts}'  # of this start only
+  return counts_lib.Reporter(learner, source, at_least, wait=wait)
 
 
 def _hold(workdir: str | None, role: str, index: int = 0) -> Callable[[], None]:

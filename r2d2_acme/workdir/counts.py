@@ -2,7 +2,8 @@
 
 Each node counts for itself and reports its totals since its start, over and over. The
 learner's node keeps the newest totals of each start of a node, and adds them up. A
-report that is lost, late or repeated does no harm. When the learner's node goes back to
+report that is lost, late or repeated does no harm, and a node that dies takes what it
+has counted in its last second with it. When the learner's node goes back to
 its last checkpoint, the next reports of the other nodes bring it up to date.
 """
 
@@ -99,12 +100,21 @@ class Reporter:
   has counted since.
   """
 
-  def __init__(self, learner: Learner, source: str, *, wait: bool = False):
+  def __init__(
+    self,
+    learner: Learner,
+    source: str,
+    at_least: Mapping[str, float] | None = None,
+    *,
+    wait: bool = False,
+  ):
     """Waits for the learner's node, and then reports every second in a thread.
 
     Args:
       learner: the learner's node, or a client of it.
       source: see `Ledger.report`.
+      at_least: counts below which no later ones shall fall: those that an earlier start
+        of this node has seen, and perhaps could not report.
       wait: whether `increment` waits until the learner's node knows.
     """
     self._wait = wait
@@ -112,7 +122,7 @@ class Reporter:
     self._source = source
     self._lock = threading.Lock()
     self._totals: Counts = {}
-    self._seen: Counts = {}  # the largest counts that were returned so far
+    self._seen = dict(at_least or {})  # the largest counts that were returned so far
     self._report()
     threading.Thread(target=self._run, daemon=True, name='counts').start()
 
@@ -133,9 +143,8 @@ class Reporter:
       }
       counts = _sum(self._answer, unreported)
       # After the learner's node has gone back, reports of other nodes may be missing.
-      self._seen = {
-        name: max(count, self._seen.get(name, count)) for name, count in counts.items()
-      }
+      for name, count in counts.items():
+        self._seen[name] = max(count, self._seen.get(name, count))
       return {**self._seen, **_learner_steps(self._answer)}
 
   def _run(self):

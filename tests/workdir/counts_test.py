@@ -106,6 +106,18 @@ class _Learner:
     return self.ledger.report(source, totals)
 
 
+def test_counts_of_a_node_that_starts_again_do_not_fall():
+  learner = _Learner()
+  learner.ledger.report('before', {'actor_steps': 1000})  # of 1010
+  reporter = counts_lib.Reporter(
+    learner, 'after', {'actor_steps': 1010, 'actor_episodes': 3}
+  )
+  assert reporter.get_counts()['actor_steps'] == 1010
+  assert reporter.get_counts()['actor_episodes'] == 3
+  assert reporter.increment(actor_steps=9)['actor_steps'] == 1010
+  assert reporter.increment(actor_steps=9)['actor_steps'] == 1018
+
+
 def test_reporter_counts_on_while_the_learner_is_away():
   learner = _Learner()
   learner.ledger.increment(learner_steps=5)
