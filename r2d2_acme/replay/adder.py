@@ -11,6 +11,7 @@ import numpy as np
 import reverb
 import sonnet as snt
 import tree
+from absl import logging
 from acme import specs
 
 from r2d2_acme.config import R2D2Config
@@ -23,6 +24,7 @@ PriorityFn = Callable[..., float]
 
 # Windows that the server has not yet confirmed, beyond which `add` waits.
 _MAX_PENDING_WINDOWS = 4
+_STALL_PERIOD = 30.0  # seconds of waiting between two warnings
 
 # The fields of `Step` after its observation. They are written window by window.
 _WINDOW_FIELDS = {
@@ -358,6 +360,7 @@ class _EpisodeWriter:
     Raises:
       Stopped: the program stops.
     """
+    started = told = time.monotonic()
     while True:
       try:
         self._writer.flush(max_pending, timeout_ms=500)
@@ -365,6 +368,14 @@ class _EpisodeWriter:
       except reverb.errors.DeadlineExceededError:
         if self._should_stop():
           raise Stopped() from None
+        now = time.monotonic()
+        if now - told >= _STALL_PERIOD:
+          told = now
+          logging.warning(
+            'Acting has waited for %.0f s: the replay takes no more windows until the '
+            'learner samples, or does not answer',
+            now - started,
+          )
 
   def _write(self, cells) -> int:
     """Hands cells to Reverb's writer; returns their place in its history."""

@@ -511,10 +511,11 @@ def test_an_interrupted_call_loses_its_episode_and_spoils_nothing(
 
 
 @pytest.mark.parametrize('length, num_ahead', [(1000, 5), (3, 1)])
-def test_add_waits_for_the_limiter_and_stops_when_told(
-  serve, config, length, num_ahead
+def test_add_waits_for_the_limiter_says_so_and_stops_when_told(
+  serve, monkeypatch, caplog, config, length, num_ahead
 ):
   """Inside a long episode, and at the end of a short one."""
+  monkeypatch.setattr(adder_lib, '_STALL_PERIOD', 0.4)
   (table,) = tables.make_tables(config, COUNTING_SPEC)
   client = serve([table])
   max_inserts = config.min_replay_size + int(config.error_buffer)  # ratio 1
@@ -537,6 +538,7 @@ def test_add_waits_for_the_limiter_and_stops_when_told(
     assert thread.is_alive()
     assert table.info.current_size == max_inserts
     assert adder.num_windows <= max_inserts + num_ahead
+    assert 'Acting has waited for ' in caplog.text
     # It goes on with the learner.
     list(client.sample(tables.TABLE, 3, emit_timesteps=False))
     helpers.wait_until(lambda: table.info.current_size == max_inserts + 3)
