@@ -6,7 +6,11 @@ Whatever can be wrong with it is found here, before any process starts.
 import contextlib
 import dataclasses
 import os
+<<<<<<< HEAD
 import time
+=======
+import shutil
+>>>>>>> state
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +21,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory
+from r2d2_acme.learning import networks
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import tables
 from r2d2_acme.system import machine
@@ -26,6 +31,7 @@ from r2d2_acme.workdir import (
   locking,
   loggers,
   paths,
+  replay_checkpoints,
   status,
 )
 from r2d2_acme.workdir.counts import without_reports
@@ -155,6 +161,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
     return begin_sitting(experiment, {})
   workdir = paths.resolve(experiment.workdir)
   experiment = dataclasses.replace(experiment, workdir=workdir)
+  _check_disk(experiment, workdir)
   stored = read_resumed(workdir)
   environment = environments.describe(experiment.environment_factory)
   if stored:
@@ -343,6 +350,37 @@ def _check_memory(experiment: Experiment, num_processes: int):
       f'windows, {processes_bytes / _GIB:.1f} GiB for {num_processes} processes), '
       f'but there are {available / _GIB:.1f} GiB: lower --config.max_replay_size or '
       '--num_actors'
+    )
+
+
+def _check_disk(experiment: Experiment, workdir: str):
+  """Refuses a run whose checkpoints do not fit on the disk."""
+  config, spec = experiment.config, experiment.environment_spec
+  # Two networks and Adam's two moments, float32. Besides the newest there are the best
+  # and one that is being written.
+  num_learner = config.num_checkpoints + 2
+  learner_bytes = num_learner * 16 * networks.estimate_parameters(config, spec)
+  num_replay = replay_checkpoints.NUM_KEPT + 1
+  replay_bytes = num_replay * tables.estimate_bytes(config, spec)
+  folder = workdir
+  while not os.path.exists(folder):
+    folder = os.path.dirname(folder)
+  held = sum(
+    os.path.getsize(os.path.join(path, file))
+    for path, _, files in os.walk(os.path.join(workdir, 'checkpoints'))
+    for file in files
+    if os.path.isfile(os.path.join(path, file))
+  )
+  available = shutil.disk_usage(folder).free + held
+  if learner_bytes + replay_bytes > available:
+    raise BadInput(
+      f'needs about {(learner_bytes + replay_bytes) / _GIB:.1f} GiB of disk in '
+      f'{shown(workdir)} ({replay_bytes / _GIB:.1f} GiB for {num_replay} checkpoints '
+      f'of max_replay_size={config.max_replay_size} windows and '
+      f'{learner_bytes / _GIB:.1f} '
+      f'GiB for {num_learner} of the learner), but there are {available / _GIB:.1f} '
+      'GiB: lower --config.max_replay_size or --config.num_checkpoints, or give '
+      'another --workdir'
     )
 
 

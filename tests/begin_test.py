@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -183,6 +184,24 @@ def test_training_in_this_process_releases_all_that_it_took(tmp_path):
   assert sorted(Rows.closed) == ['actor', 'evaluator', 'learner']
   assert not os.path.exists(tmp_path / 'status.json')
   assert _is_free(workdir)
+
+
+def test_run_whose_checkpoints_do_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+  workdir = tmp_path / 'run'
+  usage = shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+  experiment = Experiment(_CONFIG, make_cue_recall, workdir=str(workdir))
+  with pytest.raises(BadInput) as error:
+    experiment_lib.begin(experiment)
+  message = str(error.value)
+  assert 'GiB of disk' in message
+  assert '--config.max_replay_size or --config.num_checkpoints' in message
+  assert '\n' not in message
+  assert not workdir.exists()
+  # What is held already needs no more room.
+  (workdir / 'checkpoints').mkdir(parents=True)
+  (workdir / 'checkpoints/held').write_bytes(bytes(10**7))
+  experiment_lib.begin(experiment)
 
 
 def test_refused_start_lets_go_of_the_workdir(tmp_path):

@@ -173,6 +173,30 @@ def make_network(
   return network
 
 
+def estimate_parameters(
+  config: R2D2Config, environment_spec: specs.EnvironmentSpec
+) -> int:
+  """Returns about how many parameters the network has, without making it.
+
+  It counts the matrices of the linear layers, of the LSTM and of the duelling head;
+  convolutions and biases have few.
+  """
+  frame = kinds.make(environment_spec.observations, config).input_spec.shape
+  inputs = frame[-1]
+  if len(frame) == 3:
+    height, width = frame[:2]
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+      height, width = ((x - kernel) // stride + 1 for x in (height, width))
+    inputs = height * width * config.conv_channels[-1]
+  num_actions = environment_spec.actions.num_values
+  core_inputs = config.torso_size + num_actions + 1 + config.core_size
+  return (
+    inputs * config.torso_size
+    + 4 * core_inputs * config.core_size
+    + config.head_size * (2 * config.core_size + 1 + num_actions)
+  )
+
+
 def _batch_apply(function: Callable[..., tf.Tensor], inputs):
   """Applies a function of [N, ...] once to all of [T, B, ...], with N = T x B.
 

@@ -17,6 +17,7 @@ from acme import specs
 from r2d2_acme import config as config_lib
 from r2d2_acme import types
 from r2d2_acme.learning import networks
+from tests import helpers
 
 _NUM_ACTIONS = 3
 _CONFIG = dataclasses.replace(
@@ -335,6 +336,17 @@ def _assert_close(actual, expected):
     np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
 
   tree.map_structure(check, actual, expected)
+
+
+class EstimateTest(parameterized.TestCase):
+  @parameterized.parameters(True, False)
+  def test_estimate_of_parameters_is_that_of_the_network(self, image):
+    config = config_lib.laptop()
+    spec = helpers.make_spec(image)
+    network = networks.make_network(config, spec)
+    number = sum(int(np.prod(x.shape)) for x in network.variables)
+    estimate = networks.estimate_parameters(config, spec)
+    self.assertBetween(estimate / number, 0.95, 1.0)
 
 
 if __name__ == '__main__':

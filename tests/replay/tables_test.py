@@ -16,6 +16,7 @@ from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.replay import adder as adder_lib
 from r2d2_acme.replay import tables
 from r2d2_acme.types import Step, core_state_spec
+from r2d2_acme.workdir import description
 from tests import helpers
 from tests.replay.stores import SPEC, add_windows, make_tables, read_infos
 
@@ -187,6 +188,7 @@ class TestEstimateBytes:
     assert 0.1 < measured / tables.estimate_bytes(config, spec) < 1
 
 
+<<<<<<< HEAD
 def _sample(client: reverb.Client, num: int):
   """Takes windows one by one, so that the limiter hands out no more than these."""
   for _ in range(num):
@@ -251,3 +253,27 @@ def test_starvation_is_told_after_a_restore_as_before(tmp_path):
     assert not tables.is_starved(client)
     _sample(client, 1)
   again.stop()
+=======
+@pytest.mark.parametrize(
+  'change', [{'num_actors': 7}, {'envs_per_actor': 9}, {'torso_dtype': 'auto'}]
+)
+def test_fields_that_a_resume_may_change_do_not_change_the_table(change):
+  config, spec = config_lib.laptop(), helpers.make_spec()
+  (before,) = tables.make_tables(config, spec)
+  (after,) = tables.make_tables(dataclasses.replace(config, **change), spec)
+  (first, second) = (
+    dataclasses.replace(table.info, table_worker_time=None) for table in (before, after)
+  )
+  assert first == second
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    *('samples_per_insert', 'samples_per_insert_tolerance', 'priority_exponent'),
+    *('min_replay_size', 'max_replay_size', 'burn_in_length', 'trace_length'),
+  ],
+)
+def test_fields_that_a_restored_table_would_ignore_are_not_free(name):
+  assert name not in description.FREE_FIELDS
+>>>>>>> state

@@ -25,7 +25,14 @@ from acme.utils import counting
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.types import Batch, Observation
-from r2d2_acme.workdir import checkpointing, loggers, paths, saving
+from r2d2_acme.workdir import (
+  checkpointing,
+  loggers,
+  manifests,
+  paths,
+  replay_checkpoints,
+  saving,
+)
 from tests import helpers
 
 _CONFIG = helpers.make_config(
@@ -367,6 +374,41 @@ def test_what_was_set_aside_stays_when_going_back_again(workdir):
     assert _names(workdir)[-1] == 'ckpt-4'
   names = [os.path.basename(path) for path in _contents(workdir)]
   assert names.count('ckpt-4.index') == 3
+
+
+def test_manifests_and_the_replay_of_later_checkpoints_are_set_aside(tmp_path):
+  sitting = _sit_down(tmp_path)
+  for step in (1, 2, 3):
+    _save_at(sitting, step)
+    folder = (
+      pathlib.Path(replay_checkpoints.directory(str(tmp_path))) / f'replay-{step}'
+    )
+    folder.mkdir(parents=True)
+    sitting.checkpointer.note_replay(manifests.Replay(folder.name, {}, {}))
+  known = [replay.name for replay in replay_checkpoints.find_known(str(tmp_path))]
+  assert known == ['replay-3', 'replay-2', 'replay-1']
+  checkpointing.go_back(str(tmp_path), 'ckpt-2')
+  newest = [*manifests.read_sound(str(tmp_path)).values()][-1]
+  assert newest.learner == 'ckpt-2'
+  assert [replay.name for replay in newest.replays] == ['replay-2', 'replay-1']
+  assert checkpointing.verify(str(tmp_path))['learner_steps'] == 2
+  folder = pathlib.Path(checkpointing.directory(str(tmp_path)))
+  aside = {path.name for path in folder.glob('set_aside_*/*')}
+  assert {'ckpt-3.index', 'manifest-6.json', 'replay-3'} <= aside
+
+
+def test_saves_after_a_failed_one_wait_for_the_period(tmp_path):
+  sitting = _sit_down(tmp_path, checkpoint_period=0.5, num_best_episodes=1)
+  _observe(sitting, 1)  # due at once
+  with _full_disk():
+    with pytest.raises(checkpointing.CheckpointError):
+      sitting.checkpointer.save()
+    sitting.checkpointer.save()  # does not try
+  sitting.checkpointer.save()
+  assert not _names(tmp_path)
+  time.sleep(0.6)
+  sitting.checkpointer.save()
+  assert _read_best(tmp_path)['checkpoint'] == 'ckpt-1'
 
 
 def test_going_back_to_what_is_not_there_names_what_is(workdir):

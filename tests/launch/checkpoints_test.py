@@ -1,0 +1,81 @@
+"""`launch/checkpoints.py` on a real run's workdir."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from r2d2_acme import environments
+from r2d2_acme.agent import run_experiment
+from r2d2_acme.experiment import Experiment
+from tests import helpers
+
+pytestmark = pytest.mark.timeout(200)
+
+_CONFIG = helpers.make_config(envs_per_actor=2, evaluation_period=0.0)
+
+
+def make_cue_recall(seed: int):
+  return environments.make_cue_recall(seed=seed)
+
+
+def _list(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, helpers.LAUNCH / 'checkpoints.py', *arguments],
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('run')
+  experiment = Experiment(_CONFIG, make_cue_recall, workdir=str(workdir))
+  sizes = []
+
+  for limit in (400, 600):
+    run_experiment(
+      Experiment(**{**vars(experiment), 'max_actor_steps': limit}),
+      observe=lambda agent, steps: sizes.append(agent._num_restored),
+    )
+  assert sizes[0] == 0
+  assert sizes[-1] > _CONFIG.min_replay_size  # the replay is resumed, too
+  return workdir
+
+
+def test_all_are_listed_and_damage_is_found(workdir):
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  listed = _list(f'--workdir={workdir}', '--verify')
+  assert listed.returncode == 0, listed.stderr
+  header, *lines = listed.stdout.splitlines()
+  assert header.split()[:3] == ['name', 'steps', 'frames']
+  learners = [line.split() for line in lines if line.startswith('ckpt-')]
+  assert int(learners[-1][1]) > 0
+  assert learners[-1][5] == 'replay-2'
+  assert [x.split()[0] for x in lines if x.startswith('rep')] == [
+    *('replay-1', 'replay-2')
+  ]
+  assert 'damaged' not in listed.stdout
+  chunks = workdir / 'checkpoints/replay/replay-2/chunks.tfrecord'
+  data = bytearray(chunks.read_bytes())
+  data[len(data) // 2] ^= 1
+  chunks.write_bytes(data)
+  assert _list(f'--workdir={workdir}').returncode == 0  # a cheap look
+  verified = _list(f'--workdir={workdir}', '--verify')
+  assert verified.returncode == 1
+  (line,) = [x for x in verified.stdout.splitlines() if 'damaged' in x]
+  assert line.startswith('replay-2')
+  os.truncate(chunks, 10)
+  assert 'damaged' in _list(f'--workdir={workdir}').stdout
+  del before[chunks]
+  after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  assert before.items() <= after.items()
+
+
+def test_folder_without_checkpoints_is_bad_input(tmp_path):
+  listed = _list(f'--workdir={tmp_path}')
+  assert listed.returncode == 2
+  assert listed.stderr.count('\n') == 1
+  assert 'there is no checkpoint in' in listed.stderr
