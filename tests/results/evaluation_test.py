@@ -25,6 +25,7 @@ from dm_env import specs
 from PIL import Image
 
 from r2d2_acme import config as config_lib
+from r2d2_acme import environments
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import atari, make_atari, make_cue_recall, make_gymnasium
 from r2d2_acme.results import atari_scores, evaluation, video
@@ -289,6 +290,40 @@ def test_each_return_is_observed(evaluated):
 def test_row_has_no_column_that_the_log_lacks(evaluated):
   columns = program_loggers.COLUMNS['evaluator']
   assert set(evaluated.rows[0]) == set(columns) - {'sitting'}
+
+
+def test_episode_in_which_the_environment_failed_is_not_logged(capsys):
+  builder = R2D2Builder(_CONFIG, helpers.make_spec(image=False))
+  learner = builder.make_learner(iter([]))
+  logger, returns, made = loggers.InMemoryLogger(), [], []
+
+  def make(seed: int):
+    made.append(helpers.ScriptedEnvironment([helpers.Episode(3, True)] * 2, 0, False))
+    if len(made) == 1:  # its second episode has observations of a wrong dtype
+      observe = made[0]._observe
+      made[0]._observe = lambda: observe().astype(
+        np.float64 if made[0]._key[1:] >= (1, 2) else np.float32
+      )
+    return made[-1]
+
+  with environments.opened(make, [0], 1) as (environment,):
+    evaluator = evaluation.Evaluator(
+      builder.make_evaluator(),
+      environment,
+      learner,
+      max_steps=6,
+      counter=counting.Counter(),
+      logger=logger,
+      observe_return=returns.append,
+    )
+    for _ in range(3):
+      evaluator.run_episode()
+  assert [row['environment_failures'] for row in logger.data] == [0, 1]
+  assert [row['evaluator_episodes'] for row in logger.data] == [1, 2]
+  assert returns == [row['episode_return'] for row in logger.data]
+  assert 'failed in step 2 of episode 2: the observation is float64' in (
+    capsys.readouterr().err
+  )
 
 
 # Checkpoints.
