@@ -92,7 +92,7 @@ def test_nodes_train_to_the_limit_and_save_counts_with_the_weights(tmp_path):
   assert counts['evaluator_episodes'] > 0
   served = learner.get_counts()
   for name in ('actor_steps', 'actor_episodes', 'evaluator_episodes'):
-    assert served[name] == counts[name]
+    assert served[name] >= counts[name]  # reports may come after the save
   # Learning goes on until the process ends.
   *_, num_steps = learner.get_variables(['policy'])[0]
   assert num_steps >= counts['learner_steps']
