@@ -6,11 +6,8 @@ Whatever can be wrong with it is found here, before any process starts.
 import contextlib
 import dataclasses
 import os
-<<<<<<< HEAD
-import time
-=======
 import shutil
->>>>>>> state
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -95,6 +95,7 @@ def our_program(num_actors: int) -> 'Program':
       str(LAUNCH / 'atari_distributed.py'),
       '--lp_launch_type=local_mp',
       '--game=pong',
+      '--network=host',  # the replay is asked from outside
       '--noevaluator',
       f'--num_actors={num_actors}',
       f'--config.samples_per_insert={_RATIO}',

@@ -38,6 +38,7 @@ def run(rounds: int) -> list[Comparison]:
       str(end_to_end.LAUNCH / 'atari_distributed.py'),
       '--lp_launch_type=local_mp',
       '--game=pong',
+      '--network=host',  # the replay is asked from outside
       f'--config.max_replay_size={_TABLE_SIZE}',
     ],
   )

@@ -5,6 +5,7 @@ each with the priority that the learner would give it.
 """
 
 import collections
+import time
 from collections.abc import Callable
 
 import numpy as np

@@ -188,7 +188,6 @@ class TestEstimateBytes:
     assert 0.1 < measured / tables.estimate_bytes(config, spec) < 1
 
 
-<<<<<<< HEAD
 def _sample(client: reverb.Client, num: int):
   """Takes windows one by one, so that the limiter hands out no more than these."""
   for _ in range(num):
@@ -253,7 +252,8 @@ def test_starvation_is_told_after_a_restore_as_before(tmp_path):
     assert not tables.is_starved(client)
     _sample(client, 1)
   again.stop()
-=======
+
+
 @pytest.mark.parametrize(
   'change', [{'num_actors': 7}, {'envs_per_actor': 9}, {'torso_dtype': 'auto'}]
 )
@@ -276,4 +276,3 @@ def test_fields_that_a_resume_may_change_do_not_change_the_table(change):
 )
 def test_fields_that_a_restored_table_would_ignore_are_not_free(name):
   assert name not in description.FREE_FIELDS
->>>>>>> state

@@ -23,7 +23,7 @@ import pytest
 
 from r2d2_acme.running import launching
 from r2d2_acme.system import runtime, stopping
-from r2d2_acme.workdir import checkpointing, locking, sittings
+from r2d2_acme.workdir import checkpointing, locking, sittings, status
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(900)
@@ -116,6 +116,13 @@ class _Program:
     """What the user sees."""
     return self._path.read_text().splitlines()
 
+  @property
+  def cause(self) -> str:
+    """Why it has failed: what comes before the command that resumes."""
+    cause, command = self.lines[-2:]
+    assert command.startswith('resume with: ')
+    return cause
+
   def nodes(self) -> dict[str, psutil.Process]:
     """Those that run, each by the file that it writes to."""
     prefix = f'{self.workdir}/output/'
@@ -204,6 +211,8 @@ class Helped(CartPoleEnv):
       subprocess.Popen(['sleep', '1000'], cwd=_FOLDER, start_new_session=1, env=env)
       for env in (None, {})
     ]
+    with open(_FOLDER / 'gpus', 'a') as file:
+      print(os.getpid(), os.environ.get('CUDA_VISIBLE_DEVICES'), file=file)
 
   def step(self, action):
     if os.path.exists(os.environ.get('BREAK', '')):
@@ -262,9 +271,10 @@ def terminated(worlds, workdir):
         and program.rows('evaluator')
       )
     )
+    gpus = pathlib.Path(worlds['WORLDS'], 'gpus').read_text().splitlines()
+    pids = dict(line.split() for line in gpus)
     program.visible_gpus = {
-      name.split('/')[0]: process.environ().get('CUDA_VISIBLE_DEVICES')
-      for name, process in program.nodes().items()
+      name: pids.get(str(process.pid)) for name, process in program.nodes().items()
     }
     os.kill(program.pid, signal.SIGTSTP)  # Ctrl-Z
     helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
@@ -283,7 +293,8 @@ def terminated(worlds, workdir):
 def without_replay(worlds, terminated, workdir):
   """A second, whose replay hangs, and is then killed."""
   num_rows = len(terminated.rows('learner'))
-  with _started(workdir, _LOCAL_MP, '--noevaluator', env=worlds) as program:
+  flags = (_LOCAL_MP, '--noevaluator', '--config.max_restarts=0')
+  with _started(workdir, *flags, env=worlds) as program:
     program.before = terminated.counts()
     program.wait_until(lambda: len(program.rows('learner')) > num_rows)
     program.first_row = program.rows('learner')[num_rows]
@@ -369,6 +380,7 @@ def broken(worlds, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('broken') / 'run'
   env = {**worlds, 'BREAK': __file__}  # from the start
   flags = (_LOCAL_MP, '--env=worlds:Leaving-v0', '--noevaluator', *_SMALL)
+  flags += ('--config.max_restarts=0',)
   with _started(workdir, *flags, env=env) as program:
     yield program.wait()
 
@@ -393,11 +405,58 @@ def without_learner(tmp_path_factory):
   """One whose learner is killed while another node hangs."""
   workdir = tmp_path_factory.mktemp('without_learner') / 'run'
   flags = (_LOCAL_MP, '--env=CartPole-v1', '--noevaluator', *_SMALL)
-  with _started(workdir, *flags, '--lp_termination_notice_secs=5') as program:
+  flags += ('--lp_termination_notice_secs=5', '--config.max_restarts=0')
+  with _started(workdir, *flags) as program:
     program.wait_until(lambda: bool(program.rows('actor')))
     nodes = program.nodes()
     nodes['replay/0'].suspend()
     nodes['learner/0'].kill()
+    yield program.wait(_STOP_TIMEOUT)
+
+
+def _wait_for_another(program: _Program, name: str, pid: int):
+  """Waits until a node has started again, and the learner has written three rows."""
+  program.wait_until(lambda: name in program.nodes() and program.seen[name].pid != pid)
+  num_rows = len(program.rows('learner'))
+  program.wait_until(lambda: len(program.rows('learner')) >= num_rows + 3)
+
+
+@pytest.fixture(scope='module')
+def survivor(worlds, tmp_path_factory):
+  """One whose nodes are each killed once, and one of which is suspended for long."""
+  workdir = tmp_path_factory.mktemp('survivor') / 'run'
+  flags = (_LOCAL_MP, '--env=worlds:Helped-v0', *_SMALL)
+  flags += ('--config.progress_timeout=15', '--config.checkpoint_period=5')
+  with _started(workdir, *flags, env=worlds) as program:
+    program.wait_until(
+      lambda: len(program.rows('learner')) > 2 and bool(program.rows('evaluator'))
+    )
+    for name in ('actor/0', 'evaluator/0', 'replay/0', 'learner/0'):
+      process = program.nodes()[name]
+      process.kill()
+      _wait_for_another(program, name, process.pid)
+    process = program.nodes()['actor/0']
+    process.suspend()
+    _wait_for_another(program, 'actor/0', process.pid)
+    # Those without any environment variable are left to the end of the program.
+    marked = [helper for helper in _helpers(worlds) if helper.environ()]
+    program.num_helpers = len(marked)
+    os.kill(program.pid, signal.SIGTERM)
+    yield program.wait(_STOP_TIMEOUT)
+
+
+@pytest.fixture(scope='module')
+def exhausted(worlds, tmp_path_factory):
+  """One that has no restart left for an actor that is killed a second time."""
+  workdir = tmp_path_factory.mktemp('exhausted') / 'run'
+  flags = (_LOCAL_MP, '--env=worlds:Helped-v0', '--noevaluator', *_SMALL)
+  flags += ('--config.max_restarts=1', '--max_learner_steps=100000')
+  with _started(workdir, *flags, env=worlds) as program:
+    program.wait_until(lambda: bool(program.rows('learner')))
+    process = program.nodes()['actor/0']
+    process.kill()
+    _wait_for_another(program, 'actor/0', process.pid)
+    program.nodes()['actor/0'].kill()
     yield program.wait(_STOP_TIMEOUT)
 
 
@@ -418,10 +477,9 @@ def test_sigterm_saves(terminated):
   assert counts['wall_time'] >= before['wall_time'] > 0
 
 
-def test_only_the_learner_sees_the_gpu(terminated):
-  gpus = dict(terminated.visible_gpus)
-  assert gpus.pop('learner') == os.environ.get('CUDA_VISIBLE_DEVICES')
-  assert gpus == dict.fromkeys(['replay', 'actor', 'evaluator'], '-1')
+def test_nodes_that_act_do_not_see_the_gpu(terminated):
+  for name in ('actor/0', 'evaluator/0'):
+    assert terminated.visible_gpus[name] == '-1'
 
 
 def test_user_sees_rows_and_nothing_else(limited):
@@ -470,9 +528,69 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
     assert numbers[-1] >= 2
 
 
+def test_dead_and_silent_nodes_are_started_again(survivor):
+  assert survivor.code == 0
+  restarts = {'actor/0': 2, 'evaluator/0': 1, 'replay/0': 1, 'learner/0': 1}
+  found = status.read(str(survivor.workdir))
+  assert {name: node.restarts for name, node in found.nodes.items()} == restarts
+  lines = [x for x in survivor.lines if x.startswith('[supervisor] event=restart')]
+  assert [line.split()[2] for line in lines] == [
+    f'node={name}'
+    for name in ('actor/0', 'evaluator/0', 'replay/0', 'learner/0', 'actor/0')
+  ]
+  assert 'cause="made no progress for 15 s and was killed"' in lines[-1]
+  last = survivor.rows('supervisor')[-1]
+  for role in ('evaluator', 'replay', 'learner'):
+    assert last[f'{role}_restarts'] == 1
+  assert last['actor_restarts'] == 2
+
+
+def test_counts_go_on_after_restarts(survivor):
+  for label in ('actor', 'evaluator'):
+    steps = [row['actor_steps'] for row in survivor.rows(label)]
+    assert steps == sorted(steps)
+  rows = survivor.rows('learner')
+  assert {row['sitting'] for row in rows} == {0}
+  # A learner that starts again goes back by what it has learned since its checkpoint.
+  pairs = list(zip(rows, rows[1:], strict=False))
+  back = [(a, b) for a, b in pairs if b['learner_steps'] < a['learner_steps']]
+  assert len(back) <= 1
+  for before, after in back:
+    seconds = after['wall_time'] - before['wall_time']
+    limit = (5 + 5 + seconds) * max(row['steps_per_second'] for row in rows)
+    assert before['learner_steps'] - after['learner_steps'] < limit
+  assert all(b['wall_time'] > a['wall_time'] for a, b in pairs)
+  assert survivor.counts()['learner_steps'] >= rows[-1]['learner_steps']
+
+
+def test_dead_nodes_leave_no_environments_behind(survivor):
+  assert survivor.num_helpers == 3  # one for each environment of those that run
+
+
+def test_used_up_budget_ends_it_with_a_command_that_resumes(exhausted, worlds):
+  assert exhausted.code == 1
+  assert exhausted.cause.startswith('actor/0 was killed by signal 9')
+  command = exhausted.lines[-1].removeprefix('resume with: ')
+  num_rows = len(exhausted.rows('learner'))
+  with subprocess.Popen(
+    f'exec {command}',
+    shell=True,
+    env={**os.environ, **worlds},
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+    start_new_session=True,
+  ) as again:
+    helpers.wait_until(lambda: len(exhausted.rows('learner')) > num_rows, _TIMEOUT)
+    again.terminate()
+    assert again.wait(_STOP_TIMEOUT) == 0
+  before, after = exhausted.rows('learner')[num_rows - 1 : num_rows + 1]
+  assert after['learner_steps'] > before['learner_steps']
+  assert (before['sitting'], after['sitting']) == (0, 1)
+
+
 def test_dead_replay_ends_it_and_is_named(without_replay):
   assert without_replay.code == 1
-  assert without_replay.lines[-1].startswith('replay/0 was killed by signal 9')
+  assert without_replay.cause.startswith('replay/0 was killed by signal 9')
 
 
 def test_learner_saves_although_the_replay_is_gone(without_replay):
@@ -502,7 +620,7 @@ def test_ctrl_c_saves(interrupted):
 
 def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
   assert broken.code == 1
-  cause, last = broken.lines[-2:]
+  cause, last, _ = broken.lines[-3:]
   assert 'Leaving-v0 failed in step 1 of episode 1: RuntimeError: the ball' in cause
   assert last == (
     f'actor/0 failed with exit code 1; full output: {broken.workdir}/output/actor/0'
@@ -511,12 +629,12 @@ def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
 
 def test_dead_learner_ends_it_and_is_named_although_another_node_hangs(without_learner):
   assert without_learner.code == 1
-  assert without_learner.lines[-1].startswith('learner/0 was killed by signal 9')
+  assert without_learner.cause.startswith('learner/0 was killed by signal 9')
 
 
 def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
   assert unsaved.code == 1
-  assert unsaved.lines[-1].startswith('learner/0 failed with exit code 1')
+  assert unsaved.cause.startswith('learner/0 failed with exit code 1')
 
 
 @pytest.mark.parametrize(
@@ -524,6 +642,7 @@ def test_learner_that_cannot_save_at_the_end_is_named(unsaved):
   [
     *('terminated', 'without_replay', 'limited', 'interrupted', 'orphaned'),
     *('impatient', 'broken', 'without_learner', 'unsaved'),
+    *('survivor', 'exhausted'),
   ],
 )
 def test_no_process_is_left(name, worlds, request):
@@ -598,8 +717,8 @@ def test_nodes_that_do_not_stop_in_time_are_named(tmp_path):
     os.kill(program.pid, signal.SIGTERM)
     program.wait(_STOP_TIMEOUT)
     assert program.code == 1
-    assert program.lines[-1].startswith('These nodes did not stop within 1 s and were ')
-    assert 'replay/0' in program.lines[-1]
+    assert program.cause.startswith('These nodes did not stop within 1 s and were ')
+    assert 'replay/0' in program.cause
     assert not program.nodes()
 
 
@@ -630,8 +749,8 @@ def test_failing_thread_lets_the_learner_save_and_is_the_last_thing_said(
     (tmp_path / 'break').touch()
     program.wait(_STOP_TIMEOUT + 5)
   assert program.code == 1
-  assert program.lines[-1].startswith('actor/0 failed: Helped-v0 failed in step ')
-  assert 'RuntimeError: the ball is out of reach' in program.lines[-1]
+  assert program.cause.startswith('actor/0 failed: Helped-v0 failed in step ')
+  assert 'RuntimeError: the ball is out of reach' in program.cause
   assert program.counts()['learner_steps'] >= last['learner_steps']
   assert not _helpers(worlds)
 
@@ -680,7 +799,7 @@ def test_launch_returns_its_code_to_a_script_twice_and_takes_the_main_thread(tmp
 _LEAVING = """
 import os, signal, sys, time
 import launchpad as lp
-from r2d2_acme.running import launching
+from r2d2_acme.running import launching, supervision
 
 class Waiting:
   def run(self):
@@ -695,7 +814,8 @@ program = lp.Program('leaving')
 for name, node in (('waiting', Waiting), ('leaving', Leaving)):
   with program.group(name):
     program.add_node(lp.PyClassNode(node))
-sys.exit(launching.launch(program, {launch_type!r}, sys.argv[1]))
+policy = supervision.UNSUPERVISED
+sys.exit(launching.launch(program, {launch_type!r}, sys.argv[1], policy=policy))
 """
 
 
