@@ -12,6 +12,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -259,6 +260,25 @@ def _helpers(worlds: Mapping[str, str]) -> list[psutil.Process]:
   return [process for process in found if _is_running(process)]
 
 
+def _ports(program: _Program) -> list[int]:
+  """The ports that its nodes listen on, in whatever network they are."""
+  ports = set()
+  for process in program.nodes().values():
+    for version in ('tcp', 'tcp6'):
+      lines = (
+        pathlib.Path(f'/proc/{process.pid}/net/{version}').read_text().splitlines()
+      )
+      for fields in map(str.split, lines[1:]):
+        if fields[3] == '0A':  # it listens
+          ports.add(int(fields[1].rpartition(':')[2], 16))
+  return sorted(ports)
+
+
+def _can_connect(port: int) -> bool:
+  with socket.socket() as client:
+    return client.connect_ex(('127.0.0.1', port)) == 0
+
+
 @pytest.fixture(scope='module')
 def terminated(worlds, workdir):
   """A first start, which learns until the user's SIGTERM."""
@@ -276,6 +296,7 @@ def terminated(worlds, workdir):
     program.visible_gpus = {
       name: pids.get(str(process.pid)) for name, process in program.nodes().items()
     }
+    program.reachable = {port: _can_connect(port) for port in _ports(program)}
     os.kill(program.pid, signal.SIGTSTP)  # Ctrl-Z
     helpers.wait_until(lambda: _statuses(program) == {psutil.STATUS_STOPPED})
     os.kill(program.pid, signal.SIGCONT)
@@ -466,6 +487,12 @@ def test_sigterm_ends_it_with_code_0(terminated):
 
 def test_nodes_are_suspended_and_go_on_with_the_launcher(terminated):
   assert terminated.seen.keys() == _NODES  # its fixture waits for both
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='may have no private network')
+def test_nobody_outside_reaches_the_ports(terminated):
+  assert len(terminated.reachable) >= 2  # of the replay and of the learner
+  assert not any(terminated.reachable.values())
 
 
 def test_sigterm_saves(terminated):
