@@ -3,6 +3,7 @@
 import math
 import operator
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -221,7 +222,11 @@ class _InOrder(loggers.Logger):
 
 
 class _FixedColumns(loggers.Logger):
-  """Passes on the same columns in every row; those without a value are 0."""
+  """Passes on the same columns in every row; those without a value are 0.
+
+  Any thread may call it. Rows that come after `close` are dropped: at a stop a thread
+  of a node may still work while its main thread closes the log.
+  """
 
   def __init__(
     self, to: loggers.Logger, columns: Sequence[str], constants: Mapping[str, Any]
@@ -230,13 +235,19 @@ class _FixedColumns(loggers.Logger):
     self._to = to
     self._columns = columns
     self._constants = constants
+    self._lock = threading.Lock()
+    self._is_closed = False
 
   def write(self, values: Mapping[str, Any]):
     values = {**values, **self._constants}
-    self._to.write({column: values.get(column, 0) for column in self._columns})
+    with self._lock:
+      if not self._is_closed:
+        self._to.write({column: values.get(column, 0) for column in self._columns})
 
   def close(self):
-    self._to.close()
+    with self._lock:
+      self._is_closed = True
+      self._to.close()
 
 
 def is_at_limit(

@@ -189,6 +189,11 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   return tmp_path_factory.mktemp('distributed') / 'run'
 
 
+def _other_lines(program: _Program) -> list[str]:
+  """What the user sees apart from the rows of the nodes."""
+  return [line for line in program.lines if not _ROW.fullmatch(line)]
+
+
 def _statuses(program: _Program) -> set[str]:
   return {process.status() for process in program.nodes().values()}
 
@@ -510,13 +515,14 @@ def test_nodes_that_act_do_not_see_the_gpu(terminated):
 
 
 def test_user_sees_rows_and_nothing_else(limited):
-  assert [line for line in limited.lines if not _ROW.fullmatch(line)] == []
+  (resumed,) = _other_lines(limited)
+  assert re.fullmatch(r'\[replay/0\] The replay goes on with [\d,]+ windows\.', resumed)
 
 
 def test_user_who_stops_it_is_told_once_what_that_means(terminated, interrupted):
   for program in (terminated, interrupted):
-    others = [line for line in program.lines if not _ROW.fullmatch(line)]
-    assert others == [stopping._STOPPING.strip()]
+    assert _other_lines(program)[-1:] == [stopping._STOPPING.strip()]
+  assert len(_other_lines(terminated)) == 1
 
 
 def test_user_sees_all_rows_of_the_evaluator_and_others_every_ten_seconds(terminated):
@@ -551,7 +557,8 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
   for label in ('learner', 'actor'):
     numbers = [row['sitting'] for row in limited.rows(label)]
     assert numbers == sorted(numbers)
-    assert set(numbers) == set(range(int(numbers[-1]) + 1))
+    # Rows of the actor that no checkpoint counts may have been set aside.
+    assert label == 'actor' or set(numbers) == set(range(int(numbers[-1]) + 1))
     assert numbers[-1] >= 2
 
 

@@ -2,8 +2,10 @@
 
 import csv
 import glob
+import itertools
 import math
 import os
+import threading
 import time
 
 import pytest
@@ -224,3 +226,28 @@ def test_only_rows_that_count_are_caught_up_with(tmp_path):
     steps = [learner_steps for learner_steps, _ in _steps(tmp_path, role)]
     repeated = {'learner': [], 'evaluator': [5], 'actor': [5]}[role]
     assert steps == [1, 5, *repeated, 9, 12]
+
+
+def test_rows_that_come_after_the_end_are_dropped_in_silence(tmp_path, capfd):
+  """At a stop a thread may still act while another one closes its log."""
+  logger = loggers.make_logger(str(tmp_path), 'actor')
+
+  def write():
+    for step in itertools.count():
+      logger.write({'actor_steps': step, 'learner_steps': step})
+      if is_over.is_set():
+        break
+
+  is_over = threading.Event()
+  thread = threading.Thread(target=write)
+  thread.start()
+  time.sleep(0.3)
+  logger.close()
+  files = sorted(tmp_path.rglob('*'))
+  size = os.path.getsize(tmp_path / 'logs' / 'actor' / 'logs.csv')
+  time.sleep(0.2)
+  is_over.set()
+  thread.join()
+  assert sorted(tmp_path.rglob('*')) == files
+  assert os.path.getsize(tmp_path / 'logs' / 'actor' / 'logs.csv') == size
+  assert capfd.readouterr().err == ''
