@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from faults import checks, kinds
 from faults.program import Program
@@ -60,9 +60,12 @@ def main() -> int:
       _let(violations, lambda: checks.check_rows(program))
       _let(violations, lambda: checks.check_replay(program.workdir))
       _let(violations, lambda: checks.check_memory(program.samples))
+      recovered = program.recovered()
       if violations or args.output:
         pathlib.Path(args.output or 'chaos.txt').write_text('\n'.join(program.lines))
-  _print_summary(seconds, violations)
+  _print_seconds('from a fault until all act and learn', seconds)
+  _print_seconds('from the death of a node until it makes progress', recovered)
+  print(f'\n{len(violations)} violations', *violations, sep='\n')
   return int(bool(violations))
 
 
@@ -75,9 +78,11 @@ def _befall(program, name, rng, violations, seconds):
     recovery = checks.wait_for_progress(program)
     seconds[name].append(recovery)
     outcome = f'progress after {recovery:.1f} s'
-    new = program.rows('learner')[len(rows) :]
-    if new:
-      checks.check_steps(before, start, new[0]['learner_steps'])
+    new = [row for row in program.rows('learner') if row not in rows]
+    if new and rows:
+      steps = rows[-1]['learner_steps'], new[0]['learner_steps']
+      checks.check_steps(before, start, steps[1])
+      outcome += f', learner steps {steps[0]:.0f} -> {steps[1]:.0f}'
   except (checks.Violation, AssertionError) as error:
     violations.append(f'{name} ({what}): {error}')
     outcome = f'VIOLATION: {error}'
@@ -93,16 +98,13 @@ def _let(violations, check):
     print(f'VIOLATION: {error}', flush=True)
 
 
-def _print_summary(seconds, violations):
-  print(
-    f'\n{"fault":<28} {"number":>6} {"median":>8} {"worst":>8}  seconds to progress'
-  )
+def _print_seconds(what: str, seconds: Mapping[str, Sequence[float]]):
+  print(f'\n{"seconds " + what:<52} {"number":>6} {"median":>8} {"worst":>8}')
   for name, values in sorted(seconds.items()):
     print(
-      f'{name:<28} {len(values):>6} {statistics.median(values):>8.1f} '
+      f'{name:<52} {len(values):>6} {statistics.median(values):>8.1f} '
       f'{max(values):>8.1f}'
     )
-  print(f'\n{len(violations)} violations', *violations, sep='\n')
 
 
 @contextlib.contextmanager

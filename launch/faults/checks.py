@@ -16,6 +16,7 @@ from r2d2_acme.workdir import replay_checkpoints, status
 
 RECOVERY = 60.0  # seconds until it must make progress again
 _ROW_PERIOD = 6.0  # seconds: the learner's rows, which the status counts by
+_STATUS_PERIOD = 1.5  # seconds: it is written every second, when a worker was looked at
 _NUM_NEW_SAMPLES = 3  # in which all nodes must run
 _SLACK = 40 << 20  # bytes of memory that a node may gain: its caches, while it warms up
 _WARM_UP = 120.0  # seconds
@@ -42,12 +43,13 @@ def wait_for_progress(program: Program) -> float:
     Violation: it took too long, or the program has ended.
   """
   start = time.monotonic()
+  known = time.time() + _STATUS_PERIOD  # from then on the status tells of the fault
   before: status.Status | None = None
   reached = 0
   while time.monotonic() - start < RECOVERY:
     if program.poll() is not None:
       raise Violation(f'it ended with code {program.poll()}: {_last(program)}')
-    new = [sample.status for sample in program.samples if sample.time > start]
+    new = [x.status for x in program.samples if x.status.written_at > known]
     if new and before is None:
       before = new[0]
     if before is not None and _has_progressed(before, new[-1]):

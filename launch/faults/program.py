@@ -3,6 +3,7 @@
 import csv
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ LAUNCH = pathlib.Path(__file__).parents[1]
 CHECKPOINT_PERIOD = 5.0  # seconds
 PROGRESS_TIMEOUT = 15.0  # seconds
 _SAMPLE_PERIOD = 0.25  # seconds
+_RECOVERED = re.compile(r'event=recovered node=(\S+) seconds=([\d.]+)')
 _MARK = 'R2D2_CHAOS'  # an environment variable of all its processes
 
 # Small windows and a small network, so that each node does much in little time.
@@ -199,6 +201,13 @@ class Program:
     path = self.workdir / 'logs' / label / 'logs.csv'
     with path.open() as file:
       return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+  def recovered(self) -> dict[str, list[float]]:
+    """Returns, by node, the seconds from each death until it made progress again."""
+    found: dict[str, list[float]] = {}
+    for node, seconds in _RECOVERED.findall(self._output.read_text(errors='replace')):
+      found.setdefault(node, []).append(float(seconds))
+    return found
 
   def _sample(self):
     while not self._is_closed.wait(_SAMPLE_PERIOD):

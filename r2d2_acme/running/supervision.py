@@ -79,6 +79,7 @@ class Supervisor:
       worker.name: collections.deque() for worker in workers
     }
     self._due: dict[str, float] = {}  # when to start the dead ones again
+    self._died_at: dict[str, float] = {}  # of those that have not progressed since
     self._looked_at = time.monotonic()
 
   def run(self) -> tuple[int, str]:
@@ -134,6 +135,8 @@ class Supervisor:
       elif seconds := self._seconds_stuck(worker, paused):
         worker.interrupt()
         dead.append((worker, f'made no progress for {seconds:.0f} s and was killed'))
+      elif worker.heartbeat is not None and worker.heartbeat.has_beaten:
+        self._note_progress(worker)
     for worker, _ in dead:
       worker.kill()
     return dead
@@ -166,14 +169,19 @@ class Supervisor:
     pause = min(_LONGEST_PAUSE, 2.0 ** (len(restarts) - 1)) if restarts else 0.0
     restarts.append(now)
     self._due[worker.name] = now + pause
-    print(
-      f'[supervisor] event=restart node={worker.name} cause="{cause}" '
-      f'restart={len(restarts)} budget={self._policy.max_restarts} '
-      f'period={self._policy.period:.0f}s pause={pause:.0f}s',
-      file=stopping.Forgiving(sys.stderr),
-      flush=True,
+    self._died_at.setdefault(worker.name, now)
+    _say(
+      f'event=restart node={worker.name} cause="{cause}" restart={len(restarts)} '
+      f'budget={self._policy.max_restarts} period={self._policy.period:.0f}s '
+      f'pause={pause:.0f}s'
     )
     return True
+
+  def _note_progress(self, worker: Worker):
+    """Says how long a worker that was started again has been missing."""
+    if worker.name in self._died_at:
+      seconds = time.monotonic() - self._died_at.pop(worker.name)
+      _say(f'event=recovered node={worker.name} seconds={seconds:.1f}')
 
   def _start_due(self):
     for worker in self._workers:
@@ -207,6 +215,10 @@ class Supervisor:
     saving = (x for x in self._workers if x.name == SAVES and x not in running)
     failed = next((x.describe_failure() for x in saving if is_failed(x)), '')
     return running, failed
+
+
+def _say(event: str):
+  print(f'[supervisor] {event}', file=stopping.Forgiving(sys.stderr), flush=True)
 
 
 def _limit() -> int:
