@@ -7,8 +7,7 @@ import os
 import sys
 
 try:
-  from r2d2_acme import running
-  from r2d2_acme.system import doctor, forking, stopping
+  from r2d2_acme.system import stopping
 except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 
@@ -26,8 +25,12 @@ def _program() -> str:
   return os.path.basename(path) if is_ours else ''
 
 
-if _program() not in ('', _CLEANS_UP):
+if _program() not in ('', _CLEANS_UP):  # soon: a signal may come at once
   stopping.end_at_once(0 if _program() in _TRAIN else None)
+
+from r2d2_acme import running  # noqa: E402
+from r2d2_acme.system import doctor, forking  # noqa: E402
+
 doctor.check_installation()
 if _program() == _FORKS and '--lp_launch_type=local_mp' in sys.argv:
   # It imports what nodes need while this process does so, too.

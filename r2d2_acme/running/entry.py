@@ -1,5 +1,6 @@
 """Where the process of a node begins: it takes the place of Launchpad's own entry."""
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -25,8 +26,8 @@ def main(path: str, index: str):
   faulthandler.enable()
   faulthandler.register(signal.SIGUSR2)  # tells where a stuck node is
   flags.FLAGS(['node', '--lp_termination_notice_secs=-1'])  # the launcher counts
-  # So that environments of the current directory are found.
-  sys.path.append(os.getcwd())
+  with contextlib.suppress(FileNotFoundError):  # it was removed
+    sys.path.append(os.getcwd())  # so that environments there are found
   try:
     with open(path, 'rb') as file:
       function = cloudpickle.load(file)[int(index)]

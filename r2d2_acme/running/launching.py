@@ -118,7 +118,9 @@ def launch(
   if message:
     stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
     if workdir is not None:
-      message += f'\nresume with: {shlex.join(sys.orig_argv)}'
+      # Without what it went back to, which it has done.
+      command = [x for x in sys.orig_argv if not x.startswith('--checkpoint=')]
+      message += f'\nresume with: {shlex.join(command)}'
     print(message, file=stopping.Forgiving(sys.stderr), flush=True)
   return code
 
@@ -235,12 +237,14 @@ def _threads(
     program, lp.LaunchType.LOCAL_MULTI_THREADING, requests.ask, configs={}
   )
   with requests.kept():
-    nodes = [
-      workers.ThreadWorker(f'{group}/{index}', function)
-      for group, group_functions in functions.items()
-      for index, function in enumerate(group_functions)
+    threaded = [
+      workers.ThreadWorker(
+        f'{group}/{index}', function, stop_order=_stop_order(nodes[index])
+      )
+      for group, nodes in program.groups.items()
+      for index, function in enumerate(functions[group])
     ]
-  yield nodes, {}
+  yield threaded, {}
   if not requests.quit:
     _release_threads(program, set(threading.enumerate()) - threads)
 
@@ -312,13 +316,19 @@ def _processes(
           family,
           outputs[name],
           heartbeats.Watched(os.path.join(beats, name)),
-          stops_last=isinstance(node, lp.ReverbNode),
+          stop_order=_stop_order(node),
         )
 
       yield [make_worker(*pair) for pair in pairs], outputs
   finally:
     for _, command in pairs:  # what Launchpad would remove when Python ends by itself
       shutil.rmtree(os.path.dirname(_pickle(command)), ignore_errors=True)
+
+
+def _stop_order(node: Any) -> int:
+  """Returns a larger number for nodes that others need until their own end."""
+  kinds = (lp.CourierNode, lp.ReverbNode)
+  return next((i for i, kind in enumerate(kinds, 1) if isinstance(node, kind)), 0)
 
 
 def _pickle(command: commands_lib.Command) -> str:

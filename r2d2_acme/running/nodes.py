@@ -20,6 +20,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.experiment import Run
+from r2d2_acme.learning import bad_batches
 from r2d2_acme.replay import tables
 from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.results import evaluation
@@ -36,7 +37,7 @@ from r2d2_acme.workdir import counts as counts_lib
 
 _FINAL = (
   environments.EnvironmentFailed,  # too often, or in the very first reset
-  FloatingPointError,  # of the learner, for which a restored checkpoint was no cure
+  bad_batches.LearningFailed,  # a restored checkpoint was no cure
   checkpoint_files.CheckpointError,
   locking.WorkdirInUse,
 )
@@ -46,6 +47,7 @@ _LOGGED = (
   *('evaluator_episodes', 'wall_time'),
 )
 _POLL_PERIOD = 1.0  # seconds
+_SYNC_PERIOD = 0.2  # seconds between an actor's counts and those that it reports
 _JOIN_TIMEOUT = 2.0  # seconds, for threads to end by themselves
 
 
@@ -300,6 +302,7 @@ class ActorNode:
     with environments.opened(
       run.experiment.environment_factory, seeds, config.max_environment_failures
     ) as fleet:
+      counter = counting.Counter(reporter, prefix='actor', time_delta=_SYNC_PERIOD)
       VectorEnvironmentLoop(
         fleet,
         run.builder.make_actor(
@@ -308,10 +311,14 @@ class ActorNode:
           variable_source=self._learner,
           should_stop=self._should_stop,
         ),
-        counting.Counter(reporter, prefix='actor', time_delta=0.2),
+        counter,
         self._logger,
         should_stop=self._should_stop,
       ).run()
+    # The learner's node saves after this one has ended, and then knows all.
+    time.sleep(_SYNC_PERIOD)
+    counter.get_counts()
+    reporter.report()
 
   def _should_stop(self) -> bool:
     self._heartbeat.beat()  # it is asked in each step, and in each wait for replay

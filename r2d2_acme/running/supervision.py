@@ -22,6 +22,7 @@ STOP_LIMIT = 18  # seconds for all to stop: one long learner step, and two saves
 _POLL_PERIOD = 0.1  # seconds
 _START_TIMEOUT = 600.0  # seconds until a worker must first have shown progress
 _MAX_PAUSE = 1.0  # seconds between two looks at a worker, if nothing is wrong
+_STOP_PATIENCE = 3.0  # seconds that some may hang until those they need are stopped
 _LONGEST_PAUSE = 30.0  # seconds between a death and the next start
 
 
@@ -197,12 +198,16 @@ class Supervisor:
       The workers that had to be killed, and what kept the learner from saving, if it
       was that.
     """
-    deadline = time.monotonic() + (_limit() if _limit() >= 0 else math.inf)
+    limit = _limit() if _limit() >= 0 else math.inf
+    deadline, patience = time.monotonic() + limit, min(_STOP_PATIENCE, limit / 6)
     running = [worker for worker in self._workers if is_running(worker)]
+    order, next_order_at = 0, time.monotonic() + patience
     while running and not self._requests.quit and time.monotonic() < deadline:
-      first = [worker for worker in running if not worker.stops_last]
-      for worker in first or running:
-        if not worker.is_asked:
+      first = min(worker.stop_order for worker in running)
+      if first > order or time.monotonic() >= next_order_at:
+        order, next_order_at = max(first, order + 1), time.monotonic() + patience
+      for worker in running:
+        if worker.stop_order <= order and not worker.is_asked:
           worker.ask()
       self._report()
       time.sleep(_POLL_PERIOD)

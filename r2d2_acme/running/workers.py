@@ -34,14 +34,14 @@ class Worker(Protocol):
     pid: of the process that it runs in; None before its first start.
     num_starts: how often it was started.
     is_asked: whether it was asked to stop.
-    stops_last: whether others need it in order to stop.
+    stop_order: those with smaller numbers are stopped first.
   """
 
   name: str
   pid: int | None
   num_starts: int
   is_asked: bool
-  stops_last: bool
+  stop_order: int
 
   @property
   def heartbeat(self) -> heartbeats.Watched | None:
@@ -80,7 +80,7 @@ class ProcessWorker:
     output: Output,
     heartbeat: heartbeats.Watched,
     *,
-    stops_last: bool = False,
+    stop_order: int = 0,
   ):
     """Does not start it yet.
 
@@ -90,13 +90,13 @@ class ProcessWorker:
       family: that it belongs to.
       output: where it prints to.
       heartbeat: what it shows progress with.
-      stops_last: see `Worker`.
+      stop_order: see `Worker`.
     """
     self.name = name
     self.pid: int | None = None
     self.num_starts = 0
     self.is_asked = False
-    self.stops_last = stops_last
+    self.stop_order = stop_order
     self.heartbeat = heartbeat
     self._start = start
     self._family = family
@@ -160,18 +160,19 @@ class ProcessWorker:
 class ThreadWorker:
   """A node in a thread of this process, where Launchpad's functions work."""
 
-  def __init__(self, name: str, function: Callable[[], Any]):
+  def __init__(self, name: str, function: Callable[[], Any], *, stop_order: int = 0):
     """Does not start it yet. Launchpad may set handlers of signals.
 
     Args:
       name: of the node.
       function: runs it until Launchpad's stop event is set.
+      stop_order: see `Worker`.
     """
     self.name = name
     self.pid: int | None = os.getpid()
     self.num_starts = 0
     self.is_asked = False
-    self.stops_last = False
+    self.stop_order = stop_order
     self.heartbeat = None  # nobody could end it
     self._function = function
     self._error: BaseException | None = None

@@ -123,7 +123,7 @@ class Reporter:
     self._lock = threading.Lock()
     self._totals: Counts = {}
     self._seen = dict(at_least or {})  # the largest counts that were returned so far
-    self._report()
+    self.report()
     threading.Thread(target=self._run, daemon=True, name='counts').start()
 
   def increment(self, **counts: float) -> Counts:
@@ -131,7 +131,7 @@ class Reporter:
     with self._lock:
       self._totals = _sum(self._totals, counts)
     if self._wait:
-      self._report()
+      self.report()
     return self.get_counts()
 
   def get_counts(self) -> Counts:
@@ -151,9 +151,10 @@ class Reporter:
     while True:
       time.sleep(_PERIOD)
       with contextlib.suppress(Exception):  # of a node that ends: tried again
-        self._report()
+        self.report()
 
-  def _report(self):
+  def report(self):
+    """Reports now, and waits until the learner's node knows."""
     with self._lock:
       totals = dict(self._totals)
     answer = self._learner.report(self._source, totals)

@@ -64,7 +64,7 @@ class Nodes:
     self._folder, self._family, self._server = folder, family, server
     self._threads: list[threading.Thread] = []
 
-  def add(self, name: str, first: str = 'silent()', *, failures=1, stops_last=False):
+  def add(self, name: str, first: str = 'silent()', *, failures=1, stop_order=0):
     """Adds a node whose first starts, so many, run this code."""
     module = f'node_{name.replace("/", "_")}'
     code = _NODE.format(first=textwrap.indent(first, '  '))
@@ -87,7 +87,7 @@ class Nodes:
       self._family,
       output,
       heartbeats.Watched(str(self._folder / 'beats' / name)),
-      stops_last=stops_last,
+      stop_order=stop_order,
     )
     return self.workers[name]
 
@@ -273,8 +273,8 @@ def test_nodes_that_stop_last_are_asked_after_the_others_have_ended(
   nodes, tmp_path, monkeypatch
 ):
   monkeypatch.setenv('ENDS', str(tmp_path / 'ends'))
-  for name, stops_last in (('replay/0', True), ('actor/0', False), ('actor/1', False)):
-    nodes.add(name, _SAY_WHEN.format(name=name), stops_last=stops_last)
+  for name, stop_order in (('replay/0', 2), ('actor/0', 0), ('actor/1', 0)):
+    nodes.add(name, _SAY_WHEN.format(name=name), stop_order=stop_order)
   nodes.stop_when(
     lambda: all(
       worker.num_starts and worker.heartbeat.has_beaten
