@@ -5,6 +5,7 @@ Whatever can be wrong with it is found here, before any process starts.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import time
@@ -158,7 +159,6 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
     return begin_sitting(experiment, {})
   workdir = paths.resolve(experiment.workdir)
   experiment = dataclasses.replace(experiment, workdir=workdir)
-  _check_disk(experiment, workdir)
   stored = read_resumed(workdir)
   environment = environments.describe(experiment.environment_factory)
   if stored:
@@ -167,7 +167,12 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
       environment = stored['environment']
   if experiment.checkpoint is not None:
     checkpointing.choose(workdir, experiment.checkpoint)  # is there one?
-  counts = _claim(workdir, experiment.config, experiment.checkpoint)
+  counts = _claim(
+    workdir,
+    experiment.config,
+    experiment.checkpoint,
+    check=functools.partial(_check_disk, experiment, workdir),
+  )
   # Last: a start that is refused leaves the description of the one before it.
   with _writing(workdir):
     description.write(workdir, experiment.config, environment, stored)
@@ -371,20 +376,33 @@ def _check_disk(experiment: Experiment, workdir: str):
   available = shutil.disk_usage(folder).free + held
   if learner_bytes + replay_bytes > available:
     raise BadInput(
-      f'needs about {(learner_bytes + replay_bytes) / _GIB:.1f} GiB of disk in '
-      f'{shown(workdir)} ({replay_bytes / _GIB:.1f} GiB for {num_replay} checkpoints '
-      f'of max_replay_size={config.max_replay_size} windows and '
-      f'{learner_bytes / _GIB:.1f} '
-      f'GiB for {num_learner} of the learner), but there are {available / _GIB:.1f} '
-      'GiB: lower --config.max_replay_size or --config.num_checkpoints, or give '
-      'another --workdir'
+      f'needs about {_size(learner_bytes + replay_bytes)} of disk in '
+      f'{shown(workdir)} ({_size(replay_bytes)} for {num_replay} checkpoints of '
+      f'max_replay_size={config.max_replay_size} windows and {_size(learner_bytes)} '
+      f'for {num_learner} of the learner), but there are {_size(available)}: lower '
+      '--config.max_replay_size or --config.num_checkpoints, or give another --workdir'
     )
 
 
+def _size(num_bytes: float) -> str:
+  """Returns a size in the unit in which it is no fraction."""
+  is_large = num_bytes >= _GIB
+  return f'{num_bytes / _GIB:.1f} GiB' if is_large else f'{num_bytes / 2**20:.0f} MiB'
+
+
 def _claim(
-  workdir: str, config: R2D2Config, checkpoint: str | None = None
+  workdir: str,
+  config: R2D2Config,
+  checkpoint: str | None = None,
+  check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
   """Keeps other programs out of a workdir that this one can resume and write in.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    checkpoint: to go back to, if any.
+    check: is called before anything but the lock is changed, and may raise.
 
   Returns:
     The counts of the checkpoint to resume from; empty without one.
@@ -409,6 +427,7 @@ def _claim(
         ],
         files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
       )
+      check()
       if checkpoint is not None:
         checkpointing.go_back(workdir, checkpoint)
       return checkpointing.verify(workdir)

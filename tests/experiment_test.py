@@ -102,6 +102,8 @@ _FREE = {
   *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
   *('target_update_period', 'max_evaluation_steps'),
   *('num_checkpoints', 'checkpoint_keep_period', 'num_best_episodes'),
+  *('replay_checkpoint_period', 'max_restarts', 'restart_period', 'progress_timeout'),
+  *('max_environment_failures', 'max_bad_batches'),
 }
 
 

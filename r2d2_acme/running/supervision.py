@@ -99,10 +99,9 @@ class Supervisor:
     message = message or failed_at_stop
     if left:
       names = ', '.join(worker.name for worker in left)
-      message += (
-        f'\nThese nodes did not stop within {_limit()} s and were killed: {names}'
-      )
-    return int(bool(message)), message.strip()
+      killed = f'These nodes did not stop within {_limit()} s and were killed: {names}'
+      message = f'{killed}\n{message}'.strip()  # the cause comes last
+    return int(bool(message)), message
 
   def _supervise(self) -> str:
     """Works until all shall stop; returns why, if a worker failed for good."""

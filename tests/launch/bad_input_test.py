@@ -260,7 +260,7 @@ def test_file_system_that_takes_nothing_is_refused(begin, run, case):
     else:
       subprocess.run(['mount', '-o', 'remount,ro', str(run)], check=True)
     line = begin(*_RUN)
-    assert {'full': 'No space left', 'read-only': 'Read-only'}[case] in line
+    assert {'full': 'but there are 0 MiB', 'read-only': 'Read-only'}[case] in line
     assert 'give another --workdir' in line
     if case == 'full':
       (run / 'filler').unlink()

@@ -209,10 +209,12 @@ def test_error_is_the_last_thing_on_the_terminal(failing):
   workdir, _, _, terminal, code = failing
   assert code == 1
   text = ''.join(terminal.rows)
-  assert text.endswith(
+  _, said, rest = text.partition(
     f'RuntimeError: the ball is out of reach'
     f'actor/0 failed with exit code 1; full output: {workdir}/output/actor/0'
   )
+  assert said
+  assert rest.startswith('resume with: ')
   assert len(_blocks(terminal.visible)) <= 1
   assert 'actor/0 failed' in text[text.index('failed after') :]
 

@@ -15,7 +15,7 @@ import r2d2_acme  # noqa: F401
 import launchpad as lp  # after r2d2_acme, which sets what TensorFlow reads
 from absl import flags
 
-from r2d2_acme.running import launching
+from r2d2_acme.running import launching, supervision
 from r2d2_acme.system import stopping
 from r2d2_acme.workdir import locking, loggers
 
@@ -74,6 +74,7 @@ def main(workdir: str, launch_type: str, progress: bool) -> int:
     workdir=workdir,
     limits=LIMITS,
     progress=progress,
+    policy=supervision.UNSUPERVISED,
   )
 
 
