@@ -154,21 +154,23 @@ def find_sound(
       read one, or one is of another version.
   """
   sums = _read_sums(workdir)
-  newest: Damaged | None = None
+  damaged: list[Damaged] = []
   for prefix in reversed(find_all(workdir)):
     try:
       check(prefix, sums.get(os.path.basename(prefix), {}))
-      return prefix
     except Damaged as error:
       checkpoint_files.mark(prefix)
-      newest = newest or error
-      report(f'{error}: it is skipped and left as it is')
-  if newest is None:
+      damaged.append(error)
+      continue
+    for skipped in damaged:
+      report(f'{skipped}: it is skipped and left as it is')
+    return prefix
+  if not damaged:
     return None
   raise CheckpointError(
-    f'{newest}, and there is no sound one in {paths.shown(directory(workdir))}: start '
-    'in another --workdir, or bring back a copy of its files'
-  ) from newest
+    f'{damaged[0]}, and there is no sound one in {paths.shown(directory(workdir))}: '
+    'start in another --workdir, or bring back a copy of its files'
+  ) from damaged[0]
 
 
 def check(prefix: str, sums: checkpoint_files.Sums, *, thorough: bool = True):
