@@ -663,7 +663,7 @@ def test_failing_environment_ends_it_and_is_the_last_thing_said(broken):
 
 def test_dead_learner_ends_it_and_is_named_although_another_node_hangs(without_learner):
   assert without_learner.code == 1
-  cause, killed, _ = without_learner.lines[-3:]
+  killed, cause, _ = without_learner.lines[-3:]
   assert cause.startswith('learner/0 was killed by signal 9')
   assert killed == 'These nodes did not stop within 5 s and were killed: replay/0'
 
