@@ -271,6 +271,9 @@ class Checkpointer:
     if best and best.checkpoint == os.path.basename(before):
       moved = best._replace(checkpoint=os.path.basename(newest))
       checkpointing.write_best(self._workdir, moved)
+    for path, manifest in manifests.read_sound(self._workdir).items():
+      if manifest.learner == os.path.basename(before):
+        os.unlink(path)
     checkpointing.delete(before)
 
 

@@ -337,6 +337,16 @@ def test_newest_is_found_although_a_crash_lost_the_pointer_to_it(
   assert _names(workdir) == ['ckpt-3', 'ckpt-4', 'ckpt-5']
 
 
+def test_checkpoint_that_another_one_replaces_is_in_no_manifest(workdir):
+  resumed = _sit_down(workdir)  # at the step of `ckpt-4`
+  resumed.counter.increment(actor_steps=1)
+  resumed.checkpointer.save(resumed.counter.get_counts(), force=True)
+  assert _names(workdir)[-1] == 'ckpt-5'
+  named = [manifest.learner for manifest in manifests.read_sound(str(workdir)).values()]
+  assert named == _names(workdir)
+  assert 'ckpt-4' not in named
+
+
 def test_half_written_checkpoint_is_ignored(saved, workdir):
   folder = pathlib.Path(checkpointing.directory(str(workdir)))
   (folder / 'ckpt-5.data-00000-of-00001.tempstate123').write_bytes(b'half')
