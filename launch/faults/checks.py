@@ -24,7 +24,7 @@ _WARM_UP = 120.0  # seconds
 _GROWS = {
   'learner': ('learner_steps', 'wall_time'),
   'evaluator': ('wall_time',),
-  'actor': ('actor_steps',),
+  'actor': (),  # several episodes may end in one step
 }
 _FALLS_NOT = ('actor_steps', 'actor_frames', 'learner_steps')
 
