@@ -192,8 +192,10 @@ class R2D2Learner(acme.Learner):
     """
     with self._lock:
       self._publish()  # nobody who fetches waits meanwhile
-      if self._traced is None:
-        self._traced = self._trace((spec, tf.TensorSpec((), tf.bool)))
+    # Without the lock, so that a program that is stopped meanwhile can save.
+    traced = self._trace((spec, tf.TensorSpec((), tf.bool)))
+    with self._lock:
+      self._traced = traced
 
   def step(self):
     """Waits for a batch, learns from it, and hands its new priorities on.
