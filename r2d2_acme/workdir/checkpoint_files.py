@@ -8,24 +8,15 @@ without that file it is tried again.
 
 import contextlib
 import errno
-import json
-import math
 import os
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import tensorflow as tf
 
 from r2d2_acme.system import stopping
 from r2d2_acme.workdir import paths
-
-# The errors that reading JSON with other content than expected may raise.
-NOT_OURS = (
-  *(ValueError, TypeError, KeyError, AttributeError),
-  *(OverflowError, RecursionError),
-)
 
 _BLOCK = 1 << 20  # bytes
 _MARK = '.damaged'
@@ -128,57 +119,6 @@ def is_marked(path: str) -> bool:
 def find_mark(path: str) -> list[str]:
   """Returns the file that marks a checkpoint, if there is one."""
   return [path + _MARK] if is_marked(path) else []
-
-
-def write_json(path: str, content: Any):
-  """Replaces a file by JSON; readers see the old or the new one, whole.
-
-  Raises:
-    OSError: it cannot be written. The old one is then still there.
-  """
-  try:
-    with open(f'{path}.new', 'w') as file:
-      json.dump(content, file, indent=2)
-      file.flush()
-      os.fsync(file.fileno())  # or a crash could leave an empty file under the name
-    os.replace(f'{path}.new', path)
-    sync_folder(os.path.dirname(path))
-  except OSError:
-    with contextlib.suppress(OSError):
-      os.remove(f'{path}.new')
-    raise
-
-
-def sync_folder(folder: str):
-  """Makes sure that the names of a folder's files are on disk.
-
-  Raises:
-    OSError: the disk did not take them.
-  """
-  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def dump_json(content: Any) -> bytes:
-  """Returns JSON that is the same for the same content."""
-  return json.dumps(content, sort_keys=True, separators=(',', ':')).encode()
-
-
-def parse_json(text: bytes | str) -> Any:
-  """Parses JSON like `json.loads`, but refuses NaN and infinity."""
-
-  def refuse(constant: str):
-    raise ValueError(f'{constant} is not a number')
-
-  return json.loads(text, parse_constant=refuse)
-
-
-def is_number(value: Any) -> bool:
-  """Returns whether a value from JSON is a finite number."""
-  return type(value) in (int, float) and math.isfinite(value)
 
 
 @contextlib.contextmanager

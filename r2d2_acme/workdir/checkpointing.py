@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from r2d2_acme.workdir import (
   checkpoint_files,
+  json_files,
   manifests,
   paths,
   replay_checkpoints,
@@ -426,16 +427,14 @@ def read_moment(prefix: str, path: str) -> Moment:
   reader = tf.train.load_checkpoint(path)
   try:
     counts, returns = (
-      checkpoint_files.parse_json(
-        reader.get_tensor(f'{name}/.ATTRIBUTES/VARIABLE_VALUE')
-      )
+      json_files.parse(reader.get_tensor(f'{name}/.ATTRIBUTES/VARIABLE_VALUE'))
       for name in Moment._fields
     )
     numbers = [*counts.values(), *returns]
-    if not all(map(checkpoint_files.is_number, numbers)):
+    if not all(map(json_files.is_number, numbers)):
       raise ValueError('not finite numbers')
     return Moment(counts, list(returns))
-  except (*checkpoint_files.NOT_OURS, tf.errors.NotFoundError) as error:
+  except (*json_files.NOT_OURS, tf.errors.NotFoundError) as error:
     raise CheckpointError(
       f'the counts of checkpoint {paths.shown(prefix)} are not numbers in JSON: '
       f'{_OTHER_VERSION}'
@@ -451,7 +450,7 @@ def read_best(workdir: str) -> Best | None:
   path = os.path.join(directory(workdir), _BEST_FILE)
   try:
     with open(path, 'rb') as file:
-      best = Best(**checkpoint_files.parse_json(file.read()))
+      best = Best(**json_files.parse(file.read()))
     _INDEX.fullmatch(f'{best.checkpoint}.index')[0]  # type: ignore[index]
     if not math.isfinite(best.mean_return):
       raise ValueError('not a finite number')
@@ -461,7 +460,7 @@ def read_best(workdir: str) -> Best | None:
     raise CheckpointError(
       f'cannot read {paths.shown(path)}: {error.strerror}'
     ) from error
-  except checkpoint_files.NOT_OURS as error:
+  except json_files.NOT_OURS as error:
     raise CheckpointError(
       f'{paths.shown(path)} is damaged: delete it to go on without a best checkpoint'
     ) from error
@@ -476,4 +475,4 @@ def write_best(workdir: str, best: Best):
     OSError: it cannot be written.
   """
   path = os.path.join(directory(workdir), _BEST_FILE)
-  checkpoint_files.write_json(path, best._asdict())
+  json_files.write(path, best._asdict())

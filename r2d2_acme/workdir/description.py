@@ -1,6 +1,5 @@
 """`config.json`: what the run in a workdir is, and the history of its starts."""
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.workdir import json_files
 from r2d2_acme.workdir.paths import shown
 
 # A resumed run may change these fields; `config.json` keeps when it did.
@@ -44,11 +44,6 @@ FREE_FIELDS = (
 
 _KINDS = ('game', 'env', 'environment')  # flags: one of them names the environment
 _CURE = 'restore it, or give another --workdir'
-# The errors that reading JSON with other content than expected may raise.
-_NOT_OURS = (
-  *(OSError, ValueError, TypeError, KeyError, AttributeError),
-  *(OverflowError, RecursionError),
-)
 
 
 class BadDescription(ValueError):
@@ -82,7 +77,7 @@ def read(workdir: str) -> dict[str, Any]:
       stored = json.load(opened)
     _check(stored)
     return stored
-  except _NOT_OURS as error:
+  except (OSError, *json_files.NOT_OURS) as error:
     raise _refusal(workdir, error) from error
 
 
@@ -154,17 +149,7 @@ def write(
     'versions': versions,
     'history': [*before.get('history', []), start],
   }
-  file = path(workdir)
-  try:
-    with open(f'{file}.new', 'w') as opened:
-      json.dump(content, opened, indent=2)
-      opened.flush()
-      os.fsync(opened.fileno())  # or a crash could leave an empty file under the name
-    os.replace(f'{file}.new', file)
-  except OSError:
-    with contextlib.suppress(OSError):
-      os.remove(f'{file}.new')
-    raise
+  json_files.write(path(workdir), content)
 
 
 def changes(before: R2D2Config, after: R2D2Config) -> dict[str, tuple[Any, Any]]:
@@ -197,7 +182,7 @@ def _refusal(workdir: str, error: Exception) -> BadDescription:
 
 
 def _check(stored: Any):
-  """Raises one of `_NOT_OURS` if this is no description."""
+  """Raises one of `json_files.NOT_OURS` if this is no description."""
   ((kind, name),) = dict(stored['environment']).items()
   if kind not in _KINDS or not isinstance(name, str):
     raise ValueError(f'the environment is {kind}={name!r}')

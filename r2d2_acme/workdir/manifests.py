@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from r2d2_acme.workdir import checkpoint_files, paths
+from r2d2_acme.workdir import checkpoint_files, json_files, paths
 from r2d2_acme.workdir.checkpoint_files import CheckpointError
 
 _NAME = re.compile(r'manifest-(0|[1-9][0-9]*)\.json')
@@ -94,7 +94,7 @@ def read(path: str) -> Manifest:
   """
   try:
     with open(path, 'rb') as file:
-      stored = checkpoint_files.parse_json(file.read())
+      stored = json_files.parse(file.read())
     if stored['crc32'] != _sum(stored['content']):
       raise ValueError('its content has changed')
     return _parse(stored['content'])
@@ -104,7 +104,7 @@ def read(path: str) -> Manifest:
     raise CheckpointError(
       f'cannot read {paths.shown(path)}: {error.strerror}'
     ) from error
-  except checkpoint_files.NOT_OURS as error:
+  except json_files.NOT_OURS as error:
     raise checkpoint_files.Damaged(
       f'manifest {paths.shown(path)} is damaged'
     ) from error
@@ -138,7 +138,7 @@ def write(workdir: str, manifest: Manifest) -> str:
   content: dict[str, Any] = manifest._asdict()
   content['replays'] = [replay._asdict() for replay in manifest.replays]
   path = _path(folder, int(newest[1]) + 1)
-  checkpoint_files.write_json(path, {'crc32': _sum(content), 'content': content})
+  json_files.write(path, {'crc32': _sum(content), 'content': content})
   return path
 
 
@@ -147,7 +147,7 @@ def _path(folder: str, number: int) -> str:
 
 
 def _sum(content: Any) -> int:
-  return zlib.crc32(checkpoint_files.dump_json(content))
+  return zlib.crc32(json_files.dump(content))
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
@@ -164,7 +164,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
   )
   if not is_named:
     raise ValueError('its checkpoints have other names')
-  if not all(map(checkpoint_files.is_number, manifest.counts.values())):
+  if not all(map(json_files.is_number, manifest.counts.values())):
     raise ValueError('the counts are not numbers')
   return manifest
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 import reverb
 from reverb import reverb_types
 
-from r2d2_acme.workdir import checkpoint_files, manifests, paths
+from r2d2_acme.workdir import checkpoint_files, json_files, manifests, paths
 from r2d2_acme.workdir.checkpoint_files import CheckpointError
 
 NUM_KEPT = 2
@@ -233,8 +233,8 @@ def _write(workdir: str, client: reverb.Client) -> manifests.Replay:
       os.replace(client.checkpoint(), path)
       names = sorted(os.listdir(path))
       sums = checkpoint_files.sum_files(os.path.join(path, name) for name in names)
-      checkpoint_files.sync_folder(path)
-      checkpoint_files.sync_folder(folder)
+      json_files.sync_folder(path)
+      json_files.sync_folder(folder)
     except (reverb.errors.ReverbError, RuntimeError, IndexError, OSError) as error:
       # An IndexError is Reverb's for a full disk.
       shutil.rmtree(path, ignore_errors=True)

@@ -7,12 +7,10 @@ import os
 import typing
 from typing import Any
 
-from r2d2_acme.workdir import locking
+from r2d2_acme.workdir import json_files, locking
 from r2d2_acme.workdir.paths import shown
 
 _FILE = 'status.json'
-# What foreign JSON may raise where it is not what was written.
-_NOT_OURS = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 
 
 class NoStatus(ValueError):
@@ -78,16 +76,8 @@ def write(workdir: str, status: Status):
   Raises:
     OSError: it cannot be written; the old one is then still there.
   """
-  new = os.path.join(workdir, f'{_FILE}.new')
-  try:
-    with open(new, 'w') as file:
-      json.dump(dataclasses.asdict(status), file, indent=1)
-    os.replace(new, os.path.join(workdir, _FILE))
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      os.remove(new)
-    path = os.path.join(workdir, _FILE)
-    raise OSError(error.errno, error.strerror, path) from error
+  content = dataclasses.asdict(status)
+  json_files.write(os.path.join(workdir, _FILE), content, durable=False)
 
 
 def read(workdir: str) -> Status:
@@ -109,7 +99,7 @@ def read(workdir: str) -> Status:
       f'{shown(workdir)} has no {_FILE}: give the --workdir of a program that '
       'launch/atari_distributed.py has started'
     ) from error
-  except _NOT_OURS as error:
+  except (OSError, *json_files.NOT_OURS) as error:
     raise NoStatus(
       f'{shown(path)} cannot be read ({shown(str(error) or repr(error))}): start the '
       'program again, or give another --workdir'
