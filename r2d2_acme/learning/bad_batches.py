@@ -4,12 +4,12 @@ In come such a batch and its new priorities. Out go the windows to blame, a line
 stderr, and, after many in a row, older parameters or an error.
 """
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import tree
 
+from r2d2_acme.system import stopping
 from r2d2_acme.types import Batch
 
 _MAX_NAMED = 4  # windows in a line
@@ -61,7 +61,7 @@ class BadBatches:
     """
     self.count += 1
     self._in_a_row += 1
-    _print(
+    stopping.say(
       f'The gradient is not finite at learner step {num_steps:,} and this batch is '
       f'skipped ({self._in_a_row} of at most {self._max_in_a_row} in a row): '
       f'{_name(batch.keys[is_bad], len(is_bad))}.'
@@ -73,7 +73,7 @@ class BadBatches:
     if not restore():
       raise self._failure('and there is no checkpoint to restore')
     self._in_a_row, self._is_restored = 0, True
-    _print('The newest checkpoint is restored, and learning goes on.')
+    stopping.say('The newest checkpoint is restored, and learning goes on.')
 
   def _failure(self, when: str) -> LearningFailed:
     return LearningFailed(
@@ -115,7 +115,3 @@ def _name(keys: np.ndarray, batch_size: int) -> str:
     'windows that are to blame are not sampled again: '
     f'{len(keys)} of {batch_size}, key {named}{more}'
   )
-
-
-def _print(line: str):
-  print(line, file=sys.stderr, flush=True)

@@ -103,7 +103,7 @@ def launch(
   wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
   if launch_type == 'local_mt':
     policy = supervision.UNSUPERVISED
-    print(_NOT_SUPERVISED, file=sys.stderr, flush=True)
+    stopping.say(_NOT_SUPERVISED)
   with (
     stopping.Requests() as requests,
     wired(program, paths.resolve(output_dir), requests, network) as (nodes, outputs),
@@ -121,7 +121,7 @@ def launch(
       # Without what it went back to, which it has done.
       command = [x for x in sys.orig_argv if not x.startswith('--checkpoint=')]
       message += f'\nresume with: {shlex.join(command)}'
-    print(message, file=stopping.Forgiving(sys.stderr), flush=True)
+    stopping.say(message)
   return code
 
 
@@ -293,7 +293,7 @@ def _processes(
       tempfile.TemporaryDirectory() as beats,
     ):
       if exposed := server.wait():
-        print(describe_exposure(exposed), file=sys.stderr, flush=True)
+        stopping.say(describe_exposure(exposed))
 
       def make_worker(node: Any, command: commands_lib.Command) -> workers.Worker:
         name, is_learner = command.title, command.title.startswith('learner/')

@@ -24,7 +24,7 @@ from r2d2_acme.learning import bad_batches
 from r2d2_acme.replay import tables
 from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.results import evaluation
-from r2d2_acme.system import heartbeats
+from r2d2_acme.system import heartbeats, stopping
 from r2d2_acme.workdir import (
   checkpoint_files,
   locking,
@@ -238,7 +238,7 @@ class LearnerNode(acme.VariableSource):
       try:
         self._replay_saver.save_at_the_end()
       except replay_checkpoints.NoReplay as error:
-        checkpoint_files.say(f'{error}; its last checkpoint stays')
+        stopping.say(f'{error}; its last checkpoint stays')
     self._logger.close()
 
   def _watch_progress(self):

@@ -7,7 +7,6 @@ progress for too long. What a worker is, and where it runs, is not known here.
 import collections
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -170,10 +169,10 @@ class Supervisor:
     restarts.append(now)
     self._due[worker.name] = now + pause
     self._died_at.setdefault(worker.name, now)
-    _say(
-      f'event=restart node={worker.name} cause="{cause}" restart={len(restarts)} '
-      f'budget={self._policy.max_restarts} period={self._policy.period:.0f}s '
-      f'pause={pause:.0f}s'
+    stopping.say(
+      f'[supervisor] event=restart node={worker.name} cause="{cause}" '
+      f'restart={len(restarts)} budget={self._policy.max_restarts} '
+      f'period={self._policy.period:.0f}s pause={pause:.0f}s'
     )
     return True
 
@@ -181,7 +180,9 @@ class Supervisor:
     """Says how long a worker that was started again has been missing."""
     if worker.name in self._died_at:
       seconds = time.monotonic() - self._died_at.pop(worker.name)
-      _say(f'event=recovered node={worker.name} seconds={seconds:.1f}')
+      stopping.say(
+        f'[supervisor] event=recovered node={worker.name} seconds={seconds:.1f}'
+      )
 
   def _start_due(self):
     for worker in self._workers:
@@ -219,10 +220,6 @@ class Supervisor:
     saving = (x for x in self._workers if x.name == SAVES and x not in running)
     failed = next((x.describe_failure() for x in saving if is_failed(x)), '')
     return running, failed
-
-
-def _say(event: str):
-  print(f'[supervisor] {event}', file=stopping.Forgiving(sys.stderr), flush=True)
 
 
 def _limit() -> int:

@@ -55,6 +55,11 @@ def forgive_streams():
   sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)
 
 
+def say(text: str):
+  """Prints a line, or several, to stderr, even if that is gone or its disk is full."""
+  print(text, file=Forgiving(sys.stderr), flush=True)
+
+
 class Requests:
   """Counts the requests to stop this program that arrive inside `with`.
 

@@ -9,7 +9,6 @@ without that file it is tried again.
 import contextlib
 import errno
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -38,11 +37,6 @@ class Damaged(CheckpointError):
   """The bytes of a checkpoint are not those that were written."""
 
 
-def say(line: str):
-  """Prints a line about a checkpoint to stderr."""
-  print(line, file=stopping.Forgiving(sys.stderr), flush=True)
-
-
 def attempt(save: Callable[[], object], period: float) -> bool:
   """Saves, or says in a loud line why that failed; returns whether it succeeded.
 
@@ -54,7 +48,9 @@ def attempt(save: Callable[[], object], period: float) -> bool:
     save()
     return True
   except CheckpointError as error:
-    say(f'error: {error}; training goes on, the next attempt is in {period:.0f} s')
+    stopping.say(
+      f'error: {error}; training goes on, the next attempt is in {period:.0f} s'
+    )
     return False
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import sonnet as snt
 import tensorflow as tf
 
+from r2d2_acme.system import stopping
 from r2d2_acme.workdir import (
   checkpoint_files,
   json_files,
@@ -114,7 +115,7 @@ def find_all(workdir: str) -> list[str]:
 
 
 def verify(
-  workdir: str, report: Callable[[str], None] = checkpoint_files.say
+  workdir: str, report: Callable[[str], None] = stopping.say
 ) -> dict[str, float]:
   """Reads every byte of the checkpoint that a start in `workdir` resumes from.
 

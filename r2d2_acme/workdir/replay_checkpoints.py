@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 import reverb
 from reverb import reverb_types
 
+from r2d2_acme.system import stopping
 from r2d2_acme.workdir import checkpoint_files, json_files, manifests, paths
 from r2d2_acme.workdir.checkpoint_files import CheckpointError
 
@@ -59,7 +60,7 @@ def start_server(
   workdir: str | None,
   tables: Sequence[reverb.Table],
   port: int | None = None,
-  report: Callable[[str], None] = checkpoint_files.say,
+  report: Callable[[str], None] = stopping.say,
 ) -> reverb.Server:
   """Starts a server with the newest sound checkpoint that a manifest names.
 

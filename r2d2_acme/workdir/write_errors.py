@@ -1,7 +1,6 @@
 """Files that cannot be written, for example on a full disk, do not end the program."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 
@@ -41,4 +40,4 @@ class WriteErrors:
       )
       if time.monotonic() >= self._next_time:
         self._next_time = time.monotonic() + _PERIOD
-        print(self.last, file=stopping.Forgiving(sys.stderr), flush=True)
+        stopping.say(self.last)
