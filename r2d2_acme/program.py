@@ -1,7 +1,6 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
 import os
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from launchpad import context as lp_context
 from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment, Run
-from r2d2_acme.running import nodes, workers
+from r2d2_acme.running import entry, nodes, workers
 from r2d2_acme.system import machine, runtime
 
 _IN_PROCESSES = (
@@ -45,20 +44,26 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     replay = program.add_node(_ReplayNode(run))
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
-  players = {
-    'actor': [
-      lp.PyClassNode(_ActorNode, run, index, replay, learner)
-      for index in range(config.num_actors)
-    ],
-    'evaluator': [lp.PyClassNode(_EvaluatorNode, run, learner)] * experiment.evaluator,
-  }
-  starts_fresh = environments.starts_fresh(run.experiment.environment_factory)
-  for group in filter(players.get, players):
-    with program.group(group):
-      for node in players[group]:
-        node.starts_fresh = starts_fresh  # `launching` looks at it
-        program.add_node(node)
+  with program.group('actor'):
+    for index in range(config.num_actors):
+      program.add_node(_PlayingNode(_ActorNode, run, index, replay, learner))
+  if experiment.evaluator:
+    with program.group('evaluator'):
+      program.add_node(_PlayingNode(_EvaluatorNode, run, learner))
   return program
+
+
+class _PlayingNode(lp.PyClassNode):
+  """A node with environments.
+
+  Attributes:
+    starts_fresh: whether its process must not be a fork; `launching` looks at it.
+  """
+
+  def __init__(self, constructor: Callable[..., Any], run: Run, *args: Any):
+    super().__init__(constructor, run, *args)
+    factory = run.experiment.environment_factory
+    self.starts_fresh = environments.starts_fresh(factory)
 
 
 class _ReplayNode(lp.ReverbNode):
@@ -141,7 +146,6 @@ def _run_to_the_end(run: Callable[[], None]):
   except BaseException as error:
     if not _in_process():
       raise
-    traceback.print_exc()
-    runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)
+    entry.exit_with(error)
   if _in_process():
     runtime.exit_now(0)  # threads may still wait in C++

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 import cloudpickle
 from absl import flags
@@ -35,6 +36,11 @@ def main(path: str, index: str):
     worker_manager.WorkerManager(register_in_thread=True)
     function()
   except BaseException as error:
-    traceback.print_exc()
-    runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)
+    exit_with(error)
   runtime.exit_now(0)
+
+
+def exit_with(error: BaseException) -> NoReturn:
+  """Ends the process of a node that has failed, with the code that says how."""
+  traceback.print_exception(error)
+  runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)

@@ -15,9 +15,8 @@ from r2d2_acme.system import forking, heartbeats, processes
 
 SAVES = 'learner/0'  # the node whose failure at the end matters, too
 FINAL_CODE = 3  # of a node that would only fail again
-RESTARTS = (
-  'R2D2_RESTARTS'  # an environment variable: how often a node was started again
-)
+# An environment variable: how often a node was started again.
+RESTARTS = 'R2D2_RESTARTS'
 
 _TRACE_TIME = 0.3  # seconds for a stuck process to print where it is
 _UNASKED = 'ended although nobody asked it to'
