@@ -195,7 +195,9 @@ class R2D2Learner(acme.Learner):
     # Without the lock, so that a program that is stopped meanwhile can save.
     traced = self._trace((spec, tf.TensorSpec((), tf.bool)))
     with self._lock:
-      self._traced = traced
+      if self._traced is None:
+        traced.load()  # what the variables have become meanwhile
+        self._traced = traced
 
   def step(self):
     """Waits for a batch, learns from it, and hands its new priorities on.
