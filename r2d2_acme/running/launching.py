@@ -118,11 +118,22 @@ def launch(
   if message:
     stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file
     if workdir is not None:
-      # Without what it went back to, which it has done.
-      command = [x for x in sys.orig_argv if not x.startswith('--checkpoint=')]
-      message += f'\nresume with: {shlex.join(command)}'
+      message += f'\nresume with: {shlex.join(_resuming(sys.orig_argv))}'
     stopping.say(message)
   return code
+
+
+def _resuming(command: Sequence[str]) -> list[str]:
+  """Returns a command without the checkpoint to go back to, which has been done."""
+  kept: list[str] = []
+  rest = iter(command)
+  for argument in rest:
+    name, equals, _ = argument.partition('=')
+    if name not in ('--checkpoint', '-checkpoint'):
+      kept.append(argument)
+    elif not equals:
+      next(rest, None)  # its value
+  return kept
 
 
 def _check_can_launch(launch_type: str, network: str):

@@ -968,6 +968,15 @@ def test_first_limit_of_threads_counts():
   )
 
 
+@pytest.mark.parametrize(
+  'flags', [['--checkpoint=ckpt-3'], ['--checkpoint', 'best'], ['-checkpoint=best'], []]
+)
+def test_command_that_resumes_does_not_go_back_again(flags):
+  others = ['python', 'launch.py', '--config.checkpoint_period=5']
+  command = [*others[:2], *flags, *others[2:], '--workdir=runs/a b']
+  assert launching._resuming(command) == [*others, '--workdir=runs/a b']
+
+
 def test_launch_type_that_there_is_none_of_is_one_line():
   with pytest.raises(ValueError, match="'foo'.*local_mp, local_mt"):
     launching.launch(None, 'foo', '')
