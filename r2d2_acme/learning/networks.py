@@ -18,7 +18,7 @@ from acme.tf import utils as tf_utils
 from r2d2_acme import types
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learning import lstm
-from r2d2_acme.observations import kinds, layouts
+from r2d2_acme.observations import images, kinds, layouts
 
 
 class DuellingHead(snt.Module):
@@ -185,7 +185,7 @@ def estimate_parameters(
   inputs = frame[-1]
   if len(frame) == 3:
     height, width = frame[:2]
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+    for kernel, stride in images.CONVOLUTIONS:
       height, width = ((x - kernel) // stride + 1 for x in (height, width))
     inputs = height * width * config.conv_channels[-1]
   num_actions = environment_spec.actions.num_values

@@ -15,6 +15,8 @@ from r2d2_acme.observations.scaling import Scaling
 # reach, rounded up.
 _COMPRESSION = 0.35
 
+CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))  # kernel and stride, Mnih et al. 2015
+
 
 class Images(base.Kind):
   """Images [H, W, C]; an input is the newest `frame_stack` ones, the oldest first.
@@ -116,10 +118,11 @@ class AtariTorso(snt.Module):
     """
     super().__init__(name=name)
     self._scaling = scaling
-    layers = zip(channels, (8, 4, 3), (4, 2, 1), strict=True)
     self._convolutions = [
       snt.Conv2D(width, kernel, stride, padding='VALID', name=f'conv_{i}')
-      for i, (width, kernel, stride) in enumerate(layers, start=1)
+      for i, (width, (kernel, stride)) in enumerate(
+        zip(channels, CONVOLUTIONS, strict=True), start=1
+      )
     ]
     self._linear = snt.Linear(size)
     self._layer_norm = snt.LayerNorm(-1, True, True) if normalize else None

@@ -145,7 +145,10 @@ class Reporter:
       # After the learner's node has gone back, reports of other nodes may be missing.
       for name, count in counts.items():
         self._seen[name] = max(count, self._seen.get(name, count))
-      return {**self._seen, **_learner_steps(self._answer)}
+      seen = dict(self._seen)
+      if 'learner_steps' in self._answer:  # these go back with the learner's node
+        seen['learner_steps'] = self._answer['learner_steps']
+      return seen
 
   def _run(self):
     while True:
@@ -168,8 +171,3 @@ def _sum(*all_counts: Mapping[str, float]) -> Counts:
     for name, count in counts.items():
       total[name] = total.get(name, 0) + count
   return total
-
-
-def _learner_steps(counts: Mapping[str, float]) -> Counts:
-  """Returns the learner steps, which do go back with the learner's node."""
-  return {name: counts[name] for name in ('learner_steps',) if name in counts}
