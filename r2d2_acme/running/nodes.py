@@ -8,7 +8,7 @@ them.
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import acme
@@ -251,7 +251,43 @@ class LearnerNode(acme.VariableSource):
         self._heartbeat.beat()
 
 
-class ActorNode:
+class _PlayingNode:
+  """What nodes with environments have in common."""
+
+  def __init__(
+    self, run: Run, role: str, index: int, learner: Learner, stop: threading.Event
+  ):
+    self._run = run
+    self._learner = learner
+    self._stop = stop
+    self._heartbeat = heartbeats.Heartbeat()
+    self._release = _hold(run.experiment.workdir, role, index)
+    self._logger = run.make_logger(role, index)
+
+  def run(self):
+    """Plays until the stop, or until environments fail too often."""
+    try:
+      _work_until_stopped(self._stop, self._play, on_stop=self._logger.close)
+    finally:
+      self._release()
+
+  def _play(self):
+    raise NotImplementedError
+
+  def _open_environments(self, seeds: Sequence[int]):
+    experiment = self._run.experiment
+    return environments.opened(
+      experiment.environment_factory,
+      seeds,
+      experiment.config.max_environment_failures,
+    )
+
+  def _should_stop(self) -> bool:
+    self._heartbeat.beat()  # it is asked in each step, and in each wait for replay
+    return self._stop.is_set()
+
+
+class ActorNode(_PlayingNode):
   """Acts in `envs_per_actor` environments and fills the replay."""
 
   def __init__(
@@ -275,23 +311,11 @@ class ActorNode:
     Raises:
       WorkdirInUse: another program writes in the workdir.
     """
-    self._run = run
+    super().__init__(run, 'actor', index, learner, stop)
     self._index = index
     self._replay_client = replay_client
-    self._learner = learner
-    self._stop = stop
-    self._heartbeat = heartbeats.Heartbeat()
-    self._release = _hold(run.experiment.workdir, 'actor', index)
-    self._logger = run.make_logger('actor', index)
 
-  def run(self):
-    """Acts until the stop, or until environments fail too often."""
-    try:
-      _work_until_stopped(self._stop, self._act, on_stop=self._logger.close)
-    finally:
-      self._release()
-
-  def _act(self):
+  def _play(self):
     run, config = self._run, self._run.experiment.config
     first = self._index * config.envs_per_actor
     seeds = [
@@ -299,9 +323,7 @@ class ActorNode:
       for i in range(first, first + config.envs_per_actor)
     ]
     reporter = _make_reporter(run, self._learner, 'actor', self._index)
-    with environments.opened(
-      run.experiment.environment_factory, seeds, config.max_environment_failures
-    ) as fleet:
+    with self._open_environments(seeds) as fleet:
       counter = counting.Counter(reporter, prefix='actor', time_delta=_SYNC_PERIOD)
       VectorEnvironmentLoop(
         fleet,
@@ -320,12 +342,8 @@ class ActorNode:
     counter.get_counts()
     reporter.report()
 
-  def _should_stop(self) -> bool:
-    self._heartbeat.beat()  # it is asked in each step, and in each wait for replay
-    return self._stop.is_set()
 
-
-class EvaluatorNode(acme.VariableSource):
+class EvaluatorNode(_PlayingNode, acme.VariableSource):
   """Plays episode after episode, each with parameters fresh from the learner."""
 
   def __init__(self, run: Run, learner: Learner, *, stop: threading.Event):
@@ -339,29 +357,14 @@ class EvaluatorNode(acme.VariableSource):
     Raises:
       WorkdirInUse: another program writes in the workdir.
     """
-    self._run = run
-    self._learner = learner
-    self._stop = stop
-    self._heartbeat = heartbeats.Heartbeat()
-    self._release = _hold(run.experiment.workdir, 'evaluator')
-    self._logger = run.make_logger('evaluator')
+    super().__init__(run, 'evaluator', 0, learner, stop)
 
-  def run(self):
-    """Evaluates until the stop, or until the environment fails too often."""
-    try:
-      _work_until_stopped(self._stop, self._evaluate, on_stop=self._logger.close)
-    finally:
-      self._release()
-
-  def _evaluate(self):
+  def _play(self):
     run, config = self._run, self._run.experiment.config
     seeds = [builder_lib.evaluator_seed(config, run.stream)]
-    factory = run.experiment.environment_factory
     # What a row says is known to the learner's node, or a restart would repeat it.
     self._reporter = _make_reporter(run, self._learner, 'evaluator', wait=True)
-    with environments.opened(factory, seeds, config.max_environment_failures) as (
-      environment,
-    ):
+    with self._open_environments(seeds) as (environment,):
       evaluator = evaluation.Evaluator(
         run.builder.make_evaluator(),
         environment,
@@ -395,10 +398,6 @@ class EvaluatorNode(acme.VariableSource):
   def _observe_return(self, episode_return: float):
     with self._heartbeat.waiting():
       self._learner.observe_return(episode_return)
-
-  def _should_stop(self) -> bool:
-    self._heartbeat.beat()
-    return self._stop.is_set()
 
 
 def _read_logged_counts(workdir: str | None) -> dict[str, float]:
