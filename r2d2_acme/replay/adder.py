@@ -26,6 +26,8 @@ PriorityFn = Callable[..., float]
 # Windows that the server has not yet confirmed, beyond which `add` waits.
 _MAX_PENDING_WINDOWS = 4
 _STALL_PERIOD = 30.0  # seconds of waiting between two warnings
+# For the server's first answer: Reverb's own 3 s are few on a machine that is busy.
+_SIGNATURE_TIMEOUT_MS = 30_000
 
 # The fields of `Step` after its observation. They are written window by window.
 _WINDOW_FIELDS = {
@@ -261,7 +263,8 @@ class _EpisodeWriter:
     # A row comes with at most one block, one state and one window; an episode's first
     # rows also with the padding before them.
     self._writer = client.trajectory_writer(
-      num_keep_alive_refs=4 * self.rows_per_window
+      num_keep_alive_refs=4 * self.rows_per_window,
+      get_signature_timeout_ms=_SIGNATURE_TIMEOUT_MS,
     )
     keep_alive = {
       'frames': self._num_blocks,
