@@ -5,7 +5,6 @@ Whatever can be wrong with it is found here, before any process starts.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 import time
@@ -167,12 +166,8 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
       environment = stored['environment']
   if experiment.checkpoint is not None:
     checkpointing.choose(workdir, experiment.checkpoint)  # is there one?
-  counts = _claim(
-    workdir,
-    experiment.config,
-    experiment.checkpoint,
-    check=functools.partial(_check_disk, experiment, workdir),
-  )
+  _check_disk(experiment, workdir)
+  counts = _claim(workdir, experiment.config, experiment.checkpoint)
   # Last: a start that is refused leaves the description of the one before it.
   with _writing(workdir):
     description.write(workdir, experiment.config, environment, stored)
@@ -367,13 +362,14 @@ def _check_disk(experiment: Experiment, workdir: str):
   folder = workdir
   while not os.path.exists(folder):
     folder = os.path.dirname(folder)
-  held = sum(
-    os.path.getsize(os.path.join(path, file))
-    for path, _, files in os.walk(os.path.join(workdir, 'checkpoints'))
-    for file in files
-    if os.path.isfile(os.path.join(path, file))
-  )
-  available = shutil.disk_usage(folder).free + held
+  usage = shutil.disk_usage(folder)
+  if not usage.total:
+    return  # a file system such as a bucket, which does not say
+  available = usage.free
+  for path, _, files in os.walk(os.path.join(workdir, 'checkpoints')):
+    for file in files:
+      with contextlib.suppress(OSError):  # a program that runs there replaces them
+        available += os.path.getsize(os.path.join(path, file))
   if learner_bytes + replay_bytes > available:
     raise BadInput(
       f'needs about {_size(learner_bytes + replay_bytes)} of disk in '
@@ -394,7 +390,6 @@ def _claim(
   workdir: str,
   config: R2D2Config,
   checkpoint: str | None = None,
-  check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
   """Keeps other programs out of a workdir that this one can resume and write in.
 
@@ -402,7 +397,6 @@ def _claim(
     workdir: of the run.
     config: of the run.
     checkpoint: to go back to, if any.
-    check: is called before anything but the lock is changed, and may raise.
 
   Returns:
     The counts of the checkpoint to resume from; empty without one.
@@ -427,7 +421,6 @@ def _claim(
         ],
         files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
       )
-      check()
       if checkpoint is not None:
         checkpointing.go_back(workdir, checkpoint)
       return checkpointing.verify(workdir)

@@ -209,7 +209,7 @@ def test_thirty_forks_leave_nothing_behind(server, fork):
   assert [child.wait() for child in children] == list(range(30))
   # One descriptor may be another's, such as gRPC's; what a fork left would be there 30
   # times.
-  assert max(now - then for now, then in zip(counts(), before)) < 10
+  assert max(now - then for now, then in zip(counts(), before, strict=True)) < 10
 
 
 def test_killed_server_is_replaced_and_its_children_live_on(server, fork):
