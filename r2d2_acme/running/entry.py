@@ -12,8 +12,19 @@ import cloudpickle
 from absl import flags
 from launchpad.launch import worker_manager
 
-from r2d2_acme.running import nodes, workers
+from r2d2_acme import environments
+from r2d2_acme.learning import bad_batches
+from r2d2_acme.running import workers
 from r2d2_acme.system import runtime, stopping
+from r2d2_acme.workdir import checkpoint_files, locking
+
+# What would only happen again to the node.
+_FINAL = (
+  environments.EnvironmentFailed,  # too often, or in the very first reset
+  bad_batches.LearningFailed,  # a restored checkpoint was no cure
+  checkpoint_files.CheckpointError,
+  locking.WorkdirInUse,
+)
 
 
 def main(path: str, index: str):
@@ -43,4 +54,4 @@ def main(path: str, index: str):
 def exit_with(error: BaseException) -> NoReturn:
   """Ends the process of a node that has failed, with the code that says how."""
   traceback.print_exception(error)
-  runtime.exit_now(workers.FINAL_CODE if nodes.is_final(error) else 1)
+  runtime.exit_now(workers.FINAL_CODE if isinstance(error, _FINAL) else 1)

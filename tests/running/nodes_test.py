@@ -1,4 +1,4 @@
-"""`nodes.py`: the nodes at work without any launcher, on a real Reverb server."""
+"""The nodes at work without any launcher, on a real Reverb server."""
 
 import pickle
 import threading
@@ -13,6 +13,7 @@ from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment
 from r2d2_acme.running import nodes
+from r2d2_acme.running.nodes import base
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
 
@@ -149,13 +150,13 @@ def test_what_a_thread_raises_after_the_stop_is_no_failure():
     has_stopped.set()
     time.sleep(0.5)
 
-  nodes._work_until_stopped(stop, work, on_stop=close)
+  base.work_until_stopped(stop, work, on_stop=close)
 
 
 def test_what_a_thread_raises_before_the_stop_is_raised_after_the_save():
   saved = []
   with pytest.raises(ZeroDivisionError):
-    nodes._work_until_stopped(
+    base.work_until_stopped(
       threading.Event(), lambda: 1 / 0, on_stop=lambda: saved.append(1)
     )
   assert saved == [1]
