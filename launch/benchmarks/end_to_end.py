@@ -190,7 +190,7 @@ class Program:
   def nodes(self) -> dict[str, psutil.Process]:
     """Its processes, each by the file that it writes to, such as `actor/0`."""
     folder, nodes = f'{self._folder.name}/output/', {}
-    for process in self._tree()[1:]:
+    for process in self.tree()[1:]:
       with contextlib.suppress(OSError):  # it ended
         path = os.readlink(f'/proc/{process.pid}/fd/1')
         if path.startswith(folder):
@@ -210,15 +210,15 @@ class Program:
     return table
 
   def _signal(self, number: signal.Signals):
-    tree = self._tree()  # some have process groups of their own
+    tree = self.tree()  # some have process groups of their own
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, number)  # and some have lost their parent
     for process in tree:
       with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
 
-  def _tree(self) -> list[psutil.Process]:
-    """The process that was started, and all below it."""
+  def tree(self) -> list[psutil.Process]:
+    """Returns the process that was started, and all below it."""
     try:
       process = psutil.Process(self._process.pid)
       return [process, *process.children(recursive=True)]

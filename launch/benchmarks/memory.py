@@ -1,8 +1,9 @@
-"""Resident memory of each process of the program, over an hour with a full table.
+"""Memory of a program over an hour with a full table, in which each node dies twice.
 
 Not among the parts that are measured by default: it takes an hour and a half.
 """
 
+import contextlib
 import csv
 import pathlib
 import tempfile
@@ -19,6 +20,11 @@ from r2d2_acme.results import plotting
 
 _PERIOD = 20.0  # seconds between samples
 _MEASURED = 3600.0  # seconds
+# Seconds into the hour at which a node is killed, each in turn, and from which on the
+# nodes' memory must be flat.
+_DEATHS = range(60, 1200, 145)
+_CALM = 1500.0
+_PROGRAM = 'whole program (proportional)'
 _SETTLE = 300.0  # seconds with a full table, before it counts
 # Windows: the laptop preset's table would take half an hour to fill.
 _TABLE_SIZE = 2_500
@@ -30,7 +36,7 @@ Series = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def run(rounds: int) -> list[Comparison]:
-  """Bytes by which each process grows in the hour; `rounds` do not matter."""
+  """How much each process grows an hour, after the deaths; `rounds` do not matter."""
   del rounds
   program = end_to_end.Program(
     'ours',
@@ -50,19 +56,30 @@ def run(rounds: int) -> list[Comparison]:
     while program.replay_size < _TABLE_SIZE:
       time.sleep(_PERIOD)
     progress('memory: measuring for an hour')
-    end = time.monotonic() + _SETTLE + _MEASURED
-    while time.monotonic() < end:
-      append_samples(path, program.nodes())
+    names = sorted(program.nodes())
+    start = time.monotonic() + _SETTLE
+    deaths = [(start + at, names[i % len(names)]) for i, at in enumerate(_DEATHS)]
+    while time.monotonic() < start + _MEASURED:
+      append_samples(path, program)
+      if deaths and time.monotonic() >= deaths[0][0]:
+        program.nodes()[deaths.pop(0)[1]].kill()
       time.sleep(_PERIOD)
     return [summarize(path)]
 
 
-def append_samples(path: pathlib.Path, nodes: Mapping[str, psutil.Process]):
-  """Adds a row for each process, by its name such as `actor/0`."""
+def append_samples(path: pathlib.Path, program: end_to_end.Program):
+  """Adds a row for each node, such as `actor/0`, and one for all processes together."""
+  sizes: dict[str, int] = {}
+  for name, process in program.nodes().items():
+    with contextlib.suppress(psutil.NoSuchProcess):  # it has just died
+      sizes[name] = process.memory_info().rss
+  sizes[_PROGRAM] = 0
+  for process in program.tree():
+    with contextlib.suppress(psutil.Error):  # it has ended
+      sizes[_PROGRAM] += process.memory_full_info().pss
   with path.open('a', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
-    for name, process in nodes.items():
-      writer.writerow([round(time.time()), name, process.memory_info().rss])
+    writer.writerows((round(time.time()), *size) for size in sizes.items())
 
 
 def summarize(path: pathlib.Path) -> Comparison:
@@ -72,10 +89,10 @@ def summarize(path: pathlib.Path) -> Comparison:
   write(_OUT / 'samples.csv', series)
   draw(series, _OUT / 'samples.png')
   return Comparison(
-    'Pong, an hour with a full table: growth',
-    'MiB',
+    'Pong, an hour with a full table and eight deaths: growth',
+    'MiB an hour',
     {name: [growth(*samples) / 2**20] for name, samples in series.items()},
-    note='the least-squares slope over the hour, times the hour',
+    note=f'the least-squares slope from minute {_CALM / 60:.0f} on, after the deaths',
   )
 
 
@@ -104,8 +121,9 @@ def write(path: pathlib.Path, series: Series):
 
 
 def growth(seconds: np.ndarray, rss: np.ndarray) -> float:
-  """Bytes in the hour, by the line of least squares."""
-  return float(np.polyfit(seconds, rss, 1)[0] * _MEASURED)
+  """Returns the bytes an hour, by the line of least squares after the deaths."""
+  calm = seconds >= _CALM
+  return float(np.polyfit(seconds[calm], rss[calm], 1)[0] * 3600)
 
 
 def draw(series: Series, path: pathlib.Path):
@@ -113,11 +131,12 @@ def draw(series: Series, path: pathlib.Path):
   pyplot = plotting.pyplot()
   figure, axes = pyplot.subplots(figsize=(8, 4), constrained_layout=True)
   for name, (seconds, rss) in series.items():
-    label = f'{name}: {growth(seconds, rss) / 2**20:+.1f} MiB in the hour'
+    label = f'{name}: {growth(seconds, rss) / 2**20:+.1f} MiB an hour'
     axes.plot(seconds / 60, rss / 2**20, label=label)
   axes.set_xlabel('minutes with a full table')
-  axes.set_ylabel('resident memory, MiB')
+  axes.set_ylabel('memory, MiB')
   axes.set_ylim(bottom=0)
+  axes.axvspan(0, _CALM / 60, alpha=0.1, label='each node is killed twice')
   axes.grid(alpha=0.3)
   axes.legend(fontsize='small')
   figure.savefig(path, dpi=120)
