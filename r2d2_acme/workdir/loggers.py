@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from acme.utils import counting, loggers
 
 from r2d2_acme.workdir import csv_files, event_files, paths, sittings
@@ -16,6 +17,8 @@ from r2d2_acme.workdir.write_errors import WriteErrors
 _TERMINAL_PERIOD = 10.0  # seconds between rows
 _COUNTS = ('actor_steps', 'actor_frames', 'learner_steps', 'wall_time', 'sitting')
 
+# Columns that a node counts from 0 at its start, and the log from the run's start.
+_TALLIES = ('environment_failures', 'bad_batches')
 # The columns are fixed, so that a resumed run appends to the same ones.
 COLUMNS = {
   'learner': (
@@ -139,8 +142,10 @@ def make_logger(
       ),
     ]
   to_all = loggers.Dispatcher(to, loggers.to_numpy)
-  in_order = _InOrder(to_all, name, last_row or {})
-  return _FixedColumns(in_order, COLUMNS[role], {'sitting': sitting or 0})
+  last_row = last_row or {}
+  in_order = _InOrder(to_all, name, last_row)
+  earlier = {name: int(np.nan_to_num(last_row.get(name, 0))) for name in _TALLIES}
+  return _FixedColumns(in_order, COLUMNS[role], {'sitting': sitting or 0}, earlier)
 
 
 def _prepare_files(workdir: str, label: str, columns: Sequence[str]):
@@ -229,20 +234,35 @@ class _FixedColumns(loggers.Logger):
   """
 
   def __init__(
-    self, to: loggers.Logger, columns: Sequence[str], constants: Mapping[str, Any]
+    self,
+    to: loggers.Logger,
+    columns: Sequence[str],
+    constants: Mapping[str, Any],
+    earlier: Mapping[str, int],
   ):
-    """Passes rows on to `to`, with these `constants` in each of them."""
+    """Passes rows on to `to`.
+
+    Args:
+      to: a logger of rows that have all columns.
+      columns: of each row.
+      constants: the values of some columns in each row.
+      earlier: what is added to the values of some columns.
+    """
     self._to = to
     self._columns = columns
     self._constants = constants
+    self._earlier = earlier
     self._lock = threading.Lock()
     self._is_closed = False
 
   def write(self, values: Mapping[str, Any]):
     values = {**values, **self._constants}
+    row = {column: values.get(column, 0) for column in self._columns}
+    for column in row.keys() & self._earlier:
+      row[column] += self._earlier[column]
     with self._lock:
       if not self._is_closed:
-        self._to.write({column: values.get(column, 0) for column in self._columns})
+        self._to.write(row)
 
   def close(self):
     with self._lock:

@@ -228,6 +228,16 @@ def test_only_rows_that_count_are_caught_up_with(tmp_path):
     assert steps == [1, 5, *repeated, 9, 12]
 
 
+def test_failures_are_counted_over_all_starts_of_a_node(tmp_path):
+  step = itertools.count()
+  for failures in ((0, 2), (0, 1), (0,)):
+    logger = loggers.make_logger(str(tmp_path), 'actor')
+    for count in failures:
+      logger.write({'actor_steps': next(step), 'environment_failures': count})
+  rows = _read_csv(tmp_path, loggers.label('actor', 0))
+  assert [int(row['environment_failures']) for row in rows] == [0, 2, 2, 3, 3]
+
+
 def test_rows_that_come_after_the_end_are_dropped_in_silence(tmp_path, capfd):
   """At a stop a thread may still act while another one closes its log."""
   logger = loggers.make_logger(str(tmp_path), 'actor')
