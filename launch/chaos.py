@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from faults import checks, kinds
 from faults.program import Program
@@ -69,7 +69,13 @@ def main() -> int:
   return int(bool(violations))
 
 
-def _befall(program, name, rng, violations, seconds):
+def _befall(
+  program: Program,
+  name: str,
+  rng: random.Random,
+  violations: list[str],
+  seconds: Mapping[str, list[float]],
+):
   """Lets a fault happen, waits until the program has recovered, and prints a row."""
   start, before, rows = time.monotonic(), list(program.samples), program.rows('learner')
   outcome = what = ''
@@ -90,7 +96,8 @@ def _befall(program, name, rng, violations, seconds):
   print(f'{now}  {name:<28} {what:<50} {outcome}', flush=True)
 
 
-def _let(violations, check):
+def _let(violations: list[str], check: Callable[[], object]):
+  """Adds what a check finds violated."""
   try:
     check()
   except checks.Violation as error:
