@@ -12,6 +12,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import psutil
+
 from faults import world
 from faults.program import CHECKPOINT_PERIOD, PROGRESS_TIMEOUT, Program
 
@@ -89,6 +91,22 @@ def suspend_node(program: Program, rng: random.Random) -> str:
   return node
 
 
+def exhaust_memory(program: Program, rng: random.Random) -> str:
+  """Gives one node no more memory, until it dies or a while has passed."""
+  node = rng.choice(NODES)
+  pid = program.status.nodes[node].pid
+  assert pid is not None
+  process = psutil.Process(pid)
+  used = process.memory_info().vms
+  process.rlimit(psutil.RLIMIT_AS, (used, used))
+  with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+    process.wait(PROGRESS_TIMEOUT)
+    return f'{node}, died of it'
+  with contextlib.suppress(psutil.NoSuchProcess):
+    process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+  return f'{node}, needed none'
+
+
 def fill_disk(program: Program, rng: random.Random) -> str:
   """Fills the file system of the workdir for some checkpoints' time."""
   del rng
@@ -138,7 +156,7 @@ KINDS: dict[str, Fault] = {
   for fault in (
     *(kill_node, crash_node, kill_several),
     *(kill_replay_in_checkpoint, kill_learner_in_checkpoint),
-    *(kill_launcher, kill_all, suspend_node, fill_disk),
+    *(kill_launcher, kill_all, suspend_node, exhaust_memory, fill_disk),
     *(damage_learner, damage_replay, damage_manifest, break_environment),
   )
 }
