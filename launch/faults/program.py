@@ -197,8 +197,10 @@ class Program:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
   def rows(self, label: str) -> list[dict[str, float]]:
-    """Returns the rows of a node's log as a user reads them."""
+    """Returns the rows of a node's log as a user reads them; none before the first."""
     path = self.workdir / 'logs' / label / 'logs.csv'
+    if not path.exists():
+      return []
     with path.open() as file:
       return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
