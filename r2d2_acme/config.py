@@ -6,6 +6,7 @@ Reinforcement Learning" (2019), table 2 and section 2.3 unless said otherwise.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -107,6 +108,10 @@ class R2D2Config:
   epsilon_alpha: float = _not_negative(7.0)  # Ape-X: 7
   # Steps that each environment takes between two fetches of parameters; paper: 400.
   variable_update_period: int = _at_least_1(400)
+  # Actor processes that share a cacher: a node that fetches the parameters from the
+  # learner every two seconds and passes them on. 0: there is none, and each actor
+  # fetches from the learner.
+  actors_per_cacher: int = _not_negative(0)
   evaluator_epsilon: float = _share(0.001)  # Ape-X: 0.001
 
   # Network: the torso of Mnih et al. 2015 for images, an MLP for vectors.
@@ -219,6 +224,13 @@ class R2D2Config:
   def num_environments(self) -> int:
     """Training environments of all actors together."""
     return self.num_actors * self.envs_per_actor
+
+  @property
+  def num_cachers(self) -> int:
+    """Cachers that all actors need, the last of which may have fewer."""
+    if not self.actors_per_cacher:
+      return 0
+    return math.ceil(self.num_actors / self.actors_per_cacher)
 
   @property
   def error_buffer(self) -> float:

@@ -22,13 +22,14 @@ _IN_PROCESSES = (
 
 
 def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
-  """Wires the nodes `replay`, `learner`, `actor` x N and `evaluator`.
+  """Wires the nodes `replay`, `learner`, `cacher`, `actor` x N and `evaluator`.
 
   To make a program begins a sitting in the experiment's workdir, if there is one. From
   then on this process, and later the nodes, keep other programs out of it.
 
   Args:
     experiment: what to train, where and until when; N is its config's `num_actors`.
+      There are as many cachers as `actors_per_cacher` asks for, or none.
     name: of the program.
 
   Raises:
@@ -36,17 +37,23 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to go back to is damaged, or none is sound.
   """
+  config = experiment.config
   # The nodes, of which the evaluator is counted in any case.
-  run = experiment_lib.begin(experiment, experiment.config.num_actors + 3)
-  config = run.experiment.config
+  run = experiment_lib.begin(experiment, config.num_actors + config.num_cachers + 3)
   program = lp.Program(name)
   with program.group('replay'):
     replay = program.add_node(_ReplayNode(run))
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
+  cachers = []
+  if config.num_cachers:
+    with program.group('cacher'):
+      for _ in range(config.num_cachers):
+        cachers.append(program.add_node(lp.CourierNode(_CacherNode, learner)))
   with program.group('actor'):
     for index in range(config.num_actors):
-      program.add_node(_PlayingNode(_ActorNode, run, index, replay, learner))
+      cacher = cachers[index // config.actors_per_cacher] if cachers else None
+      program.add_node(_PlayingNode(_ActorNode, run, index, replay, learner, cacher))
   if experiment.evaluator:
     with program.group('evaluator'):
       program.add_node(_PlayingNode(_EvaluatorNode, run, learner))
@@ -99,13 +106,35 @@ class _LearnerNode(nodes.LearnerNode):
     _run_to_the_end(super().run)
 
 
+class _CacherNode(nodes.CacherNode):
+  """What Launchpad starts as a cacher, and serves to actors."""
+
+  def __init__(self, learner: Any):
+    super().__init__(learner, stop=lp.stop_event())
+
+  def run(self):
+    _run_to_the_end(super().run)
+
+
 class _ActorNode(nodes.ActorNode):
   """What Launchpad starts as an actor."""
 
-  def __init__(self, run: Run, index: int, replay_client: reverb.Client, learner: Any):
+  def __init__(
+    self,
+    run: Run,
+    index: int,
+    replay_client: reverb.Client,
+    learner: Any,
+    cacher: Any,
+  ):
     _limit_threads(1)
     super().__init__(
-      _after_restarts(run), index, replay_client, learner, stop=lp.stop_event()
+      _after_restarts(run),
+      index,
+      replay_client,
+      learner,
+      cacher=cacher,
+      stop=lp.stop_event(),
     )
 
   def run(self):

@@ -95,6 +95,7 @@ _JUST_REFUSED = {
       'checkpoint_keep_period',
       'max_restarts',
       'max_environment_failures',
+      'actors_per_cacher',
       'seed',
     ],
     -1,
@@ -170,6 +171,13 @@ def test_every_field_has_a_bound():
     'actor_priorities',
   }
   assert _JUST_REFUSED.keys() == _FIELDS - is_free
+
+
+def test_last_cacher_may_have_fewer_actors():
+  cachers = [
+    R2D2Config(num_actors=5, actors_per_cacher=n).num_cachers for n in range(7)
+  ]
+  assert cachers == [0, 5, 3, 2, 2, 1, 1]
 
 
 def test_nan_is_refused():

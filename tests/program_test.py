@@ -1,6 +1,7 @@
 """The whole program, in threads of this process, on a real game."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import signal
@@ -26,6 +27,7 @@ from r2d2_acme.acting.exploration import epsilon_ladder
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
 from r2d2_acme.experiment import Experiment
+from r2d2_acme.system import machine
 from r2d2_acme.workdir import checkpointing
 from r2d2_acme.workdir import sittings as sittings_lib
 from tests import helpers
@@ -300,6 +302,35 @@ def test_resumed_program_has_other_seeds_and_counts_on(run, workdir):
 def test_evaluator_is_optional():
   program = program_lib.make_program(Experiment(_CONFIG, _make_pong, evaluator=False))
   assert set(program.groups) == {'replay', 'learner', 'actor'}
+
+
+def test_actors_share_cachers():
+  config = dataclasses.replace(_CONFIG, num_actors=5, actors_per_cacher=2)
+  groups = program_lib.make_program(Experiment(config, _make_pong)).groups
+  fetched_from = [
+    [cacher for cacher in groups['cacher'] if _knows(actor, cacher)]
+    for actor in groups['actor']
+  ]
+  a, b, c = groups['cacher']
+  assert fetched_from == [[a], [a], [b], [b], [c]]
+  (learner,) = groups['learner']
+  (evaluator,) = groups['evaluator']
+  # Counts and returns go to the learner.
+  assert all(_knows(node, learner) for node in (a, b, c, *groups['actor'], evaluator))
+
+
+def _knows(node: lp.PyClassNode, other: lp.CourierNode) -> bool:
+  handles = [x for x in node.input_handles if isinstance(x, lp.CourierHandle)]
+  return any(handle._address is other.courier_address for handle in handles)
+
+
+def test_cachers_are_counted_in_the_memory(monkeypatch):
+  monkeypatch.setattr(machine, 'memory_limit', lambda: 3 << 30)
+  config = dataclasses.replace(_CONFIG, num_actors=3)
+  experiment_lib.begin(Experiment(config, _make_pong), config.num_actors + 3)
+  config = dataclasses.replace(config, actors_per_cacher=2)
+  with pytest.raises(experiment_lib.BadInput, match='3.5 GiB for 8 processes'):
+    program_lib.make_program(Experiment(config, _make_pong))
 
 
 _SMALL = (

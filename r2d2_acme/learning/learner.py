@@ -7,8 +7,9 @@ save the state between two steps.
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import acme
 import numpy as np
@@ -79,9 +80,7 @@ class R2D2Learner(acme.Learner):
     self._traced: calls.Traced | None = None  # from the first batch on
     self._is_held = False  # whether a thread is inside `locked`
     self._steps_done = 0  # the number of updates of the copies
-    # What `get_variables` returns, and after which step it was taken. It is one
-    # attribute so that other threads read both at once.
-    self._snapshot: tuple[int, Sequence[np.ndarray]] = (-1, ())
+    self._snapshot = _Snapshot()
     self.last_metrics: Mapping[str, np.ndarray] = {}
     self.always_diagnose = False
     self.restore_newest: Callable[[], bool] = lambda: False
@@ -126,7 +125,7 @@ class R2D2Learner(acme.Learner):
         self._is_held = False
         if self._traced is not None:
           self._traced.load()
-        self._snapshot = (-1, ())  # first: `_steps_done` would make it the newest
+        self._snapshot = _Snapshot()  # first: `_steps_done` would make it the newest
         self._steps_done = int(self._update.num_steps.numpy())
 
   def save(self) -> Mapping[str, Sequence[np.ndarray]]:
@@ -165,19 +164,42 @@ class R2D2Learner(acme.Learner):
     All calls between two steps return the same arrays, which are read-only. A call may
     wait for the current step to end, but never for a thread that is inside `locked`.
     """
-    num_steps, values = self._snapshot
-    if num_steps != self._steps_done:
-      with self._lock:
-        values = self._publish()
+    values = self._newest().values
     return [list(values) for _ in names]
 
-  def _publish(self) -> Sequence[np.ndarray]:
+  def get_new_variables(
+    self, names: list[str], known: str
+  ) -> tuple[str, list[list[np.ndarray]]]:
+    """Returns the newest version and, unless it is known, what `get_variables` does.
+
+    Args:
+      names: as for `get_variables`.
+      known: the version that an earlier call has returned, or ''. It is unlike those of
+        other learners, and of this one before it was restored.
+
+    Returns:
+      The version, and the variables for each of the names, or nothing.
+    """
+    snapshot = self._newest()
+    if snapshot.version == known:
+      return known, []
+    return snapshot.version, [list(snapshot.values) for _ in names]
+
+  def _newest(self) -> '_Snapshot':
+    """Returns the newest snapshot, for which it may wait for a step."""
+    snapshot = self._snapshot
+    if snapshot.num_steps != self._steps_done:
+      with self._lock:
+        snapshot = self._publish()
+    return snapshot
+
+  def _publish(self) -> '_Snapshot':
     """Returns the newest snapshot, and takes it first if need be; `_lock` is held."""
-    num_steps, values = self._snapshot
-    if num_steps != self._steps_done:
-      values = self._read_variables()
-      self._snapshot = (self._steps_done, values)
-    return values
+    if self._snapshot.num_steps != self._steps_done:
+      self._snapshot = _Snapshot(
+        self._steps_done, self._read_variables(), uuid.uuid4().hex
+      )
+    return self._snapshot
 
   @property
   def variables(self) -> list[tf.Variable]:
@@ -263,6 +285,20 @@ class R2D2Learner(acme.Learner):
     for array in arrays:
       array.flags.writeable = False
     return arrays
+
+
+class _Snapshot(NamedTuple):
+  """What `get_variables` returns. It is one object: other threads read all at once.
+
+  Attributes:
+    num_steps: the learner steps after which it was taken.
+    values: of the variables.
+    version: of this snapshot only.
+  """
+
+  num_steps: int = -1
+  values: Sequence[np.ndarray] = ()
+  version: str = ''
 
 
 class _Log:

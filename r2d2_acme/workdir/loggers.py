@@ -60,6 +60,7 @@ COLUMNS = {
   'supervisor': (
     'replay_restarts',
     'learner_restarts',
+    'cacher_restarts',
     'actor_restarts',
     'evaluator_restarts',
     *_COUNTS,

@@ -61,6 +61,7 @@ _FIELDS = {
   **dict.fromkeys(('restart_period', 'progress_timeout'), '0'),
   **dict.fromkeys(('discount', 'priority_eta', 'epsilon_base'), '1.5'),
   'samples_per_insert': '0',
+  'actors_per_cacher': '-1',
   'evaluator_epsilon': 'nan',
   'torso_dtype': 'float64',
   'state_strategy': 'learned',

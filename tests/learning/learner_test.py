@@ -489,6 +489,22 @@ def test_all_who_fetch_after_a_step_get_one_snapshot_that_no_step_changes():
     assert not any(map(np.array_equal, before, after))
 
 
+def test_version_is_returned_once_and_another_one_after_a_step_or_a_restore():
+  learner, other = (_make_learner([_make_batch(seed=i)]) for i in range(2))
+  first, (values,) = learner.get_new_variables(['policy'], '')
+  assert _equal(values, learner.get_variables(['policy'])[0])
+  assert learner.get_new_variables(['policy'], first) == (first, [])
+  learner.step()
+  other.step()
+  second, (values,) = learner.get_new_variables(['policy'], first)
+  assert values[-1] == 1
+  assert learner.get_new_variables(['policy'], second) == (second, [])
+  learner.restore(other.save())  # of as many steps, and other batches
+  third, (values,) = learner.get_new_variables(['policy'], second)
+  assert _equal(values, other.get_variables(['policy'])[0])
+  assert len({first, second, third, other.get_new_variables([], '')[0]}) == 4
+
+
 def test_snapshot_takes_no_writes():
   learner = _make_learner([_make_batch()])
   for _ in range(2):  # before the first step, and after it

@@ -1,19 +1,31 @@
 """The nodes at work without any launcher, on a real Reverb server."""
 
+import contextlib
+import dataclasses
 import pickle
 import threading
 import time
+from collections.abc import Iterator
 
+import acme
+import courier
 import numpy as np
+import portpicker
 import pytest
 import reverb
 from acme.utils import loggers as acme_loggers
 
 from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
+from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.experiment import Experiment
+from r2d2_acme.learning import learner as learner_lib
+from r2d2_acme.learning.learner import R2D2Learner
+from r2d2_acme.replay.adder import Stopped
 from r2d2_acme.running import nodes
 from r2d2_acme.running.nodes import base
+from r2d2_acme.running.nodes import cacher as cacher_lib
+from r2d2_acme.system import heartbeats
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
 
@@ -55,8 +67,16 @@ def _work(experiment: Experiment) -> nodes.LearnerNode:
   client = reverb.Client(f'localhost:{server.port}')
   stop = threading.Event()
   learner = nodes.LearnerNode(run, client, stop=stop, stop_program=stop.set)
+  config = run.experiment.config
+  cachers = [nodes.CacherNode(learner, stop=stop) for _ in range(config.num_cachers)]
   others = [
-    *(nodes.ActorNode(run, i, client, learner, stop=stop) for i in range(2)),
+    *cachers,
+    *(
+      nodes.ActorNode(
+        run, i, client, learner, cacher=cachers[i] if cachers else None, stop=stop
+      )
+      for i in range(2)
+    ),
     nodes.EvaluatorNode(run, learner, stop=stop),
   ]
   failures = []
@@ -160,3 +180,149 @@ def test_what_a_thread_raises_before_the_stop_is_raised_after_the_save():
       threading.Event(), lambda: 1 / 0, on_stop=lambda: saved.append(1)
     )
   assert saved == [1]
+
+
+@pytest.fixture
+def fast(monkeypatch):
+  """Cachers that look for new parameters all the time."""
+  monkeypatch.setattr(cacher_lib, 'PERIOD', 0.02)
+
+
+def test_actors_of_cachers_act_with_new_parameters(fast, monkeypatch):
+  monkeypatch.setattr(learner_lib, '_LOG_PERIOD', 0.0)  # a row for each step
+  Rows.rows.clear()
+  config = dataclasses.replace(_CONFIG, actors_per_cacher=1, variable_update_period=5)
+  _work(Experiment(config, make_cue_recall, logger_factory=Rows, max_learner_steps=60))
+  last = Rows.rows['learner', 0][-1]
+  assert last['learner_steps'] >= 60
+  assert last['parameter_age'] < last['learner_steps']
+
+
+def _make_learner() -> R2D2Learner:
+  spec = acme.make_environment_spec(make_cue_recall(0))
+  return R2D2Builder(_CONFIG, spec).make_learner(iter([]))
+
+
+def _set(learner: R2D2Learner, num_steps: int, value: float):
+  """Goes to some learner steps, with this number in place of all weights."""
+  state = learner.save()
+  network = [np.full_like(x, value) for x in state['network']]
+  learner.restore({**state, 'network': network, 'num_steps': [np.int64(num_steps)]})
+
+
+def _served(source) -> tuple[int, float]:
+  """Returns what `_set` was given last for the parameters that a node serves."""
+  ((*network, num_steps),) = source.get_variables(['policy'])
+  (value,) = {float(x) for array in network for x in np.ravel(array)}
+  return int(num_steps), value
+
+
+class _Sent:
+  """A learner that notes how often it returns each version."""
+
+  def __init__(self, learner: R2D2Learner):
+    self.num_sent = 0
+    self.num_calls = 0
+    self._learner = learner
+
+  def get_new_variables(self, names, known):
+    version, new = self._learner.get_new_variables(names, known)
+    self.num_calls += 1
+    self.num_sent += bool(new)
+    return version, new
+
+
+@contextlib.contextmanager
+def _caching(learner) -> Iterator[nodes.CacherNode]:
+  """A cacher at work in a thread, which must end with the stop."""
+  stop = threading.Event()
+  node = nodes.CacherNode(learner, stop=stop)
+  thread = threading.Thread(target=node.run, daemon=True)
+  thread.start()
+  try:
+    yield node
+  finally:
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_cacher_gets_each_version_once_whoever_asks_and_follows_the_learner_back(fast):
+  learner = _make_learner()
+  sent = _Sent(learner)
+  _set(learner, 900, 0.5)
+  with _caching(sent) as cacher:
+    for version in ((900, 0.5), (1000, 1.0), (900, 0.5), (900, 2.0)):
+      _set(learner, *version)
+      helpers.wait_until(lambda: _served(cacher) == version)  # noqa: B023
+    before = sent.num_calls, sent.num_sent
+    for _ in range(10):
+      assert _served(cacher) == (900, 2.0)
+    helpers.wait_until(lambda: sent.num_calls > before[0] + 3)
+    assert sent.num_sent == before[1]
+
+
+def test_cacher_looks_every_two_seconds_however_often_it_is_asked():
+  sent = _Sent(_make_learner())
+  with _caching(sent) as cacher:
+    start = time.monotonic()
+    while time.monotonic() - start < 3:
+      cacher.get_variables(['policy'])
+      time.sleep(0.01)
+    assert sent.num_calls == 2
+
+
+@contextlib.contextmanager
+def _serving(learner: R2D2Learner, port: int):
+  server = courier.Server(port=port)
+  server.Bind('get_new_variables', learner.get_new_variables)
+  server.Start()
+  try:
+    yield
+  finally:
+    server.Stop()
+    server.Join()
+
+
+def test_cacher_waits_for_its_learner_goes_on_without_it_and_follows_the_next(
+  fast, tmp_path, monkeypatch
+):
+  watched = heartbeats.Watched(str(tmp_path / 'cacher'))
+  monkeypatch.setenv(heartbeats.VARIABLE, watched.path)
+
+  def beats() -> bool:
+    seen = watched._time
+    watched.look()
+    return watched._time > max(seen, heartbeats._ANNOUNCED)
+
+  port = portpicker.pick_unused_port()
+  old, new = _make_learner(), _make_learner()
+  _set(old, 1000, 1.0)
+  _set(new, 900, 0.5)
+  with _caching(courier.Client(f'localhost:{port}')) as cacher:
+    helpers.wait_until(beats)  # it waits for the first parameters
+    with _serving(old, port):
+      assert _served(cacher) == (1000, 1.0)  # as an actor does that is there first
+    for _ in range(2):
+      helpers.wait_until(beats)
+      assert _served(cacher) == (1000, 1.0)
+    with _serving(new, port):
+      helpers.wait_until(lambda: _served(cacher) == (900, 0.5))
+
+
+def test_stop_ends_those_who_wait_for_a_cachers_first_parameters():
+  learner = courier.Client(f'localhost:{portpicker.pick_unused_port()}')
+  stopped = []
+
+  def fetch():
+    with pytest.raises(Stopped):
+      cacher.get_variables(['policy'])
+    stopped.append(True)
+
+  with _caching(learner) as cacher:
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+  thread.join(10)
+  assert stopped

@@ -5,8 +5,9 @@ builds its parts, and `run` works until the stop. `program.py` makes Launchpad n
 them.
 """
 
+from r2d2_acme.running.nodes.cacher import CacherNode
 from r2d2_acme.running.nodes.learner import LearnerNode
 from r2d2_acme.running.nodes.playing import ActorNode, EvaluatorNode
 from r2d2_acme.running.nodes.replay import ReplayNode
 
-__all__ = ['ActorNode', 'EvaluatorNode', 'LearnerNode', 'ReplayNode']
+__all__ = ['ActorNode', 'CacherNode', 'EvaluatorNode', 'LearnerNode', 'ReplayNode']

@@ -20,6 +20,10 @@ class Learner(counts_lib.Learner, Protocol):
 
   def get_variables(self, names: list[str]) -> list[list[np.ndarray]]: ...
 
+  def get_new_variables(
+    self, names: list[str], known: str
+  ) -> tuple[str, list[list[np.ndarray]]]: ...
+
   def observe_return(self, episode_return: float): ...
 
 

@@ -96,6 +96,12 @@ class LearnerNode(acme.VariableSource):
     """Returns the learner's newest parameters, see `R2D2Learner.get_variables`."""
     return self._learner.get_variables(names)
 
+  def get_new_variables(
+    self, names: list[str], known: str
+  ) -> tuple[str, list[list[np.ndarray]]]:
+    """Returns them unless they are known, see `R2D2Learner.get_new_variables`."""
+    return self._learner.get_new_variables(names, known)
+
   def get_counts(self) -> dict[str, float]:
     """Returns the program's counts and its `wall_time` in seconds."""
     return self._ledger.get_counts()

@@ -73,6 +73,7 @@ class ActorNode(_PlayingNode):
     replay_client: reverb.Client,
     learner: base.Learner,
     *,
+    cacher: acme.VariableSource | None = None,
     stop: threading.Event,
   ):
     """Prepares the actor.
@@ -82,6 +83,7 @@ class ActorNode(_PlayingNode):
       index: of the node among the actors.
       replay_client: of the server that takes the windows.
       learner: the learner's node.
+      cacher: the node to fetch parameters from; by default the learner's.
       stop: set when the node shall stop.
 
     Raises:
@@ -89,6 +91,7 @@ class ActorNode(_PlayingNode):
     """
     super().__init__(run, 'actor', index, learner, stop)
     self._index = index
+    self._variable_source = learner if cacher is None else cacher
     self._replay_client = replay_client
 
   def _play(self):
@@ -106,7 +109,7 @@ class ActorNode(_PlayingNode):
         run.builder.make_actor(
           self._index,
           replay_client=self._replay_client,
-          variable_source=self._learner,
+          variable_source=self._variable_source,
           should_stop=self._should_stop,
         ),
         counter,
