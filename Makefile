@@ -15,8 +15,9 @@ NO_PYTHON = r2d2_acme needs CPython 3.10 and none of these is one: \
 NO_LINUX = r2d2_acme needs Linux on x86-64 with glibc; \
   cure: docker run --platform linux/amd64 \
   -it -v "$$PWD":/r2d2 -w /r2d2 python:3.10 bash
-# All tests run in two processes; a choice of them in one, which starts sooner.
-TEST_ARGS = $(or $(ARGS),--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
+# All tests run in three processes, as many of them wait for programs; a choice of them
+# in one, which starts sooner.
+TEST_ARGS = $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
 LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` writes this.
 
 .PHONY: help install test train bench check format doctor lock clean FORCE

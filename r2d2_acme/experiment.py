@@ -363,8 +363,8 @@ def _check_disk(experiment: Experiment, workdir: str):
   while not os.path.exists(folder):
     folder = os.path.dirname(folder)
   usage = shutil.disk_usage(folder)
-  if not usage.total:
-    return  # a file system such as a bucket, which does not say
+  if not usage.total or not os.access(folder, os.W_OK):
+    return  # a bucket does not say; what cannot be written is refused for that
   available = usage.free
   for path, _, files in os.walk(os.path.join(workdir, 'checkpoints')):
     for file in files:

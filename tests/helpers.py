@@ -308,12 +308,16 @@ def read_windows(
   for batch in builder.make_dataset(client.server_address):
     batch = tree.map_structure(lambda x: x.numpy(), batch)
     for i, key in enumerate(batch.keys):
-      windows[key] = types.Batch(
-        *(
-          tree.map_structure(lambda x: x[:, i] if name in _TIME_MAJOR else x[i], value)  # noqa: B023
-          for name, value in batch._asdict().items()
+      if key not in windows:
+        windows[key] = types.Batch(
+          *(
+            tree.map_structure(
+              lambda x: x[:, i] if name in _TIME_MAJOR else x[i],  # noqa: B023
+              value,
+            )
+            for name, value in batch._asdict().items()
+          )
         )
-      )
     if len(windows) == size:
       break
 

@@ -258,7 +258,8 @@ def test_row_holds_the_medians_over_the_batch():
     assert row[name] == pytest.approx(np.sort(values)[1:3].mean())
 
 
-def test_delta_q_is_left_out_of_steps_without_a_row():
+def test_delta_q_is_left_out_of_steps_without_a_row(monkeypatch):
+  monkeypatch.setattr('r2d2_acme.learning.learner._LOG_PERIOD', 1e3)
   batch, log = _make_batch(), loggers.InMemoryLogger()
   learner = R2D2Builder(_CONFIG, _SPEC).make_learner(
     iter([tf.nest.map_structure(tf.constant, batch)] * 3), logger=log
@@ -269,7 +270,7 @@ def test_delta_q_is_left_out_of_steps_without_a_row():
     learner.step()
     is_nan.append(np.isnan(learner.last_metrics['delta_q_initial']).all())
   assert is_nan == [False, True, False]
-  (row,) = log.data  # rows are seconds apart
+  (row,) = log.data
   assert np.isfinite(row['delta_q_final'])
 
 
@@ -658,28 +659,25 @@ def _make_counting_learner(batches, max_bad_batches=10):
   return learner, updates, logger.data, counter
 
 
-@pytest.mark.parametrize(
-  'values',
-  [
-    dict(reward=np.nan),
-    dict(reward=np.inf),
-    dict(reward=1e25),  # the square of a TD error is not finite
-    dict(observation=np.nan),
-    dict(hidden=np.inf),
-  ],
+_NOT_FINITE = (
+  dict(reward=np.nan),
+  dict(reward=np.inf),
+  dict(reward=1e25),  # the square of a TD error is not finite
+  dict(observation=np.nan),
+  dict(hidden=np.inf),
 )
-def test_gradient_that_is_not_finite_changes_nothing_but_its_windows(values, capsys):
+
+
+def test_gradient_that_is_not_finite_changes_nothing_but_its_windows(capsys):
   good = [_make_batch(seed=i) for i in range(4)]
-  bad = _spoil(good[0], 2, **values)
+  bad = [_spoil(good[0], 2, **values) for values in _NOT_FINITE]
   # The target network would be copied at step 3.
-  learner, updates, rows, counter = _make_counting_learner(
-    [*good[:2], bad, bad, *good[2:]]
-  )
+  learner, updates, rows, counter = _make_counting_learner([*good[:2], *bad, *good[2:]])
   other, *_ = _make_counting_learner(good)
   for _ in range(2):
     learner.step()
     other.step()
-  for i in range(2):
+  for i in range(len(bad)):
     learner.step()
     keys, priorities = updates[2 + i]
     assert keys.tolist() == [2]
@@ -693,8 +691,8 @@ def test_gradient_that_is_not_finite_changes_nothing_but_its_windows(values, cap
   with learner.locked, other.locked:
     assert _equal(_values(learner), _values(other))
   assert learner.num_steps == counter.get_counts()['steps'] == 4
-  assert len(updates) == 6
-  first, second = capsys.readouterr().err.splitlines()
+  assert len(updates) == 4 + len(bad)
+  first, second, *_ = capsys.readouterr().err.splitlines()
   assert 'at learner step 2 and this batch is skipped (1 of at most 10 in a' in first
   assert first.endswith(
     'windows that are to blame are not sampled again: 1 of 4, key 2.'

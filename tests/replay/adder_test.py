@@ -53,9 +53,9 @@ RUNS = {
 
 @pytest.fixture(scope='module', params=RUNS)
 def run(request) -> helpers.Run:
-  """Two environments play episodes of all lengths up to three windows."""
+  """Two environments play episodes of all lengths up to more than two windows."""
   config = helpers.make_config(**RUNS[request.param])
-  longest = 3 * config.sequence_length
+  longest = 2 * config.sequence_length + 3
   if request.param == 'trajectories':
     longest = config.trace_length
   rng = np.random.default_rng(0)
