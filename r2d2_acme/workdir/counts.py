@@ -36,18 +36,17 @@ class Ledger:
     self._lock = threading.Lock()
     self._started = time.monotonic() - counts.get('wall_time', 0.0)
     self._totals: dict[str, Counts] = {}  # by source
-    self._own = without_reports(counts)
-    self._own.pop('wall_time', None)
+    self._counts = without_reports(counts)  # with all totals
+    self._counts.pop('wall_time', None)
     for key, count in counts.items():
       if key.startswith(f'{_REPORTED}:'):
         _, source, name = key.split(':')
         self._totals.setdefault(source, {})[name] = count
-        self._own[name] -= count
 
   def increment(self, **counts: float) -> Counts:
     """Adds to the counts; returns all."""
     with self._lock:
-      self._own = _sum(self._own, counts)
+      self._counts = _sum(self._counts, counts)
     return self.get_counts()
 
   def report(self, source: str, totals: Mapping[str, float]) -> Counts:
@@ -59,14 +58,19 @@ class Ledger:
     """
     with self._lock:
       known = self._totals.setdefault(source, {})
-      for name, count in totals.items():  # which may be those of a late report
-        known[name] = max(count, known.get(name, count))
+      new = {
+        # Nothing is new in a late report.
+        name: max(0, count - known.get(name, 0))
+        for name, count in totals.items()
+      }
+      self._totals[source] = _sum(known, new)
+      self._counts = _sum(self._counts, new)
     return self.get_counts()
 
   def get_counts(self) -> Counts:
     """Returns all counts, and the `wall_time` in seconds."""
     with self._lock:
-      counts = _sum(self._own, *self._totals.values())
+      counts = dict(self._counts)
     for name, count in self._at_least.items():
       counts[name] = max(count, counts.get(name, 0))
     return {**counts, 'wall_time': time.monotonic() - self._started}

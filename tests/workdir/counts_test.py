@@ -66,6 +66,17 @@ def test_learner_that_starts_again_is_brought_up_to_date_by_the_next_reports():
   assert counts_lib.Ledger(again.save()).get_counts()['actor_steps'] == 139
 
 
+def test_report_of_one_of_many_nodes_costs_no_more_than_that_of_one_of_few():
+  def seconds(num_nodes: int) -> float:
+    ledger = counts_lib.Ledger({f'reported:{i}:steps': 1 for i in range(num_nodes)})
+    start = time.process_time()
+    for _ in range(100):
+      ledger.report('0', {'steps': 1})
+    return time.process_time() - start
+
+  assert seconds(10_000) < 20 * min(seconds(1) for _ in range(3))
+
+
 def test_checkpoint_without_the_totals_of_nodes_has_their_sums():
   ledger = counts_lib.Ledger({'actor_steps': 100})
   ledger.report('actor/0/0/0', {'actor_steps': 10})
