@@ -27,6 +27,7 @@ FREE_FIELDS = (
   # How it uses the machine.
   'num_actors',
   'envs_per_actor',
+  'learner_devices',
   'checkpoint_period',
   'num_checkpoints',
   'checkpoint_keep_period',
