@@ -17,7 +17,7 @@ from r2d2_acme import environments
 from r2d2_acme.acting.exploration import epsilon_ladder
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.learning import networks, priorities
+from r2d2_acme.learning import devices, networks, priorities
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import adder as adder_lib
@@ -180,15 +180,16 @@ class R2D2Builder:
       links['replay_ratio'] = lambda: {
         'sampled_to_inserted': tables.sampled_to_inserted(replay_client)
       }
-    return R2D2Learner(
-      self.make_network(num_rows),
-      self.make_network(num_rows),
-      iterator,
-      self._config,
-      counter=counter,
-      logger=logger,
-      **links,
-    )
+    with devices.make_strategy(self._config.learner_devices).scope():
+      return R2D2Learner(
+        self.make_network(num_rows),
+        self.make_network(num_rows),
+        iterator,
+        self._config,
+        counter=counter,
+        logger=logger,
+        **links,
+      )
 
 
 def make_environment_spec(

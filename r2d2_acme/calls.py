@@ -92,7 +92,8 @@ class Traced:
       id(variable): read
       for variable, read in zip(self._copies.variables, self._copies.reads, strict=True)
     }
-    return self._make_callable([], [reads[id(variable)] for variable in variables])
+    firsts = map(_on_first_device, variables)
+    return self._make_callable([], [reads[id(variable)] for variable in firsts])
 
   def _make_callable(self, feeds, fetches, targets=(), pool: int = _CALLERS_THREAD):
     options = config_pb2.CallableOptions(
@@ -120,12 +121,19 @@ class _Copies:
         self.externals.append(tf.constant(external.numpy()))
 
   def _add(self, variable: tf.Variable) -> tf.Tensor:
-    handle = tf.raw_ops.VarHandleOp(
-      dtype=variable.dtype, shape=variable.shape, shared_name=str(len(self.variables))
-    )
+    with tf.device(variable.device):
+      handle = tf.raw_ops.VarHandleOp(
+        dtype=variable.dtype, shape=variable.shape, shared_name=str(len(self.variables))
+      )
     value = tf.compat.v1.placeholder(variable.dtype, variable.shape)
     self.variables.append(variable)
     self.values.append(value)
     self.assignments.append(tf.raw_ops.AssignVariableOp(resource=handle, value=value))
     self.reads.append(tf.raw_ops.ReadVariableOp(resource=handle, dtype=variable.dtype))
     return handle
+
+
+def _on_first_device(variable: tf.Variable) -> tf.Variable:
+  """Returns one of the variables that stand for this one on several devices."""
+  is_distributed = isinstance(variable, tf.distribute.DistributedValues)
+  return variable.values[0] if is_distributed else variable

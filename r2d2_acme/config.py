@@ -88,6 +88,8 @@ class R2D2Config:
   adam_epsilon: float = _positive(1e-3)  # paper: 1e-3
   max_gradient_norm: float = _positive(40.0)  # global norm; SEED RL: 40, paper: none
   target_update_period: int = _at_least_1(2_500)  # learner steps; paper: 2,500
+  # GPUs that learn from a share of each batch; 0 or 1: one device, which may be a CPU.
+  learner_devices: int = _not_negative(1)
 
   # Replay.
   max_replay_size: int = _at_least_1(100_000)  # windows; paper: 1e5
@@ -187,6 +189,12 @@ class R2D2Config:
       self.n_step <= self.trace_length,
       'n_step must be at most trace_length',
       *('n_step', 'trace_length'),
+    )
+    self._check(
+      self.batch_size % max(1, self.learner_devices) == 0,
+      'batch_size (windows) must be a multiple of learner_devices, which learn from '
+      'equal shares of a batch',
+      *('batch_size', 'learner_devices'),
     )
     self._check(
       self.min_replay_size <= self.max_replay_size,

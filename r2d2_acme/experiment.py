@@ -18,7 +18,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory
-from r2d2_acme.learning import networks
+from r2d2_acme.learning import devices, networks
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import tables
 from r2d2_acme.system import machine
@@ -153,6 +153,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   except ValueError as error:
     raise BadInput(str(error)) from error
   experiment = _with_spec(_with_limits(experiment))
+  _check_devices(experiment.config)
   _check_memory(experiment, num_processes)
   if experiment.workdir is None:
     return begin_sitting(experiment, {})
@@ -333,6 +334,13 @@ def _with_spec(experiment: Experiment) -> Experiment:
   return dataclasses.replace(
     experiment, environment_factory=factory, environment_spec=spec
   )
+
+
+def _check_devices(config: R2D2Config):
+  try:
+    devices.check(config.learner_devices)
+  except ValueError as error:
+    raise BadInput(str(error)) from error
 
 
 def _check_memory(experiment: Experiment, num_processes: int):

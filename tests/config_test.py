@@ -96,6 +96,7 @@ _JUST_REFUSED = {
       'max_restarts',
       'max_environment_failures',
       'actors_per_cacher',
+      'learner_devices',
       'seed',
     ],
     -1,
@@ -200,6 +201,7 @@ def test_smallest_windows_are_fine():
     ('sequence_period', 80, {'trace_length': 80}),
     ('n_step', 40, {'trace_length': 40}),
     ('min_replay_size', 5000, {'max_replay_size': 5000}),
+    ('learner_devices', 3, {'batch_size': 3}),  # a multiple of 3, but not of 4
   ],
 )
 def test_refusal_above_a_limit_names_both_fields(name, limit, others):

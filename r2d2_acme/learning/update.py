@@ -5,6 +5,7 @@ nothing of threads, replay or logs: these are the learner's.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import sonnet as snt
@@ -17,6 +18,22 @@ from r2d2_acme.learning import delta_q as delta_q_lib
 from r2d2_acme.learning import losses
 from r2d2_acme.learning.networks import R2D2Network
 from r2d2_acme.types import Batch
+
+
+class _Learned(NamedTuple):
+  """What is left of an update by B windows.
+
+  Attributes:
+    td_errors: float32 [T, B].
+    max_q: the greedy actions' Q-values, float32 [T + 1, B].
+    delta_q: float32 [2, B], NaN without a diagnosis.
+    gradient_norm: float32 [], before the gradient is clipped.
+  """
+
+  td_errors: tf.Tensor
+  max_q: tf.Tensor
+  delta_q: tf.Tensor
+  gradient_norm: tf.Tensor
 
 
 class Update:
@@ -45,6 +62,7 @@ class Update:
     # An integer: a float32 would stop counting at 2^24.
     self.num_steps = tf.Variable(0, dtype=tf.int64, name='num_steps', trainable=False)
     self._config = config
+    self._strategy = tf.distribute.get_strategy()
     # Created now, so that a checkpoint restores them before the first step.
     self.optimizer._initialize(network.trainable_variables)
     self._copy_to_target()
@@ -66,17 +84,64 @@ class Update:
       windows.
     """
     config = self._config
+    weights = losses.importance_weights(
+      tf.cast(batch.probabilities, tf.float32),
+      batch.table_size,
+      config.importance_sampling_exponent,
+    )
+    learned = self._learn_on_all_devices(batch, weights, diagnose)
+    mask = batch.mask[config.burn_in_length + 1 :]
+    priorities = losses.sequence_priorities(
+      learned.td_errors, mask, config.priority_eta
+    )
+    metrics = {
+      'loss': losses.r2d2_loss(learned.td_errors, mask, weights),
+      'gradient_norm': learned.gradient_norm,
+      **_error_metrics(learned.td_errors, mask),
+      'mean_priority': tf.reduce_mean(priorities),
+      **_value_metrics(learned.max_q, batch.mask[config.burn_in_length :]),
+      # Learner steps since the parameters that acted.
+      'parameter_age': tf.cast(self.num_steps - batch.learner_steps, tf.float32),
+      'delta_q_initial': learned.delta_q[0],
+      'delta_q_final': learned.delta_q[1],
+      'replay_size': batch.table_size[-1],
+    }
+    return priorities, metrics
+
+  def _learn_on_all_devices(
+    self, batch: Batch, weights: tf.Tensor, diagnose: tf.Tensor
+  ) -> _Learned:
+    """Lets each device learn from its share of the windows; see `_learn`."""
+    strategy = self._strategy
+    num_devices = strategy.num_replicas_in_sync
+    if num_devices == 1:
+      return self._learn(batch, weights, diagnose)
+    size = weights.shape[0] // num_devices
+    shares = [
+      _take(batch, weights, slice(i * size, (i + 1) * size)) for i in range(num_devices)
+    ]
+    shares = strategy.experimental_distribute_values_from_function(
+      lambda context: shares[context.replica_id_in_sync_group]
+    )
+    learned = strategy.run(self._learn, (*shares, diagnose))
+    *by_window, norms = map(strategy.experimental_local_results, learned)
+    return _Learned._make([*(tf.concat(x, axis=1) for x in by_window), norms[0]])
+
+  def _learn(self, batch: Batch, weights: tf.Tensor, diagnose: tf.Tensor) -> _Learned:
+    """Updates this device's variables, by the mean of the devices' gradients.
+
+    Args:
+      batch: the device's share, of tensors.
+      weights: importance weights, float32 [B].
+      diagnose: bool [].
+    """
+    config = self._config
     burn_in = config.burn_in_length
     trace = tree.map_structure(lambda x: x[burn_in:], batch.observations)
     online_state, target_state = self._burn_in(batch)
     target_q, _ = self.target_network.unroll(trace, target_state)
 
     mask = batch.mask[burn_in + 1 :]  # [T, B]: a transition is real if its end is
-    weights = losses.importance_weights(
-      tf.cast(batch.probabilities, tf.float32),
-      batch.table_size,
-      config.importance_sampling_exponent,
-    )
     with tf.GradientTape() as tape:
       q, _ = self.network.unroll(trace, online_state)  # [T + 1, B, A]
       td_errors = losses.window_td_errors(
@@ -96,22 +161,9 @@ class Update:
       diagnose,
       lambda: delta_q_lib.delta_q(q, self._stored_q(batch), mask),
       lambda: tf.fill([2, tf.shape(mask)[1]], np.nan),
-    )  # [2, B]
+    )
     gradient_norm = self._descend(tape, loss)
-    priorities = losses.sequence_priorities(td_errors, mask, config.priority_eta)
-    metrics = {
-      'loss': loss,
-      'gradient_norm': gradient_norm,
-      **_error_metrics(td_errors, mask),
-      'mean_priority': tf.reduce_mean(priorities),
-      **_value_metrics(q, batch.mask[burn_in:]),
-      # Learner steps since the parameters that acted.
-      'parameter_age': tf.cast(self.num_steps - batch.learner_steps, tf.float32),
-      'delta_q_initial': delta_q[0],
-      'delta_q_final': delta_q[1],
-      'replay_size': batch.table_size[-1],
-    }
-    return priorities, metrics
+    return _Learned(td_errors, tf.reduce_max(q, axis=-1), delta_q, gradient_norm)
 
   def _burn_in(self, batch: Batch) -> tuple[snt.LSTMState, snt.LSTMState]:
     """Returns the states of both networks before the first trained row."""
@@ -140,6 +192,9 @@ class Update:
     """
     variables = self.network.trainable_variables
     gradients = tape.gradient(loss, variables)
+    if self._strategy.num_replicas_in_sync > 1:
+      context = tf.distribute.get_replica_context()
+      gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
     gradients, norm = tf.clip_by_global_norm(gradients, self._config.max_gradient_norm)
 
     def apply():
@@ -185,10 +240,20 @@ def _error_metrics(td_errors: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor
   }
 
 
-def _value_metrics(q: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
-  """Returns mean and maximum of the greedy actions' Q-values, by q [T + 1, B, A]."""
-  max_q = tf.reduce_max(q, axis=-1)
+def _value_metrics(max_q: tf.Tensor, mask: tf.Tensor) -> dict[str, tf.Tensor]:
+  """Returns mean and maximum of the greedy actions' Q-values [T + 1, B]."""
   return {
     'mean_q': tf.reduce_sum(max_q * mask) / tf.reduce_sum(mask),
     'max_q': tf.reduce_max(tf.where(mask > 0, max_q, tf.float32.min)),
   }
+
+
+def _take(batch: Batch, weights: tf.Tensor, windows: slice) -> tuple[Batch, tf.Tensor]:
+  """Returns some windows of a batch, and their importance weights [B]."""
+  # On the CPU, where the batch is: GPU 0 would get all of it to take its share.
+  with tf.device('CPU:0'):
+    by_time = (batch.observations, batch.discount, batch.mask)  # [R, B, ...]
+    by_window = (*batch[len(by_time) :], weights)  # [B, ...]
+    by_time = tree.map_structure(lambda x: x[:, windows], by_time)
+    *others, weights = tree.map_structure(lambda x: x[windows], by_window)
+  return Batch(*by_time, *others), weights

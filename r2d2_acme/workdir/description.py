@@ -28,6 +28,7 @@ FREE_FIELDS = (
   'num_actors',
   'envs_per_actor',
   'actors_per_cacher',
+  'learner_devices',
   'checkpoint_period',
   'num_checkpoints',
   'checkpoint_keep_period',
