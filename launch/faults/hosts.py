@@ -123,7 +123,11 @@ class Host:
 
   def raylet(self) -> psutil.Process | None:
     """Returns the process that is Ray on this host."""
-    return next((p for p in self.processes() if p.name() == 'raylet'), None)
+    for process in self.processes():
+      with contextlib.suppress(psutil.Error):  # it has ended
+        if process.name() == 'raylet':
+          return process
+    return None
 
   def processes(self) -> list[psutil.Process]:
     """Returns what runs on this host."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-LOCAL = 'local'
+AUTO, LOCAL = 'auto', 'local'
 PACKAGES = "'ray==2.48.0'"  # for pip
 PLACEMENTS = ('pack', 'spread')
 

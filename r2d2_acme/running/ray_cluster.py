@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import site
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -32,6 +33,7 @@ _EXPOSED = (
   "their hosts. Whoever reaches these ports, or Ray's own, can run code as you: keep "
   'the cluster in a private network (docs/operating.md, On a Ray cluster)'
 )
+_CONNECT_TIMEOUT = 5.0  # seconds
 _PLACEMENT_TIMEOUT = 600.0  # seconds
 _FIRST_NOTICE = 30.0  # seconds without a host, after which it is said
 _POLL_PERIOD = 0.1  # seconds
@@ -165,6 +167,7 @@ def _connected(cluster: clusters.Cluster, num_cpus: int, requests: stopping.Requ
   Raises:
     NoCluster: it cannot be reached, or is of another version.
   """
+  _check_reachable(cluster.address)
   options: dict[str, Any] = {}
   with contextlib.ExitStack() as stack:
     if cluster.address == clusters.LOCAL:
@@ -189,17 +192,39 @@ def _connected(cluster: clusters.Cluster, num_cpus: int, requests: stopping.Requ
           },
           **options,
         )
-      except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+      except ConnectionError as error:
         raise clusters.NoCluster(
-          f'cannot use a Ray cluster at {cluster.address}: {_first_line(error)}: start '
-          'one with `ray start`, also on this machine, or give --ray_address=local'
+          'this machine belongs to no Ray cluster: join one with `ray start`, or give '
+          '--ray_address=local'
+        ) from error
+      except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = ' '.join(str(error).split())
+        raise clusters.NoCluster(
+          f'cannot use the Ray cluster at {cluster.address}: {reason}'
         ) from error
     yield
 
 
-def _first_line(error: Exception) -> str:
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0].rstrip('.:')
+def _check_reachable(address: str):
+  """Refuses an address where nobody listens; Ray would try for minutes.
+
+  Raises:
+    NoCluster: it is no address, or nobody listens there.
+  """
+  if address in (clusters.LOCAL, clusters.AUTO):
+    return
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdigit():
+    raise clusters.NoCluster(
+      f'--ray_address={address} is not auto, local or HOST:PORT, such as 10.0.0.1:6379'
+    )
+  try:
+    socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+  except (OSError, OverflowError) as error:
+    raise clusters.NoCluster(
+      f'nobody answers at --ray_address={address} ({error}): start a cluster with '
+      '`ray start --head`, or give --ray_address=local'
+    ) from error
 
 
 def _package() -> str:

@@ -5,6 +5,7 @@ lost actor is replaced by one that Ray places elsewhere. If others know the node
 address, which is then another one, they are all started again with the new addresses.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -177,13 +178,14 @@ class Fleet:
 
   def close(self):
     """Kills what runs, and gives the hosts back to Ray."""
-    actors = [node.actor for node in self.nodes if node.actor is not None]
     self.calls.close()
-    refs = [actor.close.remote() for actor in actors]
-    if refs:
-      ray.wait(refs, num_returns=len(refs), timeout=_CLOSE_TIMEOUT)
-    for actor in actors:
-      ray.kill(actor)
+    actors = [node.actor for node in self.nodes if node.actor is not None]
+    with contextlib.suppress(exceptions.RayError):  # the cluster may be gone
+      refs = [actor.close.remote() for actor in actors]
+      if refs:
+        ray.wait(refs, num_returns=len(refs), timeout=_CLOSE_TIMEOUT)
+      for actor in actors:
+        ray.kill(actor)
 
 
 class Heartbeat:
