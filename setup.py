@@ -45,15 +45,24 @@ ACME_EXTRAS = [
   'gym==0.26.2',  # acme.wrappers and acme.tf.networks import it
 ]
 
-TEST = ACME_EXTRAS + [
-  'rlax==0.1.7',  # reference values for the losses
-  'bsuite==0.3.6',  # reference environments
-  'pytest==9.2.0',
-  'pytest-timeout==2.4.0',  # ends a test whose Reverb call blocks for ever
-  'pytest-xdist==3.8.0',  # the whole suite on two cores
-  'ruff==0.17.6',  # format and lint
-  'mypy==2.4.1',  # types
+RAY = [
+  # 2.49 and later ask for protobuf 3.20.3, which TensorFlow 2.8 does not take.
+  'ray==2.48.0',  # programs on several machines
 ]
+
+TEST = (
+  ACME_EXTRAS
+  + RAY
+  + [
+    'rlax==0.1.7',  # reference values for the losses
+    'bsuite==0.3.6',  # reference environments
+    'pytest==9.2.0',
+    'pytest-timeout==2.4.0',  # ends a test whose Reverb call blocks for ever
+    'pytest-xdist==3.8.0',  # the whole suite on two cores
+    'ruff==0.17.6',  # format and lint
+    'mypy==2.4.1',  # types
+  ]
+)
 
 BENCH = ACME_EXTRAS
 
@@ -80,5 +89,5 @@ setup(
   packages=find_packages(include=['r2d2_acme', 'r2d2_acme.*']),
   package_data={'r2d2_acme': ['py.typed']},
   install_requires=RUNTIME,
-  extras_require={'test': TEST, 'bench': BENCH},
+  extras_require={'test': TEST, 'bench': BENCH, 'ray': RAY},
 )

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from faults import checks, kinds
+from faults import checks, hosts, kinds
 from faults.program import Program
 
 from r2d2_acme import running
@@ -33,10 +33,11 @@ _MAX_PAUSE = 10.0  # seconds between faults
 def main() -> int:
   args = _parse()
   rng = random.Random(args.seed)
-  names = args.faults.split(',') if args.faults else list(kinds.KINDS)
-  if unknown := set(names) - kinds.KINDS.keys():
+  known = kinds.ON_RAY if args.ray else kinds.KINDS
+  names = args.faults.split(',') if args.faults else list(known)
+  if unknown := set(names) - known.keys():
     runtime.exit_with_error(
-      f'there is no fault {sorted(unknown)[0]}: give some of {", ".join(kinds.KINDS)}'
+      f'there is no fault {sorted(unknown)[0]}: give some of {", ".join(known)}'
     )
   violations: list[str] = []
   seconds: dict[str, list[float]] = collections.defaultdict(list)
@@ -44,7 +45,10 @@ def main() -> int:
     if workdir is None:
       names = [name for name in names if name != kinds.fill_disk.__name__]
       workdir = pathlib.Path(folder, 'run')
-    with Program(pathlib.Path(folder), workdir, args.network) as program:
+    with (
+      _hosts(args.ray, folder) as ray_hosts,
+      Program(pathlib.Path(folder), workdir, args.network, ray_hosts) as program,
+    ):
       program.start()
       _let(violations, lambda: checks.wait_for_progress(program))
       end = time.monotonic() + 60 * args.minutes
@@ -80,7 +84,7 @@ def _befall(
   start, before, rows = time.monotonic(), list(program.samples), program.rows('learner')
   outcome = what = ''
   try:
-    what = kinds.KINDS[name](program, rng)
+    what = (kinds.KINDS | kinds.ON_RAY)[name](program, rng)
     recovery = checks.wait_for_progress(program)
     seconds[name].append(recovery)
     outcome = f'progress after {recovery:.1f} s'
@@ -130,6 +134,19 @@ def _small_disk(folder: str) -> Iterator[pathlib.Path | None]:
     subprocess.run(['umount', '-l', str(path)], check=True)
 
 
+@contextlib.contextmanager
+def _hosts(on_ray: bool, folder: str) -> Iterator[Sequence[hosts.Host]]:
+  """Yields three hosts for Ray, if it is wanted."""
+  if not on_ray:
+    yield []
+    return
+  try:
+    with hosts.made(pathlib.Path(folder)) as made:
+      yield made
+  except hosts.NotPermitted as error:
+    runtime.exit_with_error(f'{error}: run as root, or without --ray')
+
+
 def _parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     'chaos.py', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -138,7 +155,12 @@ def _parse() -> argparse.Namespace:
   parser.add_argument('--minutes', type=float, default=3.0)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument(
-    '--faults', help=f'comma-separated; by default all: {", ".join(kinds.KINDS)}'
+    '--faults',
+    help=f'comma-separated; by default all: {", ".join(kinds.KINDS)};\n'
+    f'with --ray: {", ".join(kinds.ON_RAY)}',
+  )
+  parser.add_argument(
+    '--ray', action='store_true', help='on three hosts made of network namespaces'
   )
   parser.add_argument(
     '--in_turn', action='store_true', help='one fault after the other, not at random'

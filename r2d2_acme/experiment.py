@@ -141,7 +141,8 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
 
   Args:
     experiment: what to train.
-    num_processes: how many processes will train, for the check of memory.
+    num_processes: how many processes will train here, for the check of memory. If it is
+      0, they train on other machines, and neither memory nor devices are checked.
 
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
@@ -153,8 +154,9 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   except ValueError as error:
     raise BadInput(str(error)) from error
   experiment = _with_spec(_with_limits(experiment))
-  _check_devices(experiment.config)
-  _check_memory(experiment, num_processes)
+  if num_processes:
+    _check_devices(experiment.config)
+    _check_memory(experiment, num_processes)
   if experiment.workdir is None:
     return begin_sitting(experiment, {})
   workdir = paths.resolve(experiment.workdir)

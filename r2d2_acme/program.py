@@ -15,13 +15,15 @@ from r2d2_acme.experiment import Experiment, Run
 from r2d2_acme.running import entry, nodes, workers
 from r2d2_acme.system import machine, runtime
 
-_IN_PROCESSES = (
-  lp.LaunchType.LOCAL_MULTI_PROCESSING,
-  lp.LaunchType.TEST_MULTI_PROCESSING,
+_IN_THREADS = (
+  lp.LaunchType.LOCAL_MULTI_THREADING,
+  lp.LaunchType.TEST_MULTI_THREADING,
 )
 
 
-def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
+def make_program(
+  experiment: Experiment, name: str = 'r2d2', *, elsewhere: bool = False
+) -> lp.Program:
   """Wires the nodes `replay`, `learner`, `cacher`, `actor` x N and `evaluator`.
 
   To make a program begins a sitting in the experiment's workdir, if there is one. From
@@ -31,6 +33,8 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     experiment: what to train, where and until when; N is its config's `num_actors`.
       There are as many cachers as `actors_per_cacher` asks for, or none.
     name: of the program.
+    elsewhere: whether nodes run on other machines, so that this one's memory does not
+      matter.
 
   Raises:
     BadInput: the experiment cannot work, alone, on this machine or in its workdir.
@@ -39,7 +43,8 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
   """
   config = experiment.config
   # The nodes, of which the evaluator is counted in any case.
-  run = experiment_lib.begin(experiment, config.num_actors + config.num_cachers + 3)
+  num_processes = config.num_actors + config.num_cachers + 3
+  run = experiment_lib.begin(experiment, 0 if elsewhere else num_processes)
   program = lp.Program(name)
   with program.group('replay'):
     replay = program.add_node(_ReplayNode(run))
@@ -154,7 +159,7 @@ class _EvaluatorNode(nodes.EvaluatorNode):
 
 def _in_process() -> bool:
   """Whether this node has a process of its own."""
-  return lp_context.get_context().launch_type in _IN_PROCESSES
+  return lp_context.get_context().launch_type not in _IN_THREADS
 
 
 def _limit_threads(num_threads: int):

@@ -14,7 +14,6 @@ from faults.program import CHECKPOINT_PERIOD, Program, Sample
 from r2d2_acme import builder, experiment
 from r2d2_acme.workdir import replay_checkpoints, status
 
-RECOVERY = 60.0  # seconds until it must make progress again
 _ROW_PERIOD = 6.0  # seconds: the learner's rows, which the status counts by
 _STATUS_PERIOD = 1.5  # seconds: it is written every second, when a worker was looked at
 _NUM_NEW_SAMPLES = 3  # in which all nodes must run
@@ -46,7 +45,7 @@ def wait_for_progress(program: Program) -> float:
   known = time.time() + _STATUS_PERIOD  # from then on the status tells of the fault
   before: status.Status | None = None
   reached = 0
-  while time.monotonic() - start < RECOVERY:
+  while time.monotonic() - start < program.recovery:
     if program.poll() is not None:
       raise Violation(f'it ended with code {program.poll()}: {_last(program)}')
     new = [x.status for x in program.samples if x.status.written_at > known]
@@ -58,7 +57,7 @@ def wait_for_progress(program: Program) -> float:
         return time.monotonic() - start
     time.sleep(0.25)
   states = {name: node.state for name, node in new[-1].nodes.items()} if new else {}
-  raise Violation(f'no progress in {RECOVERY:.0f} s; nodes: {states}')
+  raise Violation(f'no progress in {program.recovery:.0f} s; nodes: {states}')
 
 
 def _last(program: Program) -> str:

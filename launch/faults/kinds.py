@@ -19,6 +19,7 @@ from faults.program import CHECKPOINT_PERIOD, PROGRESS_TIMEOUT, Program
 
 NODES = ('replay/0', 'learner/0', 'actor/0', 'evaluator/0')
 _SUSPENDED = 30.0  # seconds
+_CUT = 20.0  # seconds
 _WAIT = 20.0  # seconds for the moment at which a fault is to happen
 _START_PERIOD = 1.0  # seconds between starts while an earlier one still ends
 _START_TIMEOUT = 40.0  # seconds
@@ -151,15 +152,59 @@ def break_environment(program: Program, rng: random.Random) -> str:
   return kind
 
 
-KINDS: dict[str, Fault] = {
-  fault.__name__: fault
-  for fault in (
-    *(kill_node, crash_node, kill_several),
-    *(kill_replay_in_checkpoint, kill_learner_in_checkpoint),
-    *(kill_launcher, kill_all, suspend_node, exhaust_memory, fill_disk),
-    *(damage_learner, damage_replay, damage_manifest, break_environment),
-  )
-}
+def kill_worker(program: Program, rng: random.Random) -> str:
+  """Kills the Ray worker of a node."""
+  node = rng.choice(NODES)
+  parent = psutil.Process(program.status.nodes[node].pid).parent()
+  assert parent is not None
+  parent.kill()
+  return node
+
+
+def lose_host(program: Program, rng: random.Random) -> str:
+  """Kills all that runs on a host, and starts Ray there again."""
+  host = rng.choice(program.hosts[1:])
+  names = [x for x, node in program.status.nodes.items() if node.host == host.ip]
+  host.kill_all()
+  program.start_ray(host)
+  return f'{host.name} with {", ".join(names) or "no node"}'
+
+
+def kill_raylet(program: Program, rng: random.Random) -> str:
+  """Kills Ray on a host, where nodes may go on for a while, and starts it again."""
+  host = rng.choice(program.hosts[1:])
+  names = [x for x, node in program.status.nodes.items() if node.host == host.ip]
+  raylet = host.raylet()
+  assert raylet is not None
+  raylet.kill()
+  raylet.wait()
+  program.start_ray(host)
+  return f'{host.name} with {", ".join(names) or "no node"}'
+
+
+def cut_network(program: Program, rng: random.Random) -> str:
+  """Cuts a host off the network for 20 s."""
+  host = rng.choice(program.hosts[1:])
+  host.cut()
+  time.sleep(_CUT)
+  host.connect()
+  return f'{host.name} ({host.ip})'
+
+
+def _by_name(*faults: Fault) -> dict[str, Fault]:
+  return {fault.__name__: fault for fault in faults}
+
+
+KINDS = _by_name(
+  *(kill_node, crash_node, kill_several),
+  *(kill_replay_in_checkpoint, kill_learner_in_checkpoint),
+  *(kill_launcher, kill_all, suspend_node, exhaust_memory, fill_disk),
+  *(damage_learner, damage_replay, damage_manifest, break_environment),
+)
+ON_RAY = _by_name(
+  *(kill_node, kill_worker, kill_raylet, lose_host, cut_network),
+  *(kill_launcher, kill_several, break_environment),
+)
 
 
 def _wait_for(condition: Callable[[], bool]) -> bool:

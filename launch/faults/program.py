@@ -16,6 +16,7 @@ from typing import NamedTuple
 import psutil
 
 from faults import world
+from faults.hosts import Host
 from r2d2_acme.workdir import status
 
 LAUNCH = pathlib.Path(__file__).parents[1]
@@ -23,7 +24,15 @@ CHECKPOINT_PERIOD = 5.0  # seconds
 PROGRESS_TIMEOUT = 15.0  # seconds
 _SAMPLE_PERIOD = 0.25  # seconds
 _RECOVERED = re.compile(r'event=recovered node=(\S+) seconds=([\d.]+)')
+RECOVERY, RECOVERY_ON_RAY = 60.0, 120.0  # seconds until it must make progress again
 _MARK = 'R2D2_CHAOS'  # an environment variable of all its processes
+_NODE_MARK = b'R2D2_PROCESS='  # what the environments of nodes contain
+# The launcher's host does not fail, but those of the others do.
+_RESOURCES = """
+replay: {custom: {moves: 1}, placement: spread}
+learner: {custom: {moves: 1}, placement: spread}
+actor: {custom: {moves: 1}, placement: spread}
+"""
 
 # Small windows and a small network, so that each node does much in little time.
 _CONFIG = {
@@ -75,25 +84,41 @@ class Program:
     lines: what all starts printed.
   """
 
-  def __init__(self, folder: pathlib.Path, workdir: pathlib.Path, network: str):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    workdir: pathlib.Path,
+    network: str,
+    hosts: Sequence[Host] = (),
+  ):
     """Does not start it yet.
 
     Args:
       folder: for files beside the workdir.
       workdir: of the run.
       network: as the flag of `atari_distributed.py`.
+      hosts: where it runs on Ray; the first has the launcher.
     """
     self.workdir = workdir
+    self.hosts = hosts
+    self.recovery = RECOVERY_ON_RAY if hosts else RECOVERY
     self.samples: list[Sample] = []
     self._faults = folder / 'faults'
     self._faults.mkdir()
     self._output = folder / 'output'
+    where = ['--lp_launch_type=local_mp', f'--network={network}']
+    if hosts:
+      needs = folder / 'resources.yaml'
+      needs.write_text(_RESOURCES)
+      where = ['--ray_address=auto', f'--resources={needs}']
     self._command = [
       *(sys.executable, str(LAUNCH / 'atari_distributed.py')),
-      *('--lp_launch_type=local_mp', '--environment=faults.world:make_environment'),
-      *(f'--workdir={workdir}', f'--network={network}', '--noprogress'),
+      *(*where, '--environment=faults.world:make_environment'),
+      *(f'--workdir={workdir}', '--noprogress'),
       *(f'--config.{name}={value}' for name, value in _CONFIG.items()),
     ]
+    if hosts:
+      self._command = hosts[0].command(self._command)
     os.environ[world.FOLDER] = str(self._faults)  # for the checks, too
     self._env = {
       **os.environ,
@@ -104,6 +129,8 @@ class Program:
     self._is_closed = threading.Event()
 
   def __enter__(self) -> 'Program':
+    for host in self.hosts:
+      self.start_ray(host)
     self._thread = threading.Thread(target=self._sample, daemon=True)
     self._thread.start()
     return self
@@ -113,6 +140,13 @@ class Program:
     self._thread.join()
     for process in self.processes():
       process.kill()
+
+  def start_ray(self, host: Host):
+    """Starts Ray on a host, and waits until it runs."""
+    head = None if host is self.hosts[0] else self.hosts[0].ip
+    env = {k: v for k, v in self._env.items() if k != _MARK}
+    host.start_ray(env, head, num_cpus=4, resources={'moves': 0 if head is None else 4})
+    host.wait_for_ray()
 
   @property
   def lines(self) -> list[str]:
@@ -187,10 +221,13 @@ class Program:
     """All its processes, of whatever parent."""
     found = []
     mark = f'{_MARK}={self._env[_MARK]}'.encode()
+    # On Ray, nodes do not inherit the launcher's environment.
+    on_hosts = {process.pid for host in self.hosts for process in host.processes()}
     for pid in psutil.pids():
       try:
         content = pathlib.Path(f'/proc/{pid}/environ').read_bytes()
-        if mark in content.split(b'\0'):
+        is_node = pid in on_hosts and _NODE_MARK in content
+        if is_node or mark in content.split(b'\0'):
           found.append(psutil.Process(pid))
       except (OSError, psutil.Error):
         continue

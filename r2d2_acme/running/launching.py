@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import launchpad as lp
@@ -26,8 +26,11 @@ from r2d2_acme.running import (
   MODULES,
   NETWORKS,
   PRIVATE,
+  clusters,
   recording,
   supervision,
+  threads,
+  wiring,
   workers,
 )
 from r2d2_acme.running import outputs as outputs_lib
@@ -44,13 +47,13 @@ from r2d2_acme.system.network import describe_exposure
 from r2d2_acme.workdir import paths
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
+RAY = 'ray'
 
 _NOT_SUPERVISED = (
   'local_mt is for debugging: a node that fails ends the program, and its ports are '
   'open to the network.'
 )
 _THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
-_ENTRY = 'r2d2_acme.running.entry:main'
 
 _Wired = tuple[Sequence[workers.Worker], Mapping[str, outputs_lib.Output]]
 
@@ -65,6 +68,7 @@ def launch(
   progress: bool = True,
   policy: supervision.Policy = supervision.DEFAULT,
   network: str = PRIVATE,
+  cluster: clusters.Cluster | None = None,
 ) -> int:
   """Runs `program` until it stops; returns the exit code for this process.
 
@@ -74,8 +78,8 @@ def launch(
 
   Args:
     program: what to run.
-    launch_type: one of `LAUNCH_TYPES`.
-    output_dir: in `local_mp`, for a file with each node's output.
+    launch_type: one of `LAUNCH_TYPES`, or 'ray'.
+    output_dir: for a file with each node's output; `local_mt` has none.
     workdir: where the nodes keep their logs. There `status.json` is kept up to date.
       Without a workdir there is no status.
     limits: at which counts a node stops the program, for the status: for example
@@ -86,6 +90,7 @@ def launch(
     network: 'private' keeps the nodes of `local_mp` in a network of their own, where
       that is permitted, so that nobody else can reach them, nor they others. 'host' is
       for environments that need the network.
+    cluster: where to run, if and only if `launch_type` is 'ray'.
 
   Returns:
     0 after a step limit or a request to stop; 1 if a node failed for good, or did not
@@ -94,24 +99,33 @@ def launch(
 
   Raises:
     RuntimeError: this is not the main thread, to which signals come.
+    NoCluster: the program cannot run on this cluster.
     ValueError: there is no such launch type, or no such network.
     WorkdirInUse: another program runs in the workdir.
   """
-  _check_can_launch(launch_type, network)
+  _check_can_launch(launch_type, network, cluster)
   if not flags.FLAGS.is_parsed():  # as Launchpad does: scripts and notebooks do not
     flags.FLAGS(sys.argv, known_only=True)
-  wired = {'local_mp': _processes, 'local_mt': _threads}[launch_type]
   if launch_type == 'local_mt':
     policy = supervision.UNSUPERVISED
     stopping.say(_NOT_SUPERVISED)
   with (
     stopping.Requests() as requests,
-    wired(program, paths.resolve(output_dir), requests, network) as (nodes, outputs),
+    contextlib.ExitStack() as stack,
   ):
+    workdir = None if workdir is None else paths.resolve(workdir)
+    output_dir = paths.resolve(output_dir)
+    if cluster is not None:
+      wired = _on_cluster(program, output_dir, requests, cluster, workdir)
+    elif launch_type == 'local_mp':
+      wired = _processes(program, output_dir, requests, network)
+    else:
+      wired = _threads(program, requests)
+    nodes, outputs = stack.enter_context(wired)
     recorder = None
     if workdir is not None:
       recorder = recording.Recorder(
-        paths.resolve(workdir), output_dir, launch_type, limits or {}, nodes
+        workdir, output_dir, launch_type, limits or {}, nodes
       )
     with _showing(outputs, output_dir, recorder if progress else None):
       code, message = _run(nodes, requests, recorder, policy)
@@ -136,12 +150,14 @@ def _resuming(command: Sequence[str]) -> list[str]:
   return kept
 
 
-def _check_can_launch(launch_type: str, network: str):
+def _check_can_launch(launch_type: str, network: str, cluster: clusters.Cluster | None):
   if network not in NETWORKS:
     raise ValueError(
       f'{network!r} is no network of this module: give one of {", ".join(NETWORKS)}'
     )
-  if launch_type not in LAUNCH_TYPES:
+  if (launch_type == RAY) != (cluster is not None):
+    raise ValueError("give a cluster if, and only if, the launch type is 'ray'")
+  if launch_type not in (*LAUNCH_TYPES, RAY):
     raise ValueError(
       f'{launch_type!r} is no launch type of this module: give one of '
       f'{", ".join(LAUNCH_TYPES)}'
@@ -201,63 +217,26 @@ def _showing(
     yield
 
 
-def _wire(
-  program: lp.Program,
-  launch_type: lp.LaunchType,
-  stop: Callable[[], None],
-  configs: Mapping[str, Any],
-) -> dict[str, list[Any]]:
-  """Does what Launchpad's own launchers do before they start anything.
-
-  Args:
-    program: its nodes get contexts, each other's handles, and ports.
-    launch_type: says what is returned.
-    stop: what `lp.stop` calls in a node.
-    configs: Launchpad's launch configs, by group.
-
-  Returns:
-    By group, the nodes' commands (`local_mp`) or functions (`local_mt`).
-  """
-  for group, nodes in program.groups.items():
-    for node in nodes:
-      node.launch_context.initialize(launch_type, configs.get(group), stop)
-  for group, nodes in program.groups.items():
-    for node in nodes:
-      for handle in node.input_handles:
-        handle.connect(node, group)
-  for node in program.get_all_nodes():
-    node.bind_addresses()
-  return {
-    group: nodes[0].to_executables(nodes, group, nodes[0].launch_context)
-    for group, nodes in program.groups.items()
-  }
-
-
 @contextlib.contextmanager
-def _threads(
-  program: lp.Program,
-  unused_output_dir: str,
-  requests: stopping.Requests,
-  unused_network: str,
-) -> Iterator[_Wired]:
+def _threads(program: lp.Program, requests: stopping.Requests) -> Iterator[_Wired]:
   """Yields the nodes as threads of this process, which print where it does."""
   processes.guard_children()
   runtime.limit_threads(machine.num_cores())  # all nodes share this process's pools
-  threads = set(threading.enumerate())
-  functions = _wire(
+  before = set(threading.enumerate())
+  functions = wiring.make_executables(
     program, lp.LaunchType.LOCAL_MULTI_THREADING, requests.ask, configs={}
   )
   with requests.kept():
     threaded = [
-      workers.ThreadWorker(
-        f'{group}/{index}', function, stop_order=_stop_order(nodes[index])
+      threads.ThreadWorker(
+        f'{group}/{index}', function, stop_order=wiring.stop_order(nodes[index])
       )
       for group, nodes in program.groups.items()
       for index, function in enumerate(functions[group])
     ]
   yield threaded, {}
   if not requests.quit:
-    _release_threads(program, set(threading.enumerate()) - threads)
+    _release_threads(program, set(threading.enumerate()) - before)
 
 
 def _release_threads(program: lp.Program, threads: set[threading.Thread]):
@@ -268,6 +247,28 @@ def _release_threads(program: lp.Program, threads: set[threading.Thread]):
   deadline = time.monotonic() + _THREADS_TIMEOUT
   for thread in threads:
     thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _on_cluster(
+  program: lp.Program,
+  output_dir: str,
+  requests: stopping.Requests,
+  cluster: clusters.Cluster,
+  workdir: str | None,
+) -> contextlib.AbstractContextManager[_Wired]:
+  """Returns the context of nodes on a Ray cluster.
+
+  Raises:
+    NoCluster: Ray is not installed here.
+  """
+  try:
+    from r2d2_acme.running import ray_cluster  # few need it
+  except ModuleNotFoundError as error:
+    raise clusters.NoCluster(
+      f'{error.name} is not installed; cure: {sys.executable} -m pip install '
+      f'{clusters.PACKAGES}'
+    ) from error
+  return ray_cluster.hosts(program, output_dir, requests, cluster, workdir)
 
 
 @contextlib.contextmanager
@@ -286,7 +287,7 @@ def _processes(
   }
   stop = functools.partial(_ask_launcher, os.getpid())
   launch_type = lp.LaunchType.LOCAL_MULTI_PROCESSING
-  commands = _wire(program, launch_type, stop, configs)
+  commands = wiring.make_executables(program, launch_type, stop, configs)
   pairs = [
     (node, command)
     for group, nodes in program.groups.items()
@@ -299,7 +300,7 @@ def _processes(
       for _, command in pairs
     }
     with (
-      processes.Family(supervision.STOP_LIMIT) as family,
+      processes.Family(workers.STOP_LIMIT) as family,
       forking.take(MODULES, private=network == PRIVATE) as server,
       tempfile.TemporaryDirectory() as beats,
     ):
@@ -313,7 +314,7 @@ def _processes(
           return server.fork(
             name,
             family,
-            _ENTRY,
+            workers.ENTRY,
             [_pickle(command), command.command_as_list[-1]],
             env={**command.env_overrides, **env},
             output=outputs[name].path,
@@ -327,19 +328,13 @@ def _processes(
           family,
           outputs[name],
           heartbeats.Watched(os.path.join(beats, name)),
-          stop_order=_stop_order(node),
+          stop_order=wiring.stop_order(node),
         )
 
       yield [make_worker(*pair) for pair in pairs], outputs
   finally:
     for _, command in pairs:  # what Launchpad would remove when Python ends by itself
       shutil.rmtree(os.path.dirname(_pickle(command)), ignore_errors=True)
-
-
-def _stop_order(node: Any) -> int:
-  """Returns a larger number for nodes that others need until their own end."""
-  kinds = (lp.CourierNode, lp.ReverbNode)
-  return next((i for i, kind in enumerate(kinds, 1) if isinstance(node, kind)), 0)
 
 
 def _pickle(command: commands_lib.Command) -> str:

@@ -161,6 +161,7 @@ class Recorder:
         state='starting' if state == 'running' and not has_progressed else state,
         restarts=max(0, worker.num_starts - 1),
         seconds_since_progress=max(0.0, seconds),
+        host=worker.host,
       )
     return nodes
 

@@ -13,10 +13,15 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from r2d2_acme.config import R2D2Config
-from r2d2_acme.running.workers import FINAL_CODE, SAVES, Worker, is_failed, is_running
+from r2d2_acme.running.workers import (
+  FINAL_CODE,
+  SAVES,
+  STOP_LIMIT,
+  Worker,
+  is_failed,
+  is_running,
+)
 from r2d2_acme.system import stopping
-
-STOP_LIMIT = 18  # seconds for all to stop: one long learner step, and two saves
 
 _POLL_PERIOD = 0.1  # seconds
 _START_TIMEOUT = 600.0  # seconds until a worker must first have shown progress

@@ -1,28 +1,43 @@
-"""A node of a program as a process or a thread, which can be started again."""
+"""A node of a program, most often a process, which can be started again."""
 
 import os
 import signal
-import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-
-from launchpad.launch import worker_manager
+from typing import Protocol
 
 from r2d2_acme.running.outputs import Output
 from r2d2_acme.system import forking, heartbeats, processes
 
+ENTRY = 'r2d2_acme.running.entry:main'  # where the process of a node begins
 SAVES = 'learner/0'  # the node whose failure at the end matters, too
+STOP_LIMIT = 18  # seconds for all to stop: one long learner step, and two saves
 FINAL_CODE = 3  # of a node that would only fail again
 # An environment variable: how often a node was started again.
 RESTARTS = 'R2D2_RESTARTS'
 
 _TRACE_TIME = 0.3  # seconds for a stuck process to print where it is
-_UNASKED = 'ended although nobody asked it to'
+UNASKED = 'ended although nobody asked it to'
 
 # Of a process that was asked to stop, the latter two before it could handle that.
 _STOPPED_CODES = (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+class Heartbeat(Protocol):
+  """What `heartbeats.Watched` tells of the beats of a node."""
+
+  @property
+  def is_announced(self) -> bool: ...
+
+  @property
+  def has_beaten(self) -> bool: ...
+
+  @property
+  def seconds_since(self) -> float: ...
+
+  def look(self): ...
+
+  def excuse(self, seconds: float): ...
 
 
 class Worker(Protocol):
@@ -31,6 +46,7 @@ class Worker(Protocol):
   Attributes:
     name: such as 'actor/0'.
     pid: of the process that it runs in; None before its first start.
+    host: the address of the machine that it runs on; empty for this one.
     num_starts: how often it was started.
     is_asked: whether it was asked to stop.
     stop_order: those with smaller numbers are stopped first.
@@ -38,12 +54,13 @@ class Worker(Protocol):
 
   name: str
   pid: int | None
+  host: str
   num_starts: int
   is_asked: bool
   stop_order: int
 
   @property
-  def heartbeat(self) -> heartbeats.Watched | None:
+  def heartbeat(self) -> Heartbeat | None:
     """How it shows progress; None if it cannot."""
 
   def start(self):
@@ -70,6 +87,8 @@ class Worker(Protocol):
 
 class ProcessWorker:
   """A node in a process of its own, which ends when this one does."""
+
+  host = ''
 
   def __init__(
     self,
@@ -148,76 +167,16 @@ class ProcessWorker:
       return f'was killed by signal {-code}{hint}'
     if code == FINAL_CODE:
       return 'failed for good'
-    return f'failed with exit code {code}' if code else _UNASKED
+    return f'failed with exit code {code}' if code else UNASKED
 
   def describe_failure(self, cause: str = '') -> str:
-    how = cause or self.describe_end()
-    last = f'{self.name} {how}; full output: {self._output.path}'
-    return '\n'.join([*self._output.last_lines(), last])
+    return describe_failure(self.name, cause or self.describe_end(), self._output)
 
 
-class ThreadWorker:
-  """A node in a thread of this process, where Launchpad's functions work."""
-
-  def __init__(self, name: str, function: Callable[[], Any], *, stop_order: int = 0):
-    """Does not start it yet. Launchpad may set handlers of signals.
-
-    Args:
-      name: of the node.
-      function: runs it until Launchpad's stop event is set.
-      stop_order: see `Worker`.
-    """
-    self.name = name
-    self.pid: int | None = os.getpid()
-    self.num_starts = 0
-    self.is_asked = False
-    self.stop_order = stop_order
-    self.heartbeat = None  # nobody could end it
-    self._function = function
-    self._error: BaseException | None = None
-    self._ended = threading.Event()
-    # What `lp.stop_event` and `lp.wait_for_stop` use in the node's thread.
-    self._manager = worker_manager.WorkerManager(
-      kill_main_thread=False, register_signals=False
-    )
-
-  def start(self):
-    self.is_asked = False
-    self._error = None
-    self._ended.clear()
-    self._manager.stop_event().clear()
-    self._manager.thread_worker(self.name, self._run)
-    self.num_starts += 1
-
-  def _run(self):
-    try:
-      self._function()
-    except BaseException as error:  # for `describe_failure`
-      self._error = error
-    finally:
-      self._ended.set()
-
-  def poll(self) -> int | None:
-    return int(self._error is not None) if self._ended.is_set() else None
-
-  def ask(self):
-    self.is_asked = True
-    self._manager.stop_event().set()
-
-  def interrupt(self):
-    """Does nothing, as `kill`."""
-
-  def kill(self):
-    """Does nothing: a thread ends by itself, or with the process."""
-
-  def describe_end(self) -> str:
-    return _UNASKED if self._error is None else f'failed: {self._error}'
-
-  def describe_failure(self, cause: str = '') -> str:
-    last = f'{self.name} {cause or self.describe_end()}'
-    if self._error is None:
-      return last
-    return ''.join(traceback.format_exception(self._error)) + last
+def describe_failure(name: str, how: str, output: Output) -> str:
+  """Returns what a node printed last, and then how it ended."""
+  last = f'{name} {how}; full output: {output.path}'
+  return '\n'.join([*output.last_lines(), last])
 
 
 def is_running(worker: Worker) -> bool:

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 
 from r2d2_acme.system import network, processes
 
-_TIMEOUT = 60.0  # seconds for the server to import everything, on a busy machine
+_TIMEOUT = 180.0  # seconds for the server to import everything, on a busy machine
 # The current directory is not searched, or a file there could hide a library.
 _PYTHON = (sys.executable, '-c')
 _CALL = 'import sys; del sys.path[0]; import {module}; {module}.{name}(*sys.argv[1:])'

@@ -6,6 +6,12 @@ locks the first byte, and each of its nodes that writes locks a byte of its own.
 program is refused while any byte is locked. Thus it is also refused while nodes of a
 killed program are still running.
 
+A program writes its name, which is its host and pid, into the file, and its nodes find
+that name in an environment variable. So a node knows its own program, wherever it runs.
+Where nodes run on several machines, the file system of the workdir must have locks that
+reach over machines, as NFS has. A node that is started anew because its machine was
+lost waits until the lock of its earlier process is gone.
+
 Such locks have two hazards. A process loses all of its locks on a file when it closes
 any descriptor of that file, so only this module opens the file, once, and it never
 closes it. And locks do not conflict within one process: nodes that are threads
@@ -19,13 +25,20 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
+
+# An environment variable: the name of the program that a node belongs to.
+PROGRAM = 'R2D2_PROGRAM'
 
 _FILE = 'lock'
 _PROGRAM_BYTE = 0
 # The replay's is beyond those of all actors.
 _BYTES = {'learner': 1, 'evaluator': 2, 'replay': 1 << 40}
 _FIRST_ACTOR_BYTE = 3
+_PATIENCE = 120.0  # seconds for a node's earlier process; NFS keeps locks for 90 s
+_RETRY_PERIOD = 0.2  # seconds
+_MAX_NAME_SIZE = 512  # bytes
 _FLOCK = 'hhqqi'  # struct flock: type, whence, start, length (0: to the end), pid
 
 _Inode = tuple[int, int]  # device and number of a lock file
@@ -52,7 +65,11 @@ def hold_program(workdir: str):
   if pid is not None:
     _release(inode, _PROGRAM_BYTE)
     raise _in_use(inode, workdir, pid)
-  _write_host(inode)
+  os.environ[PROGRAM] = f'{socket.gethostname()}:{os.getpid()}'
+  # In one piece: nodes of this program may read it at any moment.
+  name = f'{os.environ[PROGRAM]}\n'.ljust(_MAX_NAME_SIZE)
+  os.pwrite(_descriptors[inode], name.encode(), 0)
+  os.fsync(_descriptors[inode])  # for other machines
 
 
 def release_program(workdir: str):
@@ -78,12 +95,27 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
   byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
   inode = _open(workdir)
   program = _holder(_descriptors[inode], _PROGRAM_BYTE, 1)
-  if program not in (None, os.getppid()):  # our parent is this node's program
+  if program is not None and not is_ours(workdir):
     raise _in_use(inode, workdir, program)
-  _take(inode, byte, workdir)
+  deadline = time.monotonic() + (0.0 if program is None else _PATIENCE)
+  while True:
+    try:
+      _take(inode, byte, workdir)
+      break
+    except WorkdirInUse:
+      if time.monotonic() >= deadline:
+        raise
+      time.sleep(_RETRY_PERIOD)
   _num_holds[inode, byte] += 1
-  _write_host(inode)
   return lambda: _release(inode, byte)
+
+
+def is_ours(workdir: str) -> bool:
+  """Returns whether the lock in `workdir` is that of the program of this process."""
+  if not os.path.exists(os.path.join(workdir, _FILE)):
+    return False
+  name = _read_name(_open(workdir))
+  return bool(name) and name == os.environ.get(PROGRAM)
 
 
 def is_held(workdir: str) -> bool:
@@ -145,14 +177,14 @@ def _holder(descriptor: int, start: int, length: int) -> int | None:
   return None if kind == fcntl.F_UNLCK else pid
 
 
-def _write_host(inode: _Inode):
-  descriptor = _descriptors[inode]
-  os.ftruncate(descriptor, 0)
-  os.pwrite(descriptor, f'{socket.gethostname()}\n'.encode(), 0)
+def _read_name(inode: _Inode) -> str:
+  """Returns the name of the program that held the lock last, or holds it."""
+  name = os.pread(_descriptors[inode], _MAX_NAME_SIZE, 0)
+  return name.decode(errors='replace').strip()
 
 
 def _in_use(inode: _Inode, workdir: str, pid: int | None) -> WorkdirInUse:
-  host = os.pread(_descriptors[inode], 256, 0).decode(errors='replace').strip()
+  host = _read_name(inode).rpartition(':')[0]
   # The pid is not positive if the holder is in another container or on another machine.
   who = f'process {pid}' if pid and pid > 0 else 'a process'
   if host and host != socket.gethostname():

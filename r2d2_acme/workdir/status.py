@@ -29,12 +29,14 @@ class Node:
     seconds_since_progress: since its last heartbeat. For nodes without heartbeats,
       such as threads, since its log or its output last grew, or since the start if
       neither has; one of these without a log serves the others: its progress is theirs.
+    host: the address of the machine that it runs on; empty for that of the program.
   """
 
   pid: int | None
   state: str
   restarts: int
   seconds_since_progress: float
+  host: str = ''
 
 
 @dataclasses.dataclass
@@ -42,7 +44,7 @@ class Status:
   """How a program is doing.
 
   Attributes:
-    launch_type: 'local_mp' or 'local_mt'.
+    launch_type: 'local_mp', 'local_mt' or 'ray'.
     started_at, written_at: seconds since 1970.
     exit_code: of the program; None while it runs.
     message: what it printed at its end: why it failed, or nothing.

@@ -6,7 +6,7 @@ import launchpad as lp
 import pytest
 from absl import flags
 
-from r2d2_acme.running import outputs, workers
+from r2d2_acme.running import outputs, threads, workers
 from r2d2_acme.system import forking, heartbeats, processes, stopping
 from tests import helpers
 
@@ -43,7 +43,7 @@ def make_process(family, tmp_path):
 def make_thread():
   flags.FLAGS(['test'])
   with stopping.Requests() as requests, requests.kept():
-    yield lambda function: workers.ThreadWorker('actor/0', function)
+    yield lambda function: threads.ThreadWorker('actor/0', function)
 
 
 def test_process_can_be_started_again(make_process):

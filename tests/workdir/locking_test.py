@@ -3,8 +3,11 @@
 import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import acme
 import pytest
@@ -58,7 +61,7 @@ def _holding(take: str, workdir: pathlib.Path, **values):
     (_LEARNER, _PROGRAM),
     (_ACTOR, _PROGRAM),
     (_LEARNER, _LEARNER),
-    # A program's own nodes are its children; these processes are not.
+    # A program's own nodes know its name; these processes do not.
     (_PROGRAM, _LEARNER),
   ],
 )
@@ -79,6 +82,28 @@ def test_nodes_of_one_program_hold_theirs_beside_it(tmp_path):
     for take, index in takes:
       _, said = stack.enter_context(_holding(take, tmp_path, index=index))
       assert said == 'held'
+
+
+def test_node_waits_for_its_earlier_process_of_the_same_program(tmp_path):
+  """It may be on a machine that was lost, and end later than it was replaced."""
+  locking.hold_program(str(tmp_path))
+  with _holding(_LEARNER, tmp_path) as (pid, _):
+    killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    start = time.monotonic()
+    with _holding(_LEARNER, tmp_path) as (_, said):
+      assert said == 'held'
+    assert time.monotonic() - start > 0.4
+    killer.join()
+
+
+def test_own_lock_is_told_from_that_of_another_program(tmp_path):
+  assert not locking.is_ours(str(tmp_path))
+  assert not list(tmp_path.iterdir())
+  locking.hold_program(str(tmp_path / 'ours'))
+  assert locking.is_ours(str(tmp_path / 'ours'))
+  with _holding(_PROGRAM, tmp_path / 'theirs'):
+    assert not locking.is_ours(str(tmp_path / 'theirs'))
 
 
 def test_release_ends_it_when_the_last_of_this_process_is_released(tmp_path):
@@ -110,7 +135,7 @@ def test_lock_survives_further_locks_and_lookups_of_its_process(tmp_path):
 
 def test_another_host_is_named(tmp_path):
   with _holding(_PROGRAM, tmp_path) as (pid, _):
-    (tmp_path / 'lock').write_text('elsewhere\n')
+    (tmp_path / 'lock').write_text('elsewhere:7\n')
     with pytest.raises(locking.WorkdirInUse, match=f'process {pid} of the host elsewh'):
       locking.hold_program(str(tmp_path))
 
