@@ -26,7 +26,7 @@ LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` wri
 help:
 	@sed -n 's/^\([a-z]*\):.* ## /make \1\t/p' Makefile
 
-install: .venv/.installed ## make .venv with everything the agent needs
+install: .venv/.installed $(EXTRAS:%=.venv/.installed-%) ## make .venv with everything the agent needs (EXTRAS=gpu: CUDA, too)
 
 test: .venv/.installed-dev ## run the tests (ARGS="-k losses")
 	@$(PY) -m pytest $(TEST_ARGS)
@@ -57,10 +57,13 @@ lock: .venv/.home ## resolve requirements*.txt again from setup.py
 	$$pip install -qq wheel; \
 	echo 'Resolving requirements.txt ...'; $$pip install -qq .; \
 	(echo '$(LOCK_HEADER)'; freeze) > requirements.txt; \
-	echo 'Resolving requirements-dev.txt ...'; \
-	$$pip install -qq -c requirements.txt '.[test,bench]'; \
-	(echo '$(LOCK_HEADER)'; echo '-r requirements.txt'; \
-	  freeze | grep -vxFf requirements.txt) > requirements-dev.txt
+	for file in dev:test,bench gpu:gpu; do \
+	  freeze > $$new/before; name=requirements-$${file%:*}.txt; \
+	  echo "Resolving $$name ..."; \
+	  $$pip install -qq -c requirements.txt ".[$${file#*:}]"; \
+	  (echo '$(LOCK_HEADER)'; echo '-r requirements.txt'; \
+	    freeze | grep -vxFf $$new/before) > $$name; \
+	done
 
 clean: ## remove .venv and caches; leaves runs/ alone
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
@@ -78,9 +81,9 @@ clean: ## remove .venv and caches; leaves runs/ alone
 	@$(PY) -m r2d2_acme.system.doctor --fix
 	@touch $@ && echo 'Installed. Next: make doctor, make train, make test.'
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
-	@echo 'Installing requirements-dev.txt (about 60 s the first time) ...'
-	@$(PIP_INSTALL) -r requirements-dev.txt
+.venv/.installed-%: .venv/.installed requirements-%.txt
+	@echo 'Installing requirements-$*.txt (about 60 s the first time) ...'
+	@$(PIP_INSTALL) -r requirements-$*.txt
 	@$(PIP) check -q || $(PIP) check  # quiet unless it has something to say
 	@touch $@
 

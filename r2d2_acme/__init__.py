@@ -6,9 +6,11 @@ broken installation instead of dying of it.
 
 import importlib
 
-from r2d2_acme.system import runtime
+from r2d2_acme.system import cuda, runtime
 
 runtime.set_environment_variables()
+if cuda.is_wanted():
+  cuda.load()
 
 _PUBLIC = {
   'Experiment': 'r2d2_acme.experiment',

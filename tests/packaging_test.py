@@ -42,14 +42,22 @@ def test_runtime_lock_holds_every_direct_dependency_at_its_version(monkeypatch):
 
 
 def test_dev_lock_holds_every_extra_at_its_version(monkeypatch):
-  for extra in _setup_arguments(monkeypatch)['extras_require'].values():
-    assert _pins(extra).items() <= _lock('requirements-dev.txt').items()
+  extras = _setup_arguments(monkeypatch)['extras_require']
+  for name in ('test', 'bench'):
+    assert _pins(extras[name]).items() <= _lock('requirements-dev.txt').items()
 
 
-def test_dev_lock_adds_to_the_runtime_lock_and_repeats_nothing():
-  text = (_ROOT / 'requirements-dev.txt').read_text()
+def test_gpu_lock_is_the_extra(monkeypatch):
+  """The wheels need nothing but each other."""
+  extras = _setup_arguments(monkeypatch)['extras_require']
+  assert _pins(extras['gpu']) == _lock('requirements-gpu.txt')
+
+
+@pytest.mark.parametrize('name', ['requirements-dev.txt', 'requirements-gpu.txt'])
+def test_lock_adds_to_the_runtime_lock_and_repeats_nothing(name):
+  text = (_ROOT / name).read_text()
   assert text.splitlines()[1] == '-r requirements.txt'
-  assert not _lock('requirements-dev.txt').keys() & _lock('requirements.txt').keys()
+  assert not _lock(name).keys() & _lock('requirements.txt').keys()
 
 
 def test_runtime_lock_has_no_jax():

@@ -39,6 +39,9 @@ class _Learned(NamedTuple):
 class Update:
   """Burn-in, unroll, rescaled n-step double-Q loss, Adam (Kapturowski et al. 2019).
 
+  In the scope of a strategy for several devices, see `devices`, each of them learns
+  from its share of a batch.
+
   Attributes:
     network, target_network: the online network and its older copy.
     optimizer: Adam, with its variables.

@@ -36,6 +36,7 @@ from r2d2_acme.running import (
 from r2d2_acme.running import outputs as outputs_lib
 from r2d2_acme.running import progress as progress_lib
 from r2d2_acme.system import (
+  cuda,
   forking,
   heartbeats,
   machine,
@@ -280,9 +281,8 @@ def _processes(
   At the end, what is left of them is killed.
   """
   del requests
-  hidden = {'CUDA_VISIBLE_DEVICES': '-1'}  # the GPU is the learner's
   configs = {
-    group: PythonProcess(env={} if group == 'learner' else hidden)
+    group: PythonProcess(env={} if group == 'learner' else cuda.HIDDEN)
     for group in program.groups
   }
   stop = functools.partial(_ask_launcher, os.getpid())

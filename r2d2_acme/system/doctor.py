@@ -58,6 +58,23 @@ assert next(client.sample('table'))[0].data[0] == 7
 server.stop()
 """
 
+_GPUS = """
+import json
+from r2d2_acme.system import cuda
+try:
+  print(json.dumps([*map(list, cuda.gpus())]))
+except cuda.DriverFailed as error:
+  raise SystemExit(str(error))
+"""
+
+_CUDA = """
+from r2d2_acme.system import cuda
+if missing := cuda.missing():
+  raise SystemExit(f'missing: {", ".join(missing)}')
+import tensorflow as tf
+print('@GPUs', len(tf.config.list_physical_devices('GPU')))
+"""
+
 _ALE = """
 import ale_py, gymnasium
 gymnasium.register_envs(ale_py)
@@ -196,6 +213,47 @@ def check_atari(code=_ALE):
   return Check('Atari plays Pong', not error, error, cure)
 
 
+def check_gpu():
+  """Checks that TensorFlow can use the GPUs of this machine, if there are any."""
+  import json
+
+  from r2d2_acme.system import cuda, machine
+
+  if not machine.has_gpu():
+    return [Check('GPU', True, 'none: learning on the CPU')]
+  if not cuda.is_wanted():
+    return [Check('GPU', True, 'hidden by CUDA_VISIBLE_DEVICES: learning on the CPU')]
+  instead = 'or learn on the CPU: export CUDA_VISIBLE_DEVICES=-1'
+  driver = _read('/proc/driver/nvidia/version').partition('Kernel Module')[2].split()
+  output, error = _run(_GPUS, hide_gpu=False)
+  checks = [
+    Check(
+      'NVIDIA driver',
+      not error,
+      error or ' '.join(driver[:1]),
+      'install a driver for CUDA 11 or later, in a container: docker run --gpus all; '
+      + instead,
+    )
+  ]
+  if error:
+    return checks
+  for index, (name, capability) in enumerate(json.loads(output)):
+    ok, detail = cuda.describe_support(tuple(capability))
+    detail = '{}, compute capability {}.{}: {}'.format(name, *capability, detail)
+    checks.append(Check(f'GPU {index}', ok, detail, f'another GPU, {instead}'))
+  output, error = _run(_CUDA, hide_gpu=False)
+  found = output.partition('@GPUs ')[2].strip()
+  return checks + [
+    Check(
+      'TensorFlow finds the GPU',
+      found not in ('', '0'),
+      error or f'{found} of {len(checks) - 1}',
+      "make install EXTRAS=gpu, or pip install '.[gpu]', and for libz.so.1 "
+      f'apt-get install zlib1g; {instead}',
+    )
+  ]
+
+
 def check_installation(python_version=sys.version_info[:3]):
   """Exits with one line that names the cure if this installation cannot work.
 
@@ -261,8 +319,10 @@ def run_checks():
     return checks  # all other checks would fail for the same reason
   checks += [check_libpython(), check_proxy(), *check_pins()]
   with futures.ThreadPoolExecutor() as pool:
-    imports, *rest = map(pool.submit, [check_imports, check_reverb, check_atari])
-    return checks + imports.result() + [f.result() for f in rest]
+    imports, gpu, *rest = map(
+      pool.submit, [check_imports, check_gpu, check_reverb, check_atari]
+    )
+    return checks + imports.result() + [f.result() for f in rest] + gpu.result()
 
 
 def print_table(checks):
@@ -314,12 +374,14 @@ def main(argv=None):
   return 1 if failed else 0
 
 
-def _run(code, *args, seconds=120):
+def _run(code, *args, seconds=120, hide_gpu=True):
   """Runs code in a new interpreter; returns its output and its error's last line."""
   import signal
   import subprocess
 
-  env = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'TF_CPP_MIN_LOG_LEVEL': '3'}
+  from r2d2_acme.system import cuda
+
+  env = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3', **(cuda.HIDDEN if hide_gpu else {})}
   process = subprocess.Popen(
     [sys.executable, '-c', code, *args],
     stdout=subprocess.PIPE,

@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 
-from r2d2_acme.system import network, processes
+from r2d2_acme.system import cuda, network, processes
 
 _TIMEOUT = 180.0  # seconds for the server to import everything, on a busy machine
 # The current directory is not searched, or a file there could hide a library.
@@ -144,8 +144,13 @@ class ForkServer:
       self._popen = subprocess.Popen(
         [*_command(__name__, 'serve'), *self._arguments],
         stdin=theirs,
-        # One thread: NumPy's BLAS would start others when it is imported.
-        env={**os.environ, **processes.MARK_TO_FILL, 'OPENBLAS_NUM_THREADS': '1'},
+        env={
+          **os.environ,
+          **processes.MARK_TO_FILL,
+          **cuda.HIDDEN,  # it does not outlive a fork
+          # One thread: NumPy's BLAS would start others when it is imported.
+          'OPENBLAS_NUM_THREADS': '1',
+        },
         start_new_session=True,
       )
 

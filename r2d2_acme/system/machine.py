@@ -78,7 +78,8 @@ def memory_limit(root: pathlib.Path = _ROOT) -> int:
 
 def has_gpu() -> bool:
   """Returns whether there is a GPU of NVIDIA, without starting its driver."""
-  return any(re.fullmatch(r'nvidia\d+', name) for name in os.listdir('/dev'))
+  names = os.listdir('/dev') if os.path.isdir('/dev') else ()
+  return any(re.fullmatch(r'nvidia\d+', name) for name in names)
 
 
 def _machine_bytes(root: pathlib.Path) -> int:

@@ -19,11 +19,17 @@ _ENVIRONMENT = {
   _ONEDNN: '1',  # off by default in TF 2.8; halves the time of a learner step on a CPU
   'TF_CPP_MIN_LOG_LEVEL': '2',  # no start-up notices; errors still show
   'TF_FORCE_GPU_ALLOW_GROWTH': 'true',
+  # Bytes, the most that there may be: all that the driver compiles for Hopper fits.
+  'CUDA_CACHE_MAXSIZE': str(4 << 30),
   'GRPC_VERBOSITY': 'ERROR',
   'PYTHONUNBUFFERED': '1',  # lines of child processes arrive as they are printed
 }
 # Variables that name a library's own folder, and that folder's default.
-_CACHES = {'MPLCONFIGDIR': '~/.config/matplotlib', 'KERAS_HOME': '~/.keras'}
+_CACHES = {
+  'MPLCONFIGDIR': '~/.config/matplotlib',
+  'KERAS_HOME': '~/.keras',
+  'CUDA_CACHE_PATH': '~/.nv/ComputeCache',
+}
 # TensorFlow's core library; launchpad, reverb and parts of acme load it, too.
 _TENSORFLOW_LIBRARY = 'libtensorflow_framework.so.2'
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from r2d2_acme.system import doctor
+from r2d2_acme.system import cuda, doctor, machine
 from tests import helpers
 
 _ROOT = helpers.ROOT
@@ -52,7 +52,10 @@ def _exit_line(capsys, **arguments):
 
 def test_this_installation_works():
   result = subprocess.run(
-    [sys.executable, '-m', 'r2d2_acme.system.doctor'], capture_output=True, text=True
+    [sys.executable, '-m', 'r2d2_acme.system.doctor'],
+    env={**os.environ, **cuda.HIDDEN},  # it may lack libraries
+    capture_output=True,
+    text=True,
   )
   assert result.returncode == 0, result.stdout + result.stderr
   *rows, verdict = result.stdout.splitlines()
@@ -70,6 +73,7 @@ def test_this_installation_works():
     'import cv2',
     'Reverb gives back an item',
     'Atari plays Pong',
+    'GPU',
   ]:
     assert any(re.match(rf'OK +{re.escape(name)}', row) for row in rows), name
 
@@ -137,6 +141,19 @@ def test_game_that_is_missing_is_a_failed_row_with_the_last_line_of_its_error():
   assert not check.ok
   assert check.detail == 'RuntimeError: no ROM for Pong'
   assert 'ale-py==' in check.cure
+
+
+@pytest.mark.skipif(machine.has_gpu(), reason='there is a GPU, and perhaps its driver')
+def test_gpu_without_its_driver_is_a_failed_row(monkeypatch):
+  monkeypatch.setattr(machine, 'has_gpu', lambda: True)
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  (check,) = doctor.check_gpu()
+  assert not check.ok
+  assert 'libcuda.so.1' in check.detail
+  assert 'docker run --gpus all' in check.cure
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+  (check,) = doctor.check_gpu()
+  assert check.ok
 
 
 @pytest.mark.parametrize('version', [(3, 8, 18), (3, 9, 18), (3, 11, 7), (3, 13, 0)])

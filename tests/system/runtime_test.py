@@ -133,7 +133,8 @@ def test_caches_are_temporary_without_a_home(temporary_folder, home):
 
 
 def test_caches_stay_in_a_home_that_is_writable(tmp_path):
-  assert _python(_CACHES, HOME=str(tmp_path)) == ('[null, null]\n', '')
+  out, err = _python(_CACHES, HOME=str(tmp_path))
+  assert (set(json.loads(out)), err) == ({None}, '')
   assert os.listdir(tmp_path) == []
 
 
@@ -173,9 +174,9 @@ def test_caches_are_temporary_where_the_home_is_read_only(
   environ = {'HOME': str(tmp_path), 'TMPDIR': temporary_folder}
   out, _ = _run(*_AS_NOBODY, sys.executable, '-c', _CACHES, **environ)
   (tmp_path / read_only).chmod(0o755)
-  matplotlib, keras = json.loads(out)
+  matplotlib, *others = json.loads(out)
   assert matplotlib.startswith(temporary_folder)
-  assert (keras is None) == (read_only != '.')
+  assert {x is None for x in others} == {read_only != '.'}
 
 
 @_NEEDS_NAMESPACES
