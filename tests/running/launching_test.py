@@ -447,20 +447,27 @@ def _wait_for_another(program: _Program, name: str, pid: int):
   program.wait_until(lambda: len(program.rows('learner')) >= num_rows + 3)
 
 
+_KILLED = ('actor/0', 'evaluator/0', 'cacher/0', 'replay/0', 'learner/0')
+
+
 @pytest.fixture(scope='module')
 def survivor(worlds, tmp_path_factory):
   """One whose nodes are each killed once, and one of which is suspended for long."""
   workdir = tmp_path_factory.mktemp('survivor') / 'run'
   flags = (_LOCAL_MP, '--env=worlds:Helped-v0', *_SMALL)
   flags += ('--config.progress_timeout=15', '--config.checkpoint_period=5')
+  flags += ('--num_actors=2', '--config.actors_per_cacher=2')
+  flags += ('--config.max_replay_size=200', '--config.variable_update_period=10')
   with _started(workdir, *flags, env=worlds) as program:
+    program.steps_after = {}
     program.wait_until(
       lambda: len(program.rows('learner')) > 2 and bool(program.rows('evaluator'))
     )
-    for name in ('actor/0', 'evaluator/0', 'replay/0', 'learner/0'):
+    for name in _KILLED:
       process = program.nodes()[name]
       process.kill()
       _wait_for_another(program, name, process.pid)
+      program.steps_after[name] = program.rows('learner')[-1]['learner_steps']
     process = program.nodes()['actor/0']
     process.suspend()
     _wait_for_another(program, 'actor/0', process.pid)
@@ -564,17 +571,16 @@ def test_resumed_program_goes_on_in_the_same_files(limited):
 
 def test_dead_and_silent_nodes_are_started_again(survivor):
   assert survivor.code == 0
-  restarts = {'actor/0': 2, 'evaluator/0': 1, 'replay/0': 1, 'learner/0': 1}
+  restarts = {**dict.fromkeys(_KILLED, 1), 'actor/0': 2, 'actor/1': 0}
   found = status.read(str(survivor.workdir))
   assert {name: node.restarts for name, node in found.nodes.items()} == restarts
   lines = [x for x in survivor.lines if x.startswith('[supervisor] event=restart')]
   assert [line.split()[2] for line in lines] == [
-    f'node={name}'
-    for name in ('actor/0', 'evaluator/0', 'replay/0', 'learner/0', 'actor/0')
+    f'node={name}' for name in (*_KILLED, 'actor/0')
   ]
   assert 'cause="made no progress for 15 s and was killed"' in lines[-1]
   last = survivor.rows('supervisor')[-1]
-  for role in ('evaluator', 'replay', 'learner'):
+  for role in ('evaluator', 'cacher', 'replay', 'learner'):
     assert last[f'{role}_restarts'] == 1
   assert last['actor_restarts'] == 2
 
@@ -598,7 +604,13 @@ def test_counts_go_on_after_restarts(survivor):
 
 
 def test_dead_nodes_leave_no_environments_behind(survivor):
-  assert survivor.num_helpers == 3  # one for each environment of those that run
+  assert survivor.num_helpers == 5  # one for each environment of those that run
+
+
+@pytest.mark.parametrize('name', ['cacher/0', 'learner/0'])
+def test_actors_get_new_parameters_after_the_death_of_a(name, survivor):
+  last = survivor.rows('learner')[-1]
+  assert last['parameter_age'] < last['learner_steps'] - survivor.steps_after[name]
 
 
 def test_used_up_budget_ends_it_with_a_command_that_resumes(exhausted, worlds):
