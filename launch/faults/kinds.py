@@ -138,11 +138,13 @@ def break_environment(program: Program, rng: random.Random) -> str:
 
 
 def kill_worker(program: Program, rng: random.Random) -> str:
-  """Kills the Ray worker of a node."""
+  """Kills the Ray worker of a node, which then ends."""
   node = rng.choice(NODES)
-  parent = psutil.Process(program.status.nodes[node].pid).parent()
+  process = psutil.Process(program.status.nodes[node].pid)
+  parent = process.parent()
   assert parent is not None
   parent.kill()
+  assert _wait_for(lambda: not process.is_running()), f'{node} has outlived its worker'
   return node
 
 
