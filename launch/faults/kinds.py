@@ -15,6 +15,7 @@ from collections.abc import Callable
 import psutil
 
 from faults import world
+from faults.hosts import Host
 from faults.program import CHECKPOINT_PERIOD, PROGRESS_TIMEOUT, Program
 
 NODES = ('replay/0', 'learner/0', 'actor/0', 'evaluator/0')
@@ -153,42 +154,53 @@ def break_environment(program: Program, rng: random.Random) -> str:
 
 
 def kill_worker(program: Program, rng: random.Random) -> str:
-  """Kills the Ray worker of a node."""
+  """Kills the Ray worker of a node, which then ends."""
   node = rng.choice(NODES)
-  parent = psutil.Process(program.status.nodes[node].pid).parent()
+  process = psutil.Process(program.status.nodes[node].pid)
+  parent = process.parent()
   assert parent is not None
   parent.kill()
+  assert _wait_for(lambda: not process.is_running()), f'{node} has outlived its worker'
   return node
 
 
 def lose_host(program: Program, rng: random.Random) -> str:
   """Kills all that runs on a host, and starts Ray there again."""
-  host = rng.choice(program.hosts[1:])
-  names = [x for x, node in program.status.nodes.items() if node.host == host.ip]
+  host, what = _choose_host(program, rng)
   host.kill_all()
   program.start_ray(host)
-  return f'{host.name} with {", ".join(names) or "no node"}'
+  return what
 
 
 def kill_raylet(program: Program, rng: random.Random) -> str:
   """Kills Ray on a host, where nodes may go on for a while, and starts it again."""
-  host = rng.choice(program.hosts[1:])
-  names = [x for x, node in program.status.nodes.items() if node.host == host.ip]
+  host, what = _choose_host(program, rng)
   raylet = host.raylet()
   assert raylet is not None
   raylet.kill()
   raylet.wait()
   program.start_ray(host)
-  return f'{host.name} with {", ".join(names) or "no node"}'
+  return what
 
 
 def cut_network(program: Program, rng: random.Random) -> str:
   """Cuts a host off the network for 20 s."""
-  host = rng.choice(program.hosts[1:])
+  host, what = _choose_host(program, rng)
   host.cut()
   time.sleep(_CUT)
   host.connect()
-  return f'{host.name} ({host.ip})'
+  return what
+
+
+def _choose_host(program: Program, rng: random.Random) -> tuple[Host, str]:
+  """Returns a host with nodes but without the launcher, and what to call both."""
+  nodes = program.status.nodes
+  there = {
+    host.ip: [name for name, node in nodes.items() if node.host == host.ip]
+    for host in program.hosts
+  }
+  host = rng.choice([host for host in program.hosts[1:] if there[host.ip]])
+  return host, f'{host.name} with {", ".join(there[host.ip])}'
 
 
 def _by_name(*faults: Fault) -> dict[str, Fault]:

@@ -1,5 +1,6 @@
 """The program that chaos befalls: started, watched through its files, and killed."""
 
+import contextlib
 import csv
 import os
 import pathlib
@@ -198,7 +199,8 @@ class Program:
     found = self.status.nodes
     for pid in [found[node].pid for node in nodes]:
       if pid is not None:
-        os.kill(pid, number)
+        with contextlib.suppress(ProcessLookupError):  # the status is a second old
+          os.kill(pid, number)
 
   def request(self, fault: str):
     """Lets an environment fail, see `world`."""

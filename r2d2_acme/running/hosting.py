@@ -107,7 +107,10 @@ class NodeHost:
     self._lines: list[str] = []
     self._num_lines = 0
     self._family = processes.Family(workers.STOP_LIMIT)
-    self._server = forking.ForkServer(MODULES, private=False)
+    self._at_close = contextlib.ExitStack()
+    self._server = self._at_close.enter_context(
+      forking.ForkServer(MODULES, private=False)
+    )
     self._output = outputs.Output(os.path.join(self._folder, 'output'))
     self._worker = workers.ProcessWorker(
       name,
@@ -207,6 +210,7 @@ class NodeHost:
       self._is_closed = True
       self.kill()
       self._family.kill()
+      self._at_close.close()
       shutil.rmtree(self._folder, ignore_errors=True)
 
   def _runs(self) -> bool:

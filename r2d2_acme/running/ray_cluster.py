@@ -33,6 +33,7 @@ _EXPOSED = (
   "their hosts. Whoever reaches these ports, or Ray's own, can run code as you: keep "
   'the cluster in a private network (docs/operating.md, On a Ray cluster)'
 )
+_OBJECT_STORE = 100_000_000  # bytes of a local cluster; little is stored there
 _CONNECT_TIMEOUT = 5.0  # seconds
 _PLACEMENT_TIMEOUT = 600.0  # seconds
 _FIRST_NOTICE = 30.0  # seconds without a host, after which it is said
@@ -175,7 +176,11 @@ def _connected(cluster: clusters.Cluster, num_cpus: int, requests: stopping.Requ
         os.environ.setdefault(name, value)
       # Nodes share the cores of one machine, as they do without Ray.
       num_cpus = max(num_cpus, machine.num_cores())
-      options = {'num_cpus': num_cpus, 'include_dashboard': False}
+      options = {
+        'num_cpus': num_cpus,
+        'include_dashboard': False,
+        'object_store_memory': _OBJECT_STORE,
+      }
       family = stack.enter_context(processes.Family(workers.STOP_LIMIT))
       stack.enter_context(family.marking('ray'))
     stack.callback(ray.shutdown)

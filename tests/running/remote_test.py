@@ -1,0 +1,77 @@
+"""`remote.py`: what the launcher makes of what hosts say; see `ray_test.py`, too."""
+
+import json
+
+import pytest
+
+pytest.importorskip('ray')
+
+from r2d2_acme.running import hosting, remote  # noqa: E402
+
+_VERSIONS = {'python': '3.10', 'numpy': '1.24.4'}
+
+
+@pytest.fixture
+def fleet():
+  fleet = remote.Fleet('/runs/pong', _VERSIONS, on_stop=lambda: None)
+  yield fleet
+  fleet.close()
+
+
+def _facts(**changes) -> hosting.Facts:
+  facts = {'hostname': 'b', 'port': 15_001, 'versions': _VERSIONS, 'sees_workdir': True}
+  return hosting.Facts(**{**facts, **changes})
+
+
+def _report(**changes) -> hosting.Report:
+  report = {
+    **{'start': 1, 'pid': 7, 'code': None, 'end': '', 'is_announced': True},
+    **{'has_beaten': True, 'seconds_since': 2.0, 'stops_program': False},
+    **{'lines': [], 'num_lines': 0},
+  }
+  return hosting.Report(**{**report, **changes})
+
+
+def test_host_with_the_same_packages_is_taken(fleet):
+  assert fleet.find_problem('10.0.0.2', _facts()) == ''
+
+
+@pytest.mark.parametrize(
+  ('facts', 'problem'),
+  [
+    (_facts(versions={**_VERSIONS, 'numpy': '1.26.0'}), 'has numpy 1.26.0, but 1.24.4'),
+    (_facts(versions={**_VERSIONS, 'numpy': None}), 'has no numpy, but 1.24.4 is'),
+    (_facts(versions={**_VERSIONS, 'python': '3.11'}), 'has python 3.11, but 3.10 is'),
+    (_facts(sees_workdir=False), 'does not see /runs/pong: give a --workdir'),
+  ],
+)
+def test_host_that_cannot_run_a_node_is_named_with_the_reason(fleet, facts, problem):
+  found = fleet.find_problem('10.0.0.2', facts)
+  assert found.startswith(f'host 10.0.0.2 (b) {problem}')
+  assert '\n' not in found
+
+
+def test_short_silence_of_a_host_is_no_silence_of_its_node(monkeypatch):
+  heartbeat = remote.Heartbeat()
+  heartbeat.note(_report())
+  assert 2 <= heartbeat.seconds_since < 3
+  monkeypatch.setattr(remote, '_SILENCE', 0.0)
+  heartbeat.excuse(-30)  # as if the report were older
+  assert 32 <= heartbeat.seconds_since < 33
+  heartbeat.start()
+  assert not heartbeat.has_beaten
+
+
+def test_nodes_are_told_addresses_in_the_order_of_their_group(fleet):
+  for name in ('actor/0', 'actor/1', 'learner/0'):
+    node = remote.RemoteWorker(
+      name, fleet, lambda: None, None, serves=True, stop_order=0
+    )
+    node.host, node.address = '10.0.0.3', f'10.0.0.3:{15_000 + len(fleet.nodes)}'
+    fleet.nodes.append(node)
+  environment = fleet.environment()
+  assert json.loads(environment['CLUSTER_SPEC'])['cluster'] == {
+    'actor': ['10.0.0.3:15000', '10.0.0.3:15001'],
+    'learner': ['10.0.0.3:15002'],
+  }
+  assert '10.0.0.3' in environment['no_grpc_proxy'].split(',')
