@@ -1,7 +1,8 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import launchpad as lp
@@ -22,13 +23,14 @@ _IN_PROCESSES = (
 
 
 def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
-  """Wires the nodes `replay`, `learner`, `actor` x N and `evaluator`.
+  """Wires the nodes `replay` x K, `learner`, `actor` x N and `evaluator`.
 
   To make a program begins a sitting in the experiment's workdir, if there is one. From
   then on this process, and later the nodes, keep other programs out of it.
 
   Args:
-    experiment: what to train, where and until when; N is its config's `num_actors`.
+    experiment: what to train, where and until when; N is its config's `num_actors`, K
+      its `num_replay_shards`.
     name: of the program.
 
   Raises:
@@ -37,11 +39,16 @@ def make_program(experiment: Experiment, name: str = 'r2d2') -> lp.Program:
     CheckpointError: the checkpoint to go back to is damaged, or none is sound.
   """
   # The nodes, of which the evaluator is counted in any case.
-  run = experiment_lib.begin(experiment, experiment.config.num_actors + 3)
-  config = run.experiment.config
+  config = experiment.config
+  run = experiment_lib.begin(
+    experiment, config.num_replay_shards + config.num_actors + 2
+  )
   program = lp.Program(name)
   with program.group('replay'):
-    replay = program.add_node(_ReplayNode(run))
+    replay = [
+      program.add_node(_ReplayNode(run, shard))
+      for shard in range(config.num_replay_shards)
+    ]
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
   with program.group('actor'):
@@ -69,16 +76,17 @@ class _PlayingNode(lp.PyClassNode):
 class _ReplayNode(lp.ReverbNode):
   """What Launchpad starts as the replay, and whose handles are clients of it."""
 
-  def __init__(self, run: Run):
-    super().__init__(run.builder.make_tables)
+  def __init__(self, run: Run, index: int):
+    super().__init__(functools.partial(run.builder.make_tables, shard=index))
     self._run = run
+    self._index = index
 
   def run(self):
     _run_to_the_end(self._serve)
 
   def _serve(self):
     port = lp_address.get_port_from_address(self.reverb_address.resolve())
-    node = nodes.ReplayNode(self._run, port, stop=lp.stop_event())
+    node = nodes.ReplayNode(self._run, self._index, port, stop=lp.stop_event())
     self._server = node.server  # `launching` stops it where nodes are threads
     node.run()
 
@@ -86,11 +94,11 @@ class _ReplayNode(lp.ReverbNode):
 class _LearnerNode(nodes.LearnerNode):
   """What Launchpad starts as the learner, and serves to the others."""
 
-  def __init__(self, run: Run, replay_client: reverb.Client):
+  def __init__(self, run: Run, replay_clients: Sequence[reverb.Client]):
     _limit_threads(machine.num_cores())
     super().__init__(
       _after_restarts(run),
-      replay_client,
+      replay_clients,
       stop=lp.stop_event(),
       stop_program=lp_context.get_context().program_stopper,
     )
@@ -102,10 +110,16 @@ class _LearnerNode(nodes.LearnerNode):
 class _ActorNode(nodes.ActorNode):
   """What Launchpad starts as an actor."""
 
-  def __init__(self, run: Run, index: int, replay_client: reverb.Client, learner: Any):
+  def __init__(
+    self,
+    run: Run,
+    index: int,
+    replay_clients: Sequence[reverb.Client],
+    learner: Any,
+  ):
     _limit_threads(1)
     super().__init__(
-      _after_restarts(run), index, replay_client, learner, stop=lp.stop_event()
+      _after_restarts(run), index, replay_clients, learner, stop=lp.stop_event()
     )
 
   def run(self):

@@ -23,9 +23,8 @@ from collections.abc import Callable
 
 _FILE = 'lock'
 _PROGRAM_BYTE = 0
-# The replay's is beyond those of all actors.
-_BYTES = {'learner': 1, 'evaluator': 2, 'replay': 1 << 40}
-_FIRST_ACTOR_BYTE = 3
+# Of the first of each role. The replay's are beyond those of all actors.
+_BYTES = {'learner': 1, 'evaluator': 2, 'actor': 3, 'replay': 1 << 40}
 _FLOCK = 'hhqqi'  # struct flock: type, whence, start, length (0: to the end), pid
 
 _Inode = tuple[int, int]  # device and number of a lock file
@@ -66,7 +65,7 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
   Args:
     workdir: is made if it does not exist.
     role: 'learner', 'replay', 'actor' or 'evaluator'.
-    index: of the actor.
+    index: of the node among those of its role.
 
   Returns:
     A function that releases the lock. The end of this process releases it, too.
@@ -75,7 +74,7 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
     WorkdirInUse: another program, or a node of a killed one, writes there.
     OSError: the lock file cannot be made or locked.
   """
-  byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
+  byte = _BYTES[role] + index
   inode = _open(workdir)
   program = _holder(_descriptors[inode], _PROGRAM_BYTE, 1)
   if program not in (None, os.getppid()):  # our parent is this node's program
