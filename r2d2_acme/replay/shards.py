@@ -24,6 +24,7 @@ from r2d2_acme.replay.ratio import Ratio, Stopped
 
 _POLL_PERIOD = 0.1  # seconds
 _PATIENCE = 1.0  # seconds for an answer, until it is asked whether the server is there
+_LIMIT = 10.0  # seconds for an answer of a server that is there
 _RETRY_PERIOD = 5.0  # seconds until a server is asked again that gave an error
 
 
@@ -204,10 +205,11 @@ class _Shard:
     threading.Thread(target=self._sample, args=(number,), daemon=True).start()
 
   def wait(self) -> reverb.ReplaySample | None:
-    """Returns the windows, batched; None if the server is away, or has none."""
+    """Returns the windows, batched; None if the server is away, slow, or has none."""
+    deadline = time.monotonic() + _LIMIT
     while not self._is_done.wait(_PATIENCE):
-      if not tables.size(self._client):
-        return None
+      if not tables.size(self._client) or time.monotonic() >= deadline:
+        return None  # it is left out until the answer comes
     return self._answer
 
   def _sample(self, number: int):
