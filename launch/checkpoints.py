@@ -79,11 +79,17 @@ def _learner_rows(workdir: str, thorough: bool) -> list[_Row]:
         steps=f'{counts.get("learner_steps", 0):.0f}',
         frames=f'{counts.get("actor_frames", 0):.0f}',
         mean_return=_mean(manifest),
-        replay=manifest.replays[0].name if manifest and manifest.replays else '-',
+        replay=_newest_replays(manifest),
         state='sound, best' if is_best else 'sound',
       )
     )
   return rows
+
+
+def _newest_replays(manifest: manifests.Manifest | None) -> str:
+  """Returns the names of the newest checkpoint of each shard of the replay."""
+  newest = {x.shard: x.name for x in reversed(manifest.replays)} if manifest else {}
+  return ','.join(name for _, name in sorted(newest.items())) or '-'
 
 
 def _mean(manifest: manifests.Manifest | None) -> str:

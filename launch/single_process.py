@@ -17,7 +17,9 @@ _EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in betwee
 def main() -> int:
   processes.guard_children()
   runtime.limit_threads(machine.num_cores())
-  experiment = experiment_flags.from_flags(num_actors=1, evaluator=_EVALUATOR.value)
+  experiment = experiment_flags.from_flags(
+    num_actors=1, num_replay_shards=1, evaluator=_EVALUATOR.value
+  )
   with stopping.Requests(
     on_quit=lambda: runtime.exit_now(stopping.QUIT_CODE)
   ) as requests:

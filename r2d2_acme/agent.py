@@ -64,12 +64,12 @@ class R2D2(acme.Actor, acme.VariableSource):
       logger: of the learner; by default its rows go to the workdir, if there is one.
 
     Raises:
-      ValueError: the config is for more than one actor, or R2D2 does not fit the
-        environment, see `layouts.check`.
+      ValueError: the config is for more than one actor or shard, or R2D2 does not fit
+        the environment, see `layouts.check`.
       CheckpointError: none of the workdir's checkpoints is sound.
       WorkdirInUse: another program runs in the workdir.
     """
-    _check_is_one_actor(config)
+    _check_is_one_process(config)
     runtime.limit_threads(machine.num_cores())
     counts = {}
     if workdir is not None:
@@ -89,10 +89,10 @@ class R2D2(acme.Actor, acme.VariableSource):
     """Returns the agent of a sitting that has begun; the logger is the learner's.
 
     Raises:
-      ValueError: the config is for more than one actor.
+      ValueError: the config is for more than one actor or shard.
       WorkdirInUse: another program runs in the workdir.
     """
-    _check_is_one_actor(run.experiment.config)
+    _check_is_one_process(run.experiment.config)
     runtime.limit_threads(machine.num_cores())
     agent = cls.__new__(cls)
     if run.experiment.workdir is not None:
@@ -129,7 +129,7 @@ class R2D2(acme.Actor, acme.VariableSource):
     client = reverb.Client(address)
     self.learner = run.builder.make_learner(
       iter(run.builder.make_dataset(address, prefetch=0)),
-      replay_client=client,
+      replay_clients=[client],
       counter=counting.Counter(counter, prefix='learner', time_delta=0.0),
       logger=logger,
     )
@@ -141,13 +141,13 @@ class R2D2(acme.Actor, acme.VariableSource):
       self.learner.restore_newest = self._checkpointer.restore_newest
       self._replay_saver = replay_checkpoints.Saver(
         workdir,
-        client,
+        [client],
         config.replay_checkpoint_period,
         self._checkpointer.note_replay,
       )
     self._num_restored = next(iter(client.server_info().values())).current_size
     self._batched_actor = run.builder.make_actor(
-      replay_client=client, variable_source=self.learner
+      replay_clients=[client], variable_source=self.learner
     )
     self._actor = R2D2Actor(self._batched_actor)
     self._num_learned = 0  # steps, in this process
@@ -261,9 +261,9 @@ def run_experiment(
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoint to go back to is damaged, or none is sound.
     EnvironmentFailed: environments failed more often than the config allows.
-    ValueError: the config is for more than one actor.
+    ValueError: the config is for more than one actor or shard.
   """
-  _check_is_one_actor(experiment.config)
+  _check_is_one_process(experiment.config)
   run = experiment_lib.begin(experiment)
   try:
     _run(run, should_stop, observe)
@@ -348,10 +348,15 @@ def _train(
     agent.save()
 
 
-def _check_is_one_actor(config: R2D2Config):
+def _check_is_one_process(config: R2D2Config):
   if config.num_actors != 1:
     raise ValueError(
       f'R2D2 in one process is one actor: set num_actors=1, not {config.num_actors}'
+    )
+  if config.num_replay_shards != 1:
+    raise ValueError(
+      'R2D2 in one process has one replay: set num_replay_shards=1, not '
+      f'{config.num_replay_shards}'
     )
 
 

@@ -1,12 +1,14 @@
 """The only place that wires: from a config and a spec to the agent's parts."""
 
 import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import acme
 import dm_env
+import numpy as np
 import reverb
 import tensorflow as tf
 from acme import specs
@@ -21,7 +23,7 @@ from r2d2_acme.learning import devices, networks, priorities
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import adder as adder_lib
-from r2d2_acme.replay import batches, tables
+from r2d2_acme.replay import batches, shards, tables
 from r2d2_acme.replay.priorities import PriorityUpdater
 from r2d2_acme.seeds import derive_seed
 from r2d2_acme.system import runtime
@@ -32,6 +34,20 @@ _MIN_BFLOAT16_BATCH = 8  # of 16 observations it saves a sixth; one would take 1
 # What a seed is for; the first part of its path.
 _NETWORK, _ENVIRONMENT, _POLICY, _EVALUATOR = range(4)
 _EVALUATION_ENVIRONMENT, _EVALUATION_POLICY = range(4, 6)
+
+
+class Source(NamedTuple):
+  """Where a learner's batches come from.
+
+  Attributes:
+    dataset: of `Batch`es.
+    is_starved: returns whether a learner that waits for a batch has to wait.
+    close: ends its threads.
+  """
+
+  dataset: tf.data.Dataset
+  is_starved: Callable[[], bool]
+  close: Callable[[], None] = lambda: None
 
 
 class R2D2Builder:
@@ -101,9 +117,22 @@ class R2D2Builder:
         tf.random.set_seed(before)
 
   def make_tables(
-    self, rate_limiter: reverb.rate_limiters.RateLimiter | None = None
+    self,
+    rate_limiter: reverb.rate_limiters.RateLimiter | None = None,
+    shard: int = 0,
   ) -> Sequence[reverb.Table]:
-    return tables.make_tables(self._config, self._spec, rate_limiter)
+    return tables.make_tables(self._config, self._spec, rate_limiter, shard)
+
+  def make_source(self, replay_clients: Sequence[reverb.Client]) -> Source:
+    """The batches of all shards of the replay."""
+    if len(replay_clients) > 1:
+      sampler = shards.Sampler(replay_clients, self._config, self._spec)
+      return Source(sampler.make_dataset(), sampler.is_starved, sampler.close)
+    (client,) = replay_clients
+    return Source(
+      self.make_dataset(client.server_address),
+      functools.partial(tables.is_starved, client),
+    )
 
   def make_dataset(self, server_address: str, prefetch: int = 2) -> tf.data.Dataset:
     return batches.make_dataset(self._config, self._spec, server_address, prefetch)
@@ -128,19 +157,25 @@ class R2D2Builder:
     index: int = 0,
     *,
     network: networks.R2D2Network | None = None,
-    replay_client: reverb.Client | None = None,
+    replay_clients: Sequence[reverb.Client] = (),
     variable_source: acme.VariableSource | None = None,
     should_stop: Callable[[], bool] = lambda: False,
   ) -> BatchedActor:
-    """The `index`-th of `num_actors`, for its `envs_per_actor` environments."""
+    """The `index`-th of `num_actors`, for its `envs_per_actor` environments.
+
+    Environments write to the replay's shards in turn, so that each shard has its part
+    of the ladder of epsilons.
+    """
     num_envs = self._config.envs_per_actor
     fleet = range(index * num_envs, (index + 1) * num_envs)
     network = network or self.make_network(num_envs)
     adders = None
-    if replay_client is not None:
-      replay_client.server_info()  # waits until the server is there
+    if replay_clients:
+      clients = [replay_clients[i % len(replay_clients)] for i in fleet]
+      for client in set(clients):
+        client.server_info()  # waits until the server is there
       priority_fn = priorities.make_priority_fn(self._config)
-      adders = [self.make_adder(replay_client, priority_fn, should_stop) for _ in fleet]
+      adders = [self.make_adder(client, priority_fn, should_stop) for client in clients]
     actor = BatchedActor(
       network,
       self._config,
@@ -169,16 +204,16 @@ class R2D2Builder:
     self,
     iterator: Iterator[Batch],
     *,
-    replay_client: reverb.Client | None = None,
+    replay_clients: Sequence[reverb.Client] = (),
     counter: counting.Counter | None = None,
     logger: loggers.Logger | None = None,
   ) -> R2D2Learner:
     num_rows = self._config.batch_size * (self._config.sequence_length + 1)
     links: dict[str, Any] = {}
-    if replay_client is not None:
-      links['update_priorities'] = PriorityUpdater(replay_client).update
+    if replay_clients:
+      links['update_priorities'] = _make_update_priorities(replay_clients)
       links['replay_ratio'] = lambda: {
-        'sampled_to_inserted': tables.sampled_to_inserted(replay_client)
+        'sampled_to_inserted': tables.sampled_to_inserted(replay_clients)
       }
     with devices.make_strategy(self._config.learner_devices).scope():
       return R2D2Learner(
@@ -190,6 +225,23 @@ class R2D2Builder:
         logger=logger,
         **links,
       )
+
+
+def _make_update_priorities(
+  clients: Sequence[reverb.Client],
+) -> Callable[[np.ndarray, np.ndarray], None]:
+  """Returns a function that writes the priorities of windows back by their keys.
+
+  Each shard gets all of them, and ignores keys that it does not have: a key is random
+  in 64 bits, and 16 bytes more cost nothing.
+  """
+  updaters = [PriorityUpdater(client) for client in clients]
+
+  def update(keys: np.ndarray, new_priorities: np.ndarray):
+    for updater in updaters:
+      updater.update(keys, new_priorities)
+
+  return update
 
 
 def make_environment_spec(

@@ -94,6 +94,9 @@ class R2D2Config:
   # Replay.
   max_replay_size: int = _at_least_1(100_000)  # windows; paper: 1e5
   min_replay_size: int = _at_least_1(5_000)  # windows before learning; paper: 5e3
+  # Servers that share the windows, which are sampled as one table; paper: 1. An
+  # environment writes to one of them. The sizes are totals.
+  num_replay_shards: int = _at_least_1(1)
   # Sampled windows per inserted window. The paper's rates give 0.77: 5 batches/s of
   # 64, against 256 actors x 260 frames/s / 4 frames per step / 40 steps per window.
   samples_per_insert: float = _positive(0.77)
@@ -201,6 +204,17 @@ class R2D2Config:
       'min_replay_size (windows) must be at most max_replay_size (windows), or '
       'learning never starts',
       *('min_replay_size', 'max_replay_size'),
+    )
+    self._check(
+      self.num_replay_shards <= self.num_environments,
+      'num_replay_shards must be at most num_actors x envs_per_actor, or a shard would '
+      'stay empty',
+      *('num_replay_shards', 'num_actors', 'envs_per_actor'),
+    )
+    self._check(
+      self.num_replay_shards <= self.max_replay_size,
+      'num_replay_shards must be at most max_replay_size (windows)',
+      *('num_replay_shards', 'max_replay_size'),
     )
     # The rate limiter needs room for one insert and for one sample between its two
     # bounds, or it blocks both sides for ever.

@@ -1,7 +1,8 @@
 """The distributed agent: a Launchpad program of replay, learner, actors, evaluator."""
 
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import launchpad as lp
@@ -24,14 +25,15 @@ _IN_THREADS = (
 def make_program(
   experiment: Experiment, name: str = 'r2d2', *, elsewhere: bool = False
 ) -> lp.Program:
-  """Wires the nodes `replay`, `learner`, `cacher`, `actor` x N and `evaluator`.
+  """Wires the nodes `replay` x K, `learner`, `cacher`, `actor` x N and `evaluator`.
 
   To make a program begins a sitting in the experiment's workdir, if there is one. From
   then on this process, and later the nodes, keep other programs out of it.
 
   Args:
-    experiment: what to train, where and until when; N is its config's `num_actors`.
-      There are as many cachers as `actors_per_cacher` asks for, or none.
+    experiment: what to train, where and until when; N is its config's `num_actors`, K
+      its `num_replay_shards`. There are as many cachers as `actors_per_cacher` asks
+      for, or none.
     name: of the program.
     elsewhere: whether nodes run on other machines, so that this one's memory does not
       matter.
@@ -43,11 +45,14 @@ def make_program(
   """
   config = experiment.config
   # The nodes, of which the evaluator is counted in any case.
-  num_processes = config.num_actors + config.num_cachers + 3
+  num_processes = config.num_replay_shards + config.num_actors + config.num_cachers + 2
   run = experiment_lib.begin(experiment, 0 if elsewhere else num_processes)
   program = lp.Program(name)
   with program.group('replay'):
-    replay = program.add_node(_ReplayNode(run))
+    replay = [
+      program.add_node(_ReplayNode(run, shard))
+      for shard in range(config.num_replay_shards)
+    ]
   with program.group('learner'):
     learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
   cachers = []
@@ -81,16 +86,17 @@ class _PlayingNode(lp.PyClassNode):
 class _ReplayNode(lp.ReverbNode):
   """What Launchpad starts as the replay, and whose handles are clients of it."""
 
-  def __init__(self, run: Run):
-    super().__init__(run.builder.make_tables)
+  def __init__(self, run: Run, index: int):
+    super().__init__(functools.partial(run.builder.make_tables, shard=index))
     self._run = run
+    self._index = index
 
   def run(self):
     _run_to_the_end(self._serve)
 
   def _serve(self):
     port = lp_address.get_port_from_address(self.reverb_address.resolve())
-    node = nodes.ReplayNode(self._run, port, stop=lp.stop_event())
+    node = nodes.ReplayNode(self._run, self._index, port, stop=lp.stop_event())
     self._server = node.server  # `launching` stops it where nodes are threads
     node.run()
 
@@ -98,11 +104,11 @@ class _ReplayNode(lp.ReverbNode):
 class _LearnerNode(nodes.LearnerNode):
   """What Launchpad starts as the learner, and serves to the others."""
 
-  def __init__(self, run: Run, replay_client: reverb.Client):
+  def __init__(self, run: Run, replay_clients: Sequence[reverb.Client]):
     _limit_threads(machine.num_cores())
     super().__init__(
       _after_restarts(run),
-      replay_client,
+      replay_clients,
       stop=lp.stop_event(),
       stop_program=lp_context.get_context().program_stopper,
     )
@@ -128,7 +134,7 @@ class _ActorNode(nodes.ActorNode):
     self,
     run: Run,
     index: int,
-    replay_client: reverb.Client,
+    replay_clients: Sequence[reverb.Client],
     learner: Any,
     cacher: Any,
   ):
@@ -136,7 +142,7 @@ class _ActorNode(nodes.ActorNode):
     super().__init__(
       _after_restarts(run),
       index,
-      replay_client,
+      replay_clients,
       learner,
       cacher=cacher,
       stop=lp.stop_event(),

@@ -151,10 +151,13 @@ def test_acmes_loop_with_several_environments_is_refused():
     acme.EnvironmentLoop(environment, agent, logger=_Returns()).run(num_episodes=1)
 
 
-def test_more_than_one_actor_is_refused():
+def test_more_than_one_actor_or_shard_is_refused():
   environment = make_cue_recall()
   with pytest.raises(ValueError, match='num_actors=1'):
     R2D2(acme.make_environment_spec(environment), R2D2Config(num_actors=2))
+  config = R2D2Config(num_actors=1, envs_per_actor=2, num_replay_shards=2)
+  with pytest.raises(ValueError, match='num_replay_shards=1'):
+    R2D2(acme.make_environment_spec(environment), config)
 
 
 class _Noise(dm_env.Environment):

@@ -62,6 +62,7 @@ _JUST_REFUSED = {
       'target_update_period',
       'max_replay_size',
       'min_replay_size',
+      'num_replay_shards',
       'num_actors',
       'envs_per_actor',
       'variable_update_period',
@@ -202,6 +203,7 @@ def test_smallest_windows_are_fine():
     ('n_step', 40, {'trace_length': 40}),
     ('min_replay_size', 5000, {'max_replay_size': 5000}),
     ('learner_devices', 3, {'batch_size': 3}),  # a multiple of 3, but not of 4
+    ('num_replay_shards', 6, {'num_actors': 3, 'envs_per_actor': 2}),
   ],
 )
 def test_refusal_above_a_limit_names_both_fields(name, limit, others):

@@ -250,7 +250,7 @@ def run(
   server, client = start_server(builder.make_tables(reverb.rate_limiters.MinSize(1)))
 
   def act_and_flush():
-    actor = builder.make_actor(network=network, replay_client=client)
+    actor = builder.make_actor(network=network, replay_clients=[client])
     (act or play)(environments, actor, counter, logger)
     actor.flush()
     assert table_info(client).current_size == actor.num_windows

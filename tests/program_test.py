@@ -28,8 +28,9 @@ from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.builder import R2D2Builder, environment_seed, evaluator_seed
 from r2d2_acme.experiment import Experiment
 from r2d2_acme.system import machine
-from r2d2_acme.workdir import checkpointing
+from r2d2_acme.workdir import checkpointing, manifests
 from r2d2_acme.workdir import sittings as sittings_lib
+from r2d2_acme.workdir import status as status_lib
 from tests import helpers
 
 _LAUNCH = helpers.LAUNCH
@@ -355,6 +356,19 @@ def test_last_checkpoint_has_the_counts_that_reached_the_limit(tmp_path, launch_
   assert counts['actor_steps'] >= 300
   assert counts['learner_steps'] == 0
   assert len(checkpointing.find(str(workdir))) == 1
+
+
+def test_program_with_two_shards_trains_and_saves_both(tmp_path):
+  command = [sys.executable, _LAUNCH / 'atari_distributed.py', *_SMALL]
+  command += ['--config.num_replay_shards=2', '--config.min_replay_size=50']
+  command += ['--config.batch_size=8', f'--workdir={tmp_path}']
+  command += ['--max_learner_steps=20']
+  subprocess.run(command, check=True, timeout=_TIMEOUT, stdin=subprocess.DEVNULL)
+  assert checkpointing.verify(str(tmp_path))['learner_steps'] >= 20
+  status = status_lib.read(str(tmp_path))
+  assert {'replay/0', 'replay/1'} <= status.nodes.keys()
+  *_, manifest = manifests.read_sound(str(tmp_path)).values()
+  assert {replay.shard for replay in manifest.replays} == {0, 1}
 
 
 _DIVERGING = """

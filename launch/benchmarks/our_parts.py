@@ -40,9 +40,9 @@ def resident_bytes() -> int:
   return psutil.Process(os.getpid()).memory_info().rss
 
 
-def serve(config: R2D2Config) -> Callable[[], tuple[str, int]]:
+def serve(config: R2D2Config, shard: int = 0) -> Callable[[], tuple[str, int]]:
   """Side: a replay server that never blocks; measures its address and its memory."""
-  tables = make_builder(config).make_tables(reverb.rate_limiters.MinSize(1))
+  tables = make_builder(config).make_tables(reverb.rate_limiters.MinSize(1), shard)
   server = reverb.Server(tables, port=None)
   return lambda: (f'localhost:{server.port}', resident_bytes())
 
@@ -60,7 +60,7 @@ def make_player(
   address: str,
 ) -> emulator.Player:
   """The actor, writing to the server there."""
-  actor = make_builder(config).make_actor(replay_client=reverb.Client(address))
+  actor = make_builder(config).make_actor(replay_clients=[reverb.Client(address)])
   counter = counting.Counter()
   is_over = lambda: False  # noqa: E731
   loop = VectorEnvironmentLoop(
@@ -111,8 +111,9 @@ def evaluate(config: R2D2Config) -> Callable[[], float]:
   return emulator.steps_per_second(play)
 
 
-def make_batches(config: R2D2Config, address: str) -> Iterator[Batch]:
-  return iter(make_builder(config).make_dataset(address))
+def make_batches(config: R2D2Config, *addresses: str) -> Iterator[Batch]:
+  clients = [reverb.Client(address) for address in addresses]
+  return iter(make_builder(config).make_source(clients).dataset)
 
 
 def real_batch(config: R2D2Config) -> Batch:
@@ -154,18 +155,21 @@ def first_step(config: R2D2Config, address: str) -> Callable[[], None]:
   """Side: a learner whose set-up includes its first step, on the replay there."""
   runtime.limit_threads(machine.num_cores())
   learner = make_builder(config).make_learner(
-    make_batches(config, address), replay_client=reverb.Client(address)
+    make_batches(config, address), replay_clients=[reverb.Client(address)]
   )
   learner.step()
   return lambda: None
 
 
-def sample(config: R2D2Config, address: str, num_batches: int) -> Callable[[], float]:
-  """Side: batches/s of the dataset, with nobody learning."""
+def sample(
+  config: R2D2Config, addresses: Sequence[str], num_batches: int
+) -> Callable[[], float]:
+  """Side: batches/s of the dataset of all shards, with nobody learning."""
   runtime.limit_threads(machine.num_cores())
 
   def measure() -> float:
-    batches = make_batches(config, address)  # anew: a waiting one would make some ahead
+    # Anew: a waiting one would make some ahead.
+    batches = make_batches(config, *addresses)
     for _ in range(4):  # those that the prefetching has ready
       next(batches)
     start = time.monotonic()

@@ -23,8 +23,9 @@ from r2d2_acme.types import Step, Window, core_state_spec
 # priority(q [T + 1, A], actions [T], rewards [T], discounts [T], mask [T]) -> float
 PriorityFn = Callable[..., float]
 
-# Windows that the server has not yet confirmed, beyond which `add` waits.
-_MAX_PENDING_WINDOWS = 4
+# Items that the server has not yet confirmed, beyond which `add` waits. There is one
+# for each window, and with a gate another.
+_MAX_PENDING_ITEMS = 4
 _STALL_PERIOD = 30.0  # seconds of waiting between two warnings
 # For the server's first answer: Reverb's own 3 s are few on a machine that is busy.
 _SIGNATURE_TIMEOUT_MS = 30_000
@@ -218,7 +219,7 @@ class WindowAdder:
     self.num_windows += 1
     oldest = first + config.sequence_period - config.burn_in_length
     self._writer.forget_states_before(max(oldest, _PADDED_ROW))
-    self._writer.wait(_MAX_PENDING_WINDOWS)
+    self._writer.wait(_MAX_PENDING_ITEMS)
 
   def _priority(self, rows: np.ndarray) -> float:
     """Returns the priority by the actor's Q-values in the T + 1 trained rows."""
@@ -255,6 +256,7 @@ class _EpisodeWriter:
     should_stop: Callable[[], bool],
   ):
     self._should_stop = should_stop
+    self._has_gate = config.num_replay_shards > 1
     frame = environment_spec.observations
     kind = kinds.make(frame, config)
     self._num_blocks = kind.num_blocks
@@ -348,6 +350,8 @@ class _EpisodeWriter:
       learner_steps=history['learner_steps'][at],
     )
     self._writer.create_item(tables.TABLE, priority, window)
+    if self._has_gate:
+      self._writer.create_item(tables.GATE, 1.0, window.learner_steps)
 
   def end_episode(self):
     """Waits until the server has all windows; the next row starts an episode."""
@@ -356,7 +360,7 @@ class _EpisodeWriter:
     self._reset()
 
   def wait(self, max_pending: int):
-    """Waits until at most `max_pending` windows are unconfirmed.
+    """Waits until at most `max_pending` items are unconfirmed.
 
     `create_item` never waits, so without this the actor would run ahead of the rate
     limiter, filling its own memory.

@@ -26,24 +26,52 @@ def make_dataset(
     server_address: host and port of the Reverb server.
     prefetch: the number of batches that are made ahead.
   """
+  samples = make_samples(config, environment_spec, server_address, config.batch_size)
+  samples = samples.batch(config.batch_size, drop_remainder=True)
+  return prepare(samples, config, environment_spec, prefetch)
+
+
+def make_samples(
+  config: R2D2Config,
+  environment_spec: specs.EnvironmentSpec,
+  server_address: str,
+  num_in_flight: int,
+  **options,
+) -> reverb.TrajectoryDataset:
+  """Returns a dataset of single windows, as Reverb draws them.
+
+  Args:
+    config, environment_spec, server_address: as for `make_dataset`.
+    num_in_flight: the number of windows that are requested at once.
+    **options: of `reverb.TrajectoryDataset`.
+  """
   signature = tables.window_signature(config, environment_spec)
-  kind = kinds.make(environment_spec.observations, config)
-  dataset = reverb.TrajectoryDataset(
+  return reverb.TrajectoryDataset(
     server_address=server_address,
     table=tables.TABLE,
     dtypes=tree.map_structure(lambda spec: spec.dtype, signature),
     shapes=tree.map_structure(lambda spec: spec.shape, signature),
-    max_in_flight_samples_per_worker=config.batch_size,
+    max_in_flight_samples_per_worker=num_in_flight,
+    **options,
   )
-  dataset = dataset.batch(config.batch_size, drop_remainder=True)
+
+
+def prepare(
+  samples: tf.data.Dataset,
+  config: R2D2Config,
+  environment_spec: specs.EnvironmentSpec,
+  prefetch: int,
+) -> tf.data.Dataset:
+  """Returns a dataset of `Batch`es, made of samples of B windows each."""
+  kind = kinds.make(environment_spec.observations, config)
   # Without AutoGraph, which would take a second to find nothing to convert.
   to_batch = tf.autograph.experimental.do_not_convert(_to_batch)
-  dataset = dataset.map(
+  batches = samples.map(
     lambda sample: to_batch(sample, kind),
     num_parallel_calls=1,
     deterministic=True,
   )
-  return dataset.prefetch(prefetch)
+  return batches.prefetch(prefetch)
 
 
 def _to_batch(sample: reverb.ReplaySample, kind: Kind) -> Batch:

@@ -1,6 +1,7 @@
 """The table of windows: what one window holds, and how fast windows may be sampled.
 
-A config and an environment's spec come in, Reverb's table goes out.
+A config and an environment's spec come in, Reverb's tables go out. With more than one
+shard each server has a part of the windows, and a gate: see `make_tables`.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from r2d2_acme.observations import kinds
 from r2d2_acme.types import Step, Window, core_state_spec
 
 TABLE = 'windows'
+GATE = 'gate'
 
 _SERVER_INFO_TIMEOUT = 1  # seconds
 
@@ -52,18 +54,26 @@ def make_tables(
   config: R2D2Config,
   environment_spec: specs.EnvironmentSpec,
   rate_limiter: reverb.rate_limiters.RateLimiter | None = None,
+  shard: int = 0,
 ) -> Sequence[reverb.Table]:
-  """Builds the prioritized table of windows.
+  """Builds the prioritized table of windows of a server.
 
   Args:
     config: the hyperparameters.
     environment_spec: of the environments whose windows the table holds.
     rate_limiter: None keeps sampled windows / inserted windows at `samples_per_insert`,
       from `min_replay_size` windows on.
+    shard: the index of the server among `num_replay_shards`.
 
   Returns:
-    A list of the one table.
+    A list of the one table. With more than one shard that table has no limiter of its
+    own, because the ratio is that of all shards together, see `ratio`. A second table
+    holds the actors back: each window needs an item there, too, and the learner lets
+    in the next `gate_period` items with each sample that it takes of it.
   """
+  num_shards = config.num_replay_shards
+  if num_shards > 1:
+    rate_limiter = reverb.rate_limiters.MinSize(1)
   if rate_limiter is None:
     rate_limiter = reverb.rate_limiters.SampleToInsertRatio(
       samples_per_insert=config.samples_per_insert,
@@ -74,11 +84,40 @@ def make_tables(
     name=TABLE,
     sampler=reverb.selectors.Prioritized(config.priority_exponent),
     remover=reverb.selectors.Fifo(),
-    max_size=config.max_replay_size,
+    max_size=len(range(shard, config.max_replay_size, num_shards)),
     rate_limiter=rate_limiter,
     signature=window_signature(config, environment_spec),
   )
-  return [table]
+  return [table] if num_shards == 1 else [table, _make_gate(gate_period(config))]
+
+
+def gate_period(config: R2D2Config) -> int:
+  """Returns how many windows the learner lets into a shard at once.
+
+  As many of each shard together are at most the tolerance of the ratio.
+  """
+  windows = config.min_replay_size * config.samples_per_insert_tolerance
+  return max(1, int(windows / config.num_replay_shards))
+
+
+def _make_gate(period: int) -> reverb.Table:
+  """Builds a table that takes `period` items more with each sample of it."""
+  # A whole number of samples may differ from inserts / period by rounding.
+  margin = 0.5 / period
+  return reverb.Table(
+    name=GATE,
+    sampler=reverb.selectors.Fifo(),
+    remover=reverb.selectors.Fifo(),
+    max_size=1,
+    rate_limiter=reverb.rate_limiters.RateLimiter(
+      reverb.pybind.RateLimiter(
+        samples_per_insert=1 / period,
+        min_size_to_sample=1,
+        min_diff=-margin,
+        max_diff=1 + margin,
+      )
+    ),
+  )
 
 
 def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) -> int:
@@ -98,7 +137,7 @@ def estimate_bytes(config: R2D2Config, environment_spec: specs.EnvironmentSpec) 
 
 def size(client: reverb.Client) -> int | None:
   """Returns the number of windows; None if the server does not answer in a second."""
-  table = _table_info(client)
+  table = info(client)
   return None if table is None else table.current_size
 
 
@@ -108,7 +147,7 @@ def is_starved(client: reverb.Client) -> bool:
   That is so while the server does not answer within a second, or may not hand out
   another window.
   """
-  table = _table_info(client)
+  table = info(client)
   if table is None:
     return True
   limiter = table.rate_limiter_info
@@ -119,20 +158,19 @@ def is_starved(client: reverb.Client) -> bool:
   return inserted < limiter.min_size_to_sample or ahead < limiter.min_diff
 
 
-def sampled_to_inserted(client: reverb.Client) -> float:
-  """Returns the ratio of sampled to inserted windows, as the server counts them.
+def sampled_to_inserted(clients: Sequence[reverb.Client]) -> float:
+  """Returns the ratio of sampled to inserted windows, as the servers count them.
 
-  NaN if the server does not answer within a second.
+  Those that do not answer within a second are left out; NaN if none does.
   """
-  table = _table_info(client)
-  if table is None:
+  limiters = [table.rate_limiter_info for table in map(info, clients) if table]
+  if not limiters:
     return float('nan')
-  limiter = table.rate_limiter_info
-  inserted = max(limiter.insert_stats.completed, 1)
-  return limiter.sample_stats.completed / inserted
+  sampled = sum(x.sample_stats.completed for x in limiters)
+  return sampled / max(sum(x.insert_stats.completed for x in limiters), 1)
 
 
-def _table_info(client: reverb.Client) -> reverb_types.TableInfo | None:
+def info(client: reverb.Client) -> reverb_types.TableInfo | None:
   """Returns what the server says of the table; None if it does not answer in time."""
   try:
     return client.server_info(_SERVER_INFO_TIMEOUT)[TABLE]

@@ -33,9 +33,8 @@ PROGRAM = 'R2D2_PROGRAM'
 
 _FILE = 'lock'
 _PROGRAM_BYTE = 0
-# The replay's is beyond those of all actors.
-_BYTES = {'learner': 1, 'evaluator': 2, 'replay': 1 << 40}
-_FIRST_ACTOR_BYTE = 3
+# Of the first of each role. The replay's are beyond those of all actors.
+_BYTES = {'learner': 1, 'evaluator': 2, 'actor': 3, 'replay': 1 << 40}
 _PATIENCE = 120.0  # seconds for a node's earlier process; NFS keeps locks for 90 s
 _RETRY_PERIOD = 0.2  # seconds
 _MAX_NAME_SIZE = 512  # bytes
@@ -83,7 +82,7 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
   Args:
     workdir: is made if it does not exist.
     role: 'learner', 'replay', 'actor' or 'evaluator'.
-    index: of the actor.
+    index: of the node among those of its role.
 
   Returns:
     A function that releases the lock. The end of this process releases it, too.
@@ -92,7 +91,7 @@ def hold(workdir: str, role: str, index: int = 0) -> Callable[[], None]:
     WorkdirInUse: another program, or a node of a killed one, writes there.
     OSError: the lock file cannot be made or locked.
   """
-  byte = _FIRST_ACTOR_BYTE + index if role == 'actor' else _BYTES[role]
+  byte = _BYTES[role] + index
   inode = _open(workdir)
   program = _holder(_descriptors[inode], _PROGRAM_BYTE, 1)
   if program is not None and not is_ours(workdir):

@@ -27,11 +27,13 @@ class Replay(NamedTuple):
     name: such as `replay-3`.
     files: sums of its files.
     settings: of its table, see `replay_checkpoints`.
+    shard: index of the server whose windows it has.
   """
 
   name: str
   files: checkpoint_files.Sums
   settings: Mapping[str, float]
+  shard: int = 0
 
 
 class Manifest(NamedTuple):
@@ -42,8 +44,8 @@ class Manifest(NamedTuple):
     files: sums of its files.
     counts: the program's counts in it.
     mean_return: of the evaluator's last episodes at that time; None before the first.
-    replays: the newest checkpoints of the replay at that time, the newest first. The
-      others are for the case that it is damaged.
+    replays: the newest checkpoints of the replay's shards at that time, the newest
+      first. The older ones of a shard are for the case that its newest is damaged.
   """
 
   learner: str

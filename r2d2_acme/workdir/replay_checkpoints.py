@@ -2,32 +2,35 @@
 
 They hold items, priorities and the rate limiter's counts. Reverb 0.7 writes them, and
 deletes everything else in the folder that it writes into. It therefore gets the folder
-`unfinished`, into which nothing else is written, and each finished checkpoint is moved
-out of there. A manifest names it after that, with the sums of its files: Reverb itself
-takes a checkpoint that lacks a file for an empty one.
+`unfinished` (`unfinished-<k>` for shard k > 0), into which nothing else is written, and
+each finished checkpoint is moved out of there. A manifest names it after that, with its
+shard and with the sums of its files: Reverb itself takes a checkpoint that lacks a file
+for an empty one.
 
-The newest `NUM_KEPT` are kept, and each manifest names them: one has gigabytes, and the
-second is for the case that the newest is damaged.
+Of each shard the newest `NUM_KEPT` are kept, and each manifest names them: one has
+gigabytes, and the second is for the case that the newest is damaged.
 """
 
+import collections
 import contextlib
+import functools
 import os
 import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import reverb
 from reverb import reverb_types
 
+from r2d2_acme.replay.tables import TABLE
 from r2d2_acme.system import stopping
 from r2d2_acme.workdir import checkpoint_files, json_files, manifests, paths
 from r2d2_acme.workdir.checkpoint_files import CheckpointError
 
 NUM_KEPT = 2
 
-_UNFINISHED = 'unfinished'  # the folder that Reverb writes into
 _NAME = re.compile(r'replay-(0|[1-9][0-9]*)(\.damaged)?')
 _STOP_LIMIT = 8.0  # seconds for the checkpoint at the end of a program
 _SERVER_INFO_TIMEOUT = 10  # seconds
@@ -61,28 +64,32 @@ def start_server(
   tables: Sequence[reverb.Table],
   port: int | None = None,
   report: Callable[[str], None] = stopping.say,
+  *,
+  shard: int = 0,
 ) -> reverb.Server:
   """Starts a server with the newest sound checkpoint that a manifest names.
 
-  Nobody else may use the workdir's checkpoints of the replay.
+  Nobody else may use the workdir's checkpoints of this shard.
 
   Args:
     workdir: of the run; without one, the server keeps nothing.
-    tables: what the server serves. A table with a checkpoint takes its contents and
-      the rate limiter's counts from there.
+    tables: what the server serves, the table of windows first. A table with a
+      checkpoint takes its contents and the rate limiter's counts from there.
     port: of the server; None takes a free one.
     report: is called with a line for each checkpoint that cannot be restored.
+    shard: index of the server.
 
   Raises:
     CheckpointError: the folder cannot be read or written.
   """
   if workdir is None:
     return reverb.Server(tables, port)
-  unfinished = os.path.join(directory(workdir), _UNFINISHED)
+  unfinished = _unfinished(workdir, shard)
   with checkpoint_files.writing(unfinished):
     shutil.rmtree(unfinished, ignore_errors=True)
     os.makedirs(unfinished)
-  newest = _find_sound(workdir, _settings(tables[0].info), report)
+  known = [replay for replay in find_known(workdir) if replay.shard == shard]
+  newest = _find_sound(workdir, known, _settings(tables[0].info), report)
   checkpointer = reverb.checkpointers.DefaultCheckpointer(
     unfinished, fallback_checkpoint_path=newest
   )
@@ -122,6 +129,23 @@ def verify(workdir: str, replay: manifests.Replay, *, thorough: bool = True):
   checkpoint_files.check_files(what, path, replay.files, thorough=thorough)
 
 
+def choose(workdir: str, replays: Sequence[manifests.Replay]) -> list[manifests.Replay]:
+  """Returns those to keep, the newest of each shard that are not marked as damaged.
+
+  Args:
+    workdir: of the run.
+    replays: newest first, as is what is returned.
+  """
+  num_chosen: collections.Counter[int] = collections.Counter()
+  chosen = []
+  for replay in replays:
+    path = os.path.join(directory(workdir), replay.name)
+    if num_chosen[replay.shard] < NUM_KEPT and not checkpoint_files.is_marked(path):
+      num_chosen[replay.shard] += 1
+      chosen.append(replay)
+  return chosen
+
+
 def prune(workdir: str, kept: Sequence[manifests.Replay]):
   """Deletes all checkpoints but those to keep and those that are marked as damaged."""
   names = {replay.name for replay in kept}
@@ -131,12 +155,12 @@ def prune(workdir: str, kept: Sequence[manifests.Replay]):
 
 
 class Saver:
-  """Saves the replay of a server from time to time, from any thread."""
+  """Saves the replay of all shards from time to time, from any thread."""
 
   def __init__(
     self,
     workdir: str,
-    client: reverb.Client,
+    clients: Sequence[reverb.Client],
     period: float,
     on_saved: Callable[[manifests.Replay], None],
   ):
@@ -144,29 +168,38 @@ class Saver:
 
     Args:
       workdir: of the run.
-      client: of a server of `start_server`.
-      period: seconds between two checkpoints.
-      on_saved: is called with each checkpoint; writes a manifest.
+      clients: of servers of `start_server`, in the order of the shards.
+      period: seconds between two checkpoints of a shard.
+      on_saved: is called with each checkpoint, from any thread; writes a manifest.
     """
     self._workdir = workdir
-    self._client = client
+    self._clients = clients
     self._period = period
     self._on_saved = on_saved
     self._saving = threading.Lock()
+    # One at a time: those that no manifest names yet may be deleted.
+    self._noting = threading.Lock()
     self._next_time = time.monotonic() + period
     self._seconds = 0.0  # that the last one took
 
   def save(self):
-    """Saves the replay now; waits for as long as the server needs.
+    """Saves the replay now; waits for as long as the servers need.
+
+    If one shard cannot be saved, the others are.
 
     Raises:
-      NoReplay: the server does not answer.
-      CheckpointError: the checkpoint cannot be written.
+      NoReplay: a server does not answer.
+      CheckpointError: a checkpoint cannot be written.
     """
     with self._saving:
       started = time.monotonic()
       try:
-        self._on_saved(_write(self._workdir, self._client))
+        _run_together(
+          *(
+            functools.partial(self._save_shard, shard, client)
+            for shard, client in enumerate(self._clients)
+          )
+        )
       finally:
         self._next_time = time.monotonic() + self._period
         self._seconds = time.monotonic() - started
@@ -182,28 +215,49 @@ class Saver:
     Raises:
       CheckpointError: the checkpoint cannot be written.
     """
-    if self._seconds >= _STOP_LIMIT:
-      return
-    failures = []
+    if self._seconds < _STOP_LIMIT:
+      _run_together(self.save, limit=_STOP_LIMIT)
 
-    def work():
-      try:
-        self.save()
-      except CheckpointError as error:
-        failures.append(error)
+  def _save_shard(self, shard: int, client: reverb.Client):
+    with _writing(self._workdir, shard):
+      settings = _settings(client.server_info(_SERVER_INFO_TIMEOUT)[TABLE])
+      written = client.checkpoint()
+    with self._noting:
+      self._on_saved(_finish(self._workdir, shard, written, settings))
 
-    thread = threading.Thread(target=work, daemon=True)
+
+def _run_together(*works: Callable[[], None], limit: float | None = None):
+  """Runs works in threads until all are done, for at most so many seconds.
+
+  Raises:
+    Whatever one of them raises.
+  """
+  failures: list[BaseException] = []
+
+  def target(work: Callable[[], None]):
+    try:
+      work()
+    except BaseException as error:  # handed on
+      failures.append(error)
+
+  threads = [
+    threading.Thread(target=target, args=(work,), daemon=True) for work in works
+  ]
+  for thread in threads:
     thread.start()
-    thread.join(_STOP_LIMIT)
-    for failure in failures:
-      raise failure
+  for thread in threads:
+    thread.join(limit)
+  if failures:
+    raise failures[0]
 
 
 def _find_sound(
-  workdir: str, settings: dict[str, float], report: Callable[[str], None]
+  workdir: str,
+  known: Sequence[manifests.Replay],
+  settings: dict[str, float],
+  report: Callable[[str], None],
 ) -> str | None:
   """Returns the path of the checkpoint to restore; None if there is none."""
-  known = find_known(workdir)
   for replay in known:
     path = os.path.join(directory(workdir), replay.name)
     try:
@@ -222,33 +276,48 @@ def _find_sound(
   return None
 
 
-def _write(workdir: str, client: reverb.Client) -> manifests.Replay:
-  """Writes a checkpoint and returns what a manifest says of it."""
+def _finish(
+  workdir: str, shard: int, written: str, settings: dict[str, float]
+) -> manifests.Replay:
+  """Names a checkpoint that was written; returns what a manifest says of it."""
+  folder = directory(workdir)
+  newest = max(map(number, find(workdir)), default=0)
+  path = os.path.join(folder, f'replay-{newest + 1}')
+  with _writing(workdir, shard, path):
+    os.replace(written, path)
+    names = sorted(os.listdir(path))
+    sums = checkpoint_files.sum_files(os.path.join(path, name) for name in names)
+    json_files.sync_folder(path)
+    json_files.sync_folder(folder)
+  return manifests.Replay(os.path.basename(path), sums, settings, shard)
+
+
+@contextlib.contextmanager
+def _writing(workdir: str, shard: int, *paths_left: str) -> Iterator[None]:
+  """Says in one line why a checkpoint cannot be written, and leaves nothing of it."""
   folder = directory(workdir)
   with checkpoint_files.writing(folder):
-    path = os.path.join(
-      folder, f'replay-{max(map(number, find(workdir)), default=0) + 1}'
-    )
     try:
-      (info,) = client.server_info(_SERVER_INFO_TIMEOUT).values()
-      os.replace(client.checkpoint(), path)
-      names = sorted(os.listdir(path))
-      sums = checkpoint_files.sum_files(os.path.join(path, name) for name in names)
-      json_files.sync_folder(path)
-      json_files.sync_folder(folder)
+      yield
     except (reverb.errors.ReverbError, RuntimeError, IndexError, OSError) as error:
       # An IndexError is Reverb's for a full disk.
-      shutil.rmtree(path, ignore_errors=True)
-      _clear(os.path.join(folder, _UNFINISHED))
+      for path in paths_left:
+        shutil.rmtree(path, ignore_errors=True)
+      _clear(_unfinished(workdir, shard))
       reason = checkpoint_files.system_reason(error)
       if reason is not None:
         raise CheckpointError(
           f'cannot save in {paths.shown(folder)}: {reason}'
         ) from error
       raise NoReplay(
-        f'cannot save the replay: {" ".join(str(error).split())}'
+        f'cannot save replay/{shard}: {" ".join(str(error).split())}'
       ) from error
-  return manifests.Replay(os.path.basename(path), sums, _settings(info))
+
+
+def _unfinished(workdir: str, shard: int) -> str:
+  """Returns the path of the folder that a shard's server writes into."""
+  name = f'unfinished-{shard}' if shard else 'unfinished'
+  return os.path.join(directory(workdir), name)
 
 
 def _clear(folder: str):

@@ -233,13 +233,7 @@ class Checkpointer:
 
   def _choose_replays(self) -> list[manifests.Replay]:
     """Returns the checkpoints of the replay to keep, newest first."""
-    folder = replay_checkpoints.directory(self._workdir)
-    sound = [
-      replay
-      for replay in self._replays
-      if not checkpoint_files.is_marked(os.path.join(folder, replay.name))
-    ]
-    return sound[: replay_checkpoints.NUM_KEPT]
+    return replay_checkpoints.choose(self._workdir, self._replays)
 
   def _moment(self) -> checkpointing.Moment:
     """Returns the counts and returns to save now."""

@@ -119,7 +119,7 @@ def _run(at, fault, *, image=False, max_failures=20, remade_at=(-1, -1)) -> _Run
   counter, logger = counting.Counter(), loggers.InMemoryLogger()
 
   def act():
-    actor = builder.make_actor(network=network, replay_client=client)
+    actor = builder.make_actor(network=network, replay_clients=[client])
     with environments.opened(make, [0, 1, 2], max_failures) as fleet:
       loop = VectorEnvironmentLoop(fleet, actor, counter, logger)
       loop.run(num_steps=100)

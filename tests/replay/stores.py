@@ -12,14 +12,18 @@ from tests import helpers
 SPEC = helpers.make_spec()
 
 
-def add_windows(config, client, priorities, spec=SPEC, **row):
-  """Inserts windows with these priorities; the i-th has `learner_steps` i.
+def add_windows(
+  config, client, priorities, spec=SPEC, first=0, should_stop=lambda: False, **row
+):
+  """Inserts windows with these priorities; the i-th has `learner_steps` first + i.
 
   Args:
     **row: fields of `Step` to use instead of zeros.
   """
   remaining = list(priorities)
-  adder = adder_lib.WindowAdder(client, config, spec, lambda *_: remaining.pop(0))
+  adder = adder_lib.WindowAdder(
+    client, config, spec, lambda *_: remaining.pop(0), should_stop
+  )
   frame = np.zeros(spec.observations.shape, spec.observations.dtype)
   step = Step(frame, np.int32(0), np.float32(0), np.float32(1), np.float32(1))
   step = step._replace(**row)
@@ -28,8 +32,8 @@ def add_windows(config, client, priorities, spec=SPEC, **row):
   )
   q = np.zeros(helpers.NUM_ACTIONS, np.float32)
   for i in range(len(priorities)):
-    adder.add(step, state, q, last=False, learner_steps=i)
-    adder.add(step, state, q, last=True, learner_steps=i)
+    adder.add(step, state, q, last=False, learner_steps=first + i)
+    adder.add(step, state, q, last=True, learner_steps=first + i)
 
 
 def read_infos(client, num_samples=100):

@@ -26,7 +26,7 @@ from r2d2_acme.running import nodes
 from r2d2_acme.running.nodes import base
 from r2d2_acme.running.nodes import cacher as cacher_lib
 from r2d2_acme.system import heartbeats
-from r2d2_acme.workdir import checkpointing
+from r2d2_acme.workdir import checkpointing, manifests
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(300)
@@ -63,17 +63,20 @@ class Rows(acme_loggers.Logger):
 def _work(experiment: Experiment) -> nodes.LearnerNode:
   """Runs all nodes in threads until one of them stops the program; returns one."""
   run = pickle.loads(pickle.dumps(experiment_lib.begin(experiment)))
-  server = reverb.Server(run.builder.make_tables())
-  client = reverb.Client(f'localhost:{server.port}')
   stop = threading.Event()
-  learner = nodes.LearnerNode(run, client, stop=stop, stop_program=stop.set)
   config = run.experiment.config
+  replays = [
+    nodes.ReplayNode(run, shard, stop=stop) for shard in range(config.num_replay_shards)
+  ]
+  clients = [reverb.Client(f'localhost:{replay.server.port}') for replay in replays]
+  learner = nodes.LearnerNode(run, clients, stop=stop, stop_program=stop.set)
   cachers = [nodes.CacherNode(learner, stop=stop) for _ in range(config.num_cachers)]
   others = [
+    *replays,
     *cachers,
     *(
       nodes.ActorNode(
-        run, i, client, learner, cacher=cachers[i] if cachers else None, stop=stop
+        run, i, clients, learner, cacher=cachers[i] if cachers else None, stop=stop
       )
       for i in range(2)
     ),
@@ -95,7 +98,8 @@ def _work(experiment: Experiment) -> nodes.LearnerNode:
     thread.start()
   for thread in threads:
     thread.join(120)
-  server.stop()
+  for replay in replays:
+    replay.server.stop()
   assert not failures
   assert not any(thread.is_alive() for thread in threads)
   return learner
@@ -129,6 +133,21 @@ def test_nodes_train_to_the_limit_and_save_counts_with_the_weights(tmp_path):
   assert resumed.get_counts()['wall_time'] > counts['wall_time']
 
 
+def test_shards_train_as_one_replay_and_are_resumed(tmp_path, capfd):
+  config = dataclasses.replace(_CONFIG, num_replay_shards=2, evaluation_period=60.0)
+  experiment = Experiment(config, make_cue_recall, workdir=str(tmp_path))
+  _work(dataclasses.replace(experiment, max_learner_steps=30))
+  (row, *_) = helpers.read_rows(tmp_path / 'logs/learner/logs.csv')
+  assert row['replay_size'] >= _CONFIG.min_replay_size
+  *_, manifest = manifests.read_sound(str(tmp_path)).values()
+  assert {replay.shard for replay in manifest.replays} == {0, 1}
+  _work(dataclasses.replace(experiment, max_learner_steps=60))
+  assert capfd.readouterr().out.count('The replay goes on with') == 2
+  three = dataclasses.replace(config, num_replay_shards=3)
+  with pytest.raises(experiment_lib.BadInput, match='num_replay_shards=2, not 3'):
+    experiment_lib.begin(dataclasses.replace(experiment, config=three))
+
+
 def test_every_node_has_a_logger_of_the_experiments_own():
   Rows.rows.clear()
   _work(Experiment(_CONFIG, make_cue_recall, logger_factory=Rows, max_learner_steps=30))
@@ -150,7 +169,7 @@ def test_learner_counts_for_all(tmp_path):
   server = reverb.Server(run.builder.make_tables())
   client = reverb.Client(f'localhost:{server.port}')
   learner = nodes.LearnerNode(
-    run, client, stop=threading.Event(), stop_program=lambda: None
+    run, [client], stop=threading.Event(), stop_program=lambda: None
   )
   assert learner.increment(actor_steps=3)['actor_steps'] == 3
   assert learner.increment(actor_steps=4)['actor_steps'] == 7

@@ -56,7 +56,7 @@ def _served(workdir, *, table: reverb.Table | None = None, report=None):
     replay_checkpoints.prune(str(workdir), kept)
 
   try:
-    yield client, replay_checkpoints.Saver(str(workdir), client, 1e9, note)
+    yield client, replay_checkpoints.Saver(str(workdir), [client], 1e9, note)
   finally:
     server.stop()
 
@@ -268,7 +268,7 @@ def _server_process(workdir: pathlib.Path):
 def test_server_that_stands_still_or_dies_in_a_save_leaves_the_one_before(workdir):
   with _server_process(workdir) as (process, client):
     assert _size(client) == 20
-    saver = replay_checkpoints.Saver(str(workdir), client, 1e9, lambda replay: None)
+    saver = replay_checkpoints.Saver(str(workdir), [client], 1e9, lambda replay: None)
     process.send_signal(signal.SIGSTOP)
     failures: list[Exception] = []
 
@@ -293,6 +293,45 @@ def test_server_that_stands_still_or_dies_in_a_save_leaves_the_one_before(workdi
   with _served(workdir) as (client, _):
     assert _size(client) == 20
   assert not half.exists()
+
+
+def test_each_shard_gets_back_its_own_windows(tmp_path):
+  workdir = str(tmp_path)
+  kept: list[manifests.Replay] = []
+  lock = threading.Lock()
+
+  def note(replay: manifests.Replay):
+    with lock:
+      kept[:] = replay_checkpoints.choose(workdir, [replay, *kept])
+      manifests.write(workdir, manifests.Manifest('ckpt-1', {}, {}, None, kept))
+      replay_checkpoints.prune(workdir, kept)
+
+  def serve():
+    servers = [
+      replay_checkpoints.start_server(workdir, [_table()], shard=shard)
+      for shard in range(2)
+    ]
+    return servers, [reverb.Client(f'localhost:{x.port}') for x in servers]
+
+  servers, clients = serve()
+  saver = replay_checkpoints.Saver(workdir, clients, 1e9, note)
+  for _ in range(3):
+    _insert(clients[0], 10)
+    _insert(clients[1], 7)
+    saver.save()
+  before = [_contents(client)[0] for client in clients]
+  names = [path.name for path in tmp_path.glob('checkpoints/replay/replay-*')]
+  assert len(names) == 2 * replay_checkpoints.NUM_KEPT
+  servers[1].stop()
+  _insert(clients[0], 1)
+  with pytest.raises(replay_checkpoints.NoReplay, match='cannot save replay/1'):
+    saver.save()
+  servers[0].stop()
+  servers, clients = serve()
+  assert _size(clients[0]) == 31  # was saved although the other one was away
+  assert _contents(clients[1])[0] == before[1]
+  for server in servers:
+    server.stop()
 
 
 def test_without_a_workdir_nothing_is_kept(tmp_path, monkeypatch):

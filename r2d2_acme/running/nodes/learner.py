@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import acme
 import numpy as np
@@ -11,7 +11,6 @@ import reverb
 from acme.utils import counting
 
 from r2d2_acme.experiment import Run
-from r2d2_acme.replay import tables
 from r2d2_acme.running.nodes import base
 from r2d2_acme.system import heartbeats, stopping
 from r2d2_acme.workdir import (
@@ -36,7 +35,7 @@ class LearnerNode(acme.VariableSource):
   def __init__(
     self,
     run: Run,
-    replay_client: reverb.Client,
+    replay_clients: Sequence[reverb.Client],
     *,
     stop: threading.Event,
     stop_program: Callable[[], object],
@@ -45,7 +44,7 @@ class LearnerNode(acme.VariableSource):
 
     Args:
       run: the sitting.
-      replay_client: of the server whose windows it learns from.
+      replay_clients: of the servers whose windows it learns from, one for each shard.
       stop: set when the node shall stop.
       stop_program: asks for the end of all nodes; called at a step limit.
 
@@ -60,13 +59,11 @@ class LearnerNode(acme.VariableSource):
     workdir = run.experiment.workdir
     self._release = base.hold(workdir, 'learner')
     self._logger = run.make_logger('learner')
-    self._replay_client = replay_client
-    dataset = run.builder.make_dataset(replay_client.server_address)
-    self._batch_spec = dataset.element_spec
+    self._source = run.builder.make_source(replay_clients)
     self._is_prepared = threading.Event()
     self._learner = run.builder.make_learner(
-      iter(dataset),
-      replay_client=replay_client,
+      iter(self._source.dataset),
+      replay_clients=replay_clients,
       counter=counting.Counter(self, prefix='learner', time_delta=0.0),
       logger=self._logger,
     )
@@ -77,7 +74,7 @@ class LearnerNode(acme.VariableSource):
       self._checkpointer = saving.Checkpointer(workdir, self._learner, {}, config)
       self._replay_saver = replay_checkpoints.Saver(
         workdir,
-        replay_client,
+        replay_clients,
         config.replay_checkpoint_period,
         self._checkpointer.note_replay,
       )
@@ -134,10 +131,11 @@ class LearnerNode(acme.VariableSource):
         on_stop=self._save_and_close,
       )
     finally:
+      self._source.close()
       self._release()
 
   def _learn(self):
-    self._learner.prepare(self._batch_spec)
+    self._learner.prepare(self._source.dataset.element_spec)
     self._is_prepared.set()  # until then the node may be silent for longer
     self._learner.run()
 
@@ -182,7 +180,7 @@ class LearnerNode(acme.VariableSource):
     num_steps = -1
     while not self._stop.wait(base.POLL_PERIOD):
       before, num_steps = num_steps, self._learner.num_steps
-      if num_steps != before or tables.is_starved(self._replay_client):
+      if num_steps != before or self._source.is_starved():
         self._heartbeat.beat()
 
 

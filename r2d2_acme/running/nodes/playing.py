@@ -70,7 +70,7 @@ class ActorNode(_PlayingNode):
     self,
     run: Run,
     index: int,
-    replay_client: reverb.Client,
+    replay_clients: Sequence[reverb.Client],
     learner: base.Learner,
     *,
     cacher: acme.VariableSource | None = None,
@@ -81,7 +81,7 @@ class ActorNode(_PlayingNode):
     Args:
       run: the sitting.
       index: of the node among the actors.
-      replay_client: of the server that takes the windows.
+      replay_clients: of the servers that take the windows, one for each shard.
       learner: the learner's node.
       cacher: the node to fetch parameters from; by default the learner's.
       stop: set when the node shall stop.
@@ -92,7 +92,7 @@ class ActorNode(_PlayingNode):
     super().__init__(run, 'actor', index, learner, stop)
     self._index = index
     self._variable_source = learner if cacher is None else cacher
-    self._replay_client = replay_client
+    self._replay_clients = replay_clients
 
   def _play(self):
     run, config = self._run, self._run.experiment.config
@@ -108,7 +108,7 @@ class ActorNode(_PlayingNode):
         fleet,
         run.builder.make_actor(
           self._index,
-          replay_client=self._replay_client,
+          replay_clients=self._replay_clients,
           variable_source=self._variable_source,
           should_stop=self._should_stop,
         ),

@@ -1,4 +1,4 @@
-"""The node that serves the table of windows."""
+"""The node that serves the table of windows, or a shard of it."""
 
 import threading
 
@@ -12,13 +12,16 @@ from r2d2_acme.workdir import replay_checkpoints
 
 
 class ReplayNode:
-  """Serves the table of windows to the learner and the actors."""
+  """Serves a shard of the windows to the learner and the actors."""
 
-  def __init__(self, run: Run, port: int | None = None, *, stop: threading.Event):
+  def __init__(
+    self, run: Run, index: int = 0, port: int | None = None, *, stop: threading.Event
+  ):
     """Starts the server, with the newest sound checkpoint of the replay.
 
     Args:
       run: the sitting. Without a workdir the replay is never saved.
+      index: of the shard.
       port: of the server; None takes a free one.
       stop: set when the node shall stop.
 
@@ -29,9 +32,9 @@ class ReplayNode:
     self._stop = stop
     self._heartbeat = heartbeats.Heartbeat()
     workdir = run.experiment.workdir
-    self._release = base.hold(workdir, 'replay')
+    self._release = base.hold(workdir, 'replay', index)
     self.server = replay_checkpoints.start_server(
-      workdir, run.builder.make_tables(), port
+      workdir, run.builder.make_tables(shard=index), port, shard=index
     )
     self._client = reverb.Client(f'localhost:{self.server.port}')
     if size := tables.size(self._client):
