@@ -80,8 +80,9 @@ def _run_on_ray(address: str) -> int:
 def _launch(experiment: Experiment, launch_type: str, **keywords: Any) -> int:
   """Runs the program to its end; returns its exit code."""
   workdir = str(experiment.workdir)
+  elsewhere = _RAY_ADDRESS.value not in (None, clusters.LOCAL)
   code = launching.launch(
-    program.make_program(experiment, elsewhere=launch_type == launching.RAY),
+    program.make_program(experiment, elsewhere=elsewhere),
     launch_type,
     os.path.join(workdir, 'output'),
     workdir=workdir,

@@ -223,3 +223,10 @@ def test_beginning_leaves_the_process_its_choice_of_threads():
     'tf.config.threading.set_inter_op_parallelism_threads(1)'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=helpers.ROOT)
+
+
+def test_memory_of_this_machine_does_not_limit_nodes_on_others():
+  experiment = Experiment(helpers.make_config(num_actors=100_000), make_cue_recall)
+  with pytest.raises(BadInput, match='GiB of memory'):
+    experiment_lib.begin(experiment, 100_003)
+  experiment_lib.begin(experiment, 0)

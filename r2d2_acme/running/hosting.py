@@ -232,7 +232,7 @@ class NodeHost:
     """Keeps the report up to date; ends this process if the launcher is lost."""
     while not self._is_closed:
       time.sleep(_POLL_PERIOD)
-      with self._changed:
+      with self._changed, contextlib.suppress(OSError):  # such as of a full disk
         self._report = self._look()
         self._changed.notify_all()
       if time.monotonic() > self._called_at + _LAUNCHER_TIMEOUT:

@@ -89,6 +89,7 @@ def _make_nodes(
   for group, nodes in program.groups.items():
     for index, node in enumerate(nodes):
       node.bind_addresses(cluster=group, instance=index)
+  servers = wiring.find_servers(program)
   serialization.enable_lru_cache_pickling_once()
   outputs = {}
   for group, nodes in program.groups.items():
@@ -108,7 +109,7 @@ def _make_nodes(
             fresh=bool(options['num_gpus']) or getattr(node, 'starts_fresh', False),
           ),
           outputs[name],
-          serves=bool(node.addresses),
+          servers=servers[name],
           stop_order=wiring.stop_order(node),
         )
       )

@@ -1,8 +1,8 @@
 """Nodes on the hosts of a Ray cluster, as the launcher sees them.
 
 Each has a Ray actor, a `RayHost`, which the launcher asks for a report over and over. A
-lost actor is replaced by one that Ray places elsewhere. If others know the node's
-address, which is then another one, they are all started again with the new addresses.
+lost actor is replaced by one that Ray places elsewhere. The nodes that know the address
+of its node, which is then another one, are started again with the new one.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -171,9 +171,9 @@ class Fleet:
     return ''
 
   def announce_move(self, moved: 'RemoteWorker'):
-    """Starts all others again: they have to learn a new address."""
+    """Starts those nodes again that have to learn a new address."""
     for node in self.nodes:
-      if node is not moved:
+      if moved.name in node.servers:
         node.renew(f'must learn that {moved.name} has moved to {moved.address}')
 
   def close(self):
@@ -230,6 +230,7 @@ class RemoteWorker:
   Attributes:
     actor: of its host; None while there is none.
     address: of the node's server, which others know even while it is away.
+    servers: the names of the nodes whose addresses it knows.
     problem: why its host cannot run it.
   """
 
@@ -240,7 +241,7 @@ class RemoteWorker:
     make_actor: Callable[[], Any],
     output: Output,
     *,
-    serves: bool,
+    servers: Collection[str],
     stop_order: int,
   ):
     """Has no host yet.
@@ -250,7 +251,7 @@ class RemoteWorker:
       fleet: that it belongs to.
       make_actor: asks Ray for a `RayHost`.
       output: what it prints goes there.
-      serves: whether others know its address.
+      servers: the names of the nodes whose addresses it knows.
       stop_order: see `Worker`.
     """
     self.name = name
@@ -263,10 +264,10 @@ class RemoteWorker:
     self.actor: Any = None
     self.address: str | None = None
     self.problem = ''
+    self.servers = servers
     self._fleet = fleet
     self._make_actor = make_actor
     self._output = output
-    self._serves = serves
     self._code: int | None = None
     self._end = ''
     self._is_located = False
@@ -371,7 +372,7 @@ class RemoteWorker:
     self._watch()
     if self._is_due:
       self._begin()
-    if self._serves and before is not None:
+    if before is not None:
       self._fleet.announce_move(self)
 
   def _watch(self):

@@ -49,6 +49,22 @@ def make_executables(
   }
 
 
+def find_servers(program: lp.Program) -> dict[str, set[str]]:
+  """Returns, by the name of each node, the names of those whose addresses it knows."""
+  nodes = {
+    f'{group}/{index}': node
+    for group, nodes in program.groups.items()
+    for index, node in enumerate(nodes)
+  }
+  owners = {
+    id(handle): name for name, node in nodes.items() for handle in node._created_handles
+  }
+  return {
+    name: {owners[id(handle)] for handle in node.input_handles if id(handle) in owners}
+    for name, node in nodes.items()
+  }
+
+
 def stop_order(node: Any) -> int:
   """Returns a larger number for nodes that others need until their own end."""
   kinds = (lp.CourierNode, lp.ReverbNode)

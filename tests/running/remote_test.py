@@ -65,7 +65,7 @@ def test_short_silence_of_a_host_is_no_silence_of_its_node(monkeypatch):
 def test_nodes_are_told_addresses_in_the_order_of_their_group(fleet):
   for name in ('actor/0', 'actor/1', 'learner/0'):
     node = remote.RemoteWorker(
-      name, fleet, lambda: None, None, serves=True, stop_order=0
+      name, fleet, lambda: None, None, servers=(), stop_order=0
     )
     node.host, node.address = '10.0.0.3', f'10.0.0.3:{15_000 + len(fleet.nodes)}'
     fleet.nodes.append(node)
