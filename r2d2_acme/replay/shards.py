@@ -7,6 +7,7 @@ does not tell S_s, but each window that it draws does: S_s = p_i^a / (its probab
 """
 
 import functools
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +83,8 @@ class Sampler:
     """Ends the threads and the dataset."""
     self._closed.set()
     self._ratio.close()
+    for shard in self._shards:
+      shard.close()
 
   def _start(self, work: Callable, *args):
     def target():
@@ -160,7 +163,7 @@ class Sampler:
 
 
 class _Shard:
-  """The windows of one server. It may be away, so each request has a thread.
+  """The windows of one server. It may be away, so a thread waits for its answers.
 
   Attributes:
     element_spec: a `ReplaySample` of the `tf.TensorSpec`s of one window.
@@ -193,6 +196,9 @@ class _Shard:
     self._is_done = threading.Event()
     self._is_done.set()
     self._free_at = 0.0  # when it may be asked again, after a failure
+    # One thread for all requests: TensorFlow keeps 230 bytes of each thread it sees.
+    self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+    threading.Thread(target=self._answer_all, daemon=True, name='shard').start()
 
   def is_free(self) -> bool:
     """Returns whether it may be asked: the last request is done."""
@@ -202,7 +208,7 @@ class _Shard:
     """Requests so many windows."""
     self._answer = None
     self._is_done.clear()
-    threading.Thread(target=self._sample, args=(number,), daemon=True).start()
+    self._requests.put(number)
 
   def wait(self) -> reverb.ReplaySample | None:
     """Returns the windows, batched; None if the server is away, slow, or has none."""
@@ -211,6 +217,14 @@ class _Shard:
       if not tables.size(self._client) or time.monotonic() >= deadline:
         return None  # it is left out until the answer comes
     return self._answer
+
+  def close(self):
+    """Ends the thread once the server has answered."""
+    self._requests.put(0)
+
+  def _answer_all(self):
+    while number := self._requests.get():
+      self._sample(number)
 
   def _sample(self, number: int):
     try:
