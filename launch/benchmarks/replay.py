@@ -17,6 +17,7 @@ import dm_env
 import numpy as np
 import psutil
 import reverb
+import tree
 
 from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, Worker, alternate, progress
@@ -24,6 +25,7 @@ from benchmarks.report import ACME, LIMIT, OURS, Comparison
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.system import machine, runtime
+from r2d2_acme.types import Step, core_state_spec
 
 _GAMES = ('pong', 'ms_pacman')
 _PERIODS = (80, 40)
@@ -32,6 +34,8 @@ _NUM_TAPES = 8
 _WARM_UP, _LENGTH = 150, 600
 _NUM_BATCHES = 8  # whose bytes are counted
 _NUM_SAMPLED = 20  # batches whose time is taken
+_NUM_SHARDS = (1, 2, 4)
+_NUM_WRITERS = 2  # processes
 _QUIET = 0.3  # seconds without traffic
 
 # Of one side: bytes per stored step, per inserted step, per sampled batch.
@@ -40,14 +44,14 @@ _Bytes = tuple[float, float, float]
 
 def run(rounds: int) -> list[Comparison]:
   """Bytes are measured once, since time does not change them; rates each round."""
-  comparisons = []
+  comparisons: list[Comparison] = []
   with tempfile.TemporaryDirectory() as folder:
     for game in _GAMES:
       path = os.path.join(folder, f'{game}.npy')
       progress(f'replay: recording {game}')
       record(game, path)
       comparisons += _compare_bytes(game, path)
-  return [*comparisons, _compare_rates(rounds)]
+    return [*comparisons, _compare_rates(rounds), *_compare_shards(rounds, path)]
 
 
 def _compare_bytes(game: str, path: str) -> list[Comparison]:
@@ -305,7 +309,7 @@ def _compare_rates(rounds: int) -> Comparison:
     address, _ = server.measure()
     sides = {
       LIMIT: Side(our_parts.learn, (config,)),
-      OURS: Side(our_parts.sample, (config, address, _NUM_SAMPLED)),
+      OURS: Side(our_parts.sample, (config, [address], _NUM_SAMPLED)),
     }
     samples = alternate(case, sides, rounds)
   return Comparison(
@@ -315,3 +319,75 @@ def _compare_rates(rounds: int) -> Comparison:
     goal='>= 3 x limit',
     note='limit: what the learner takes',
   )
+
+
+def _compare_shards(rounds: int, path: str) -> list[Comparison]:
+  """Measures windows in and batches out with one server and with several, in turn."""
+  inserted: dict[str, list[float]] = {}
+  sampled: dict[str, list[float]] = {}
+  with contextlib.ExitStack() as stack:
+
+    def start(function: Callable, *args: Any) -> Worker:
+      return stack.enter_context(Worker('shards', function, *args))
+
+    sides = {}
+    for num_shards in _NUM_SHARDS:
+      config = dataclasses.replace(
+        config_lib.laptop(),
+        num_replay_shards=num_shards,
+        min_replay_size=1,
+        samples_per_insert_tolerance=1e6,  # nobody waits for the ratio
+      )
+      servers = [start(our_parts.serve, config, shard) for shard in range(num_shards)]
+      addresses = [server.measure()[0] for server in servers]
+      writers = [start(write, config, addresses, path) for _ in range(_NUM_WRITERS)]
+      reader = start(our_parts.sample, config, addresses, _NUM_SAMPLED)
+      sides[f'num_replay_shards={num_shards}'] = writers, reader
+    for writers, reader in sides.values():
+      for worker in (*writers, reader):
+        worker.ready()
+    for i in range(rounds):
+      progress(f'replay: shards: round {i + 1} of {rounds}')
+      for side, (writers, reader) in sides.items():
+        for writer in writers:
+          writer.start()
+        rates = [writer.result() for writer in writers]
+        inserted.setdefault(side, []).append(sum(rates))
+        sampled.setdefault(side, []).append(reader.measure())
+  return [
+    Comparison(
+      f'laptop: {_NUM_WRITERS} processes that write', 'windows/s into replay', inserted
+    ),
+    Comparison('laptop: batches of 16, nobody learning', 'batches/s', sampled),
+  ]
+
+
+def write(
+  config: R2D2Config, addresses: Sequence[str], path: str
+) -> Callable[[], float]:
+  """Side: windows/s of simulated actors, one for each shard, which do not act."""
+  runtime.limit_threads(1)
+  tape = np.load(path)[0]
+  builder = our_parts.make_builder(config)
+  adders = [
+    builder.make_adder(reverb.Client(address), lambda *_: 1.0) for address in addresses
+  ]
+  state = tree.map_structure(
+    lambda spec: np.zeros(spec.shape, spec.dtype), core_state_spec(config)
+  )
+  q = np.zeros(our_parts.environment_spec().actions.num_values, np.float32)
+  steps = [
+    Step(row['frame'], np.int32(0), row['reward'], row['discount'], np.float32(1))
+    for row in tape
+  ]
+
+  def measure() -> float:
+    start, before = time.monotonic(), sum(adder.num_windows for adder in adders)
+    for adder in adders:
+      for step in steps:
+        adder.add(step, state, q, last=step is steps[-1])
+      adder.flush()
+    num_windows = sum(adder.num_windows for adder in adders) - before
+    return num_windows / (time.monotonic() - start)
+
+  return measure

@@ -63,8 +63,8 @@ class Sampler:
     self._is_drawing = False
     self._closed = threading.Event()
     self._start(self._wait_until_filled)
-    for client in clients:
-      self._start(self._let_in, client)
+    for client in clients:  # a client of its own, because it often waits in a call
+      self._start(self._let_in, reverb.Client(client.server_address))
 
   def make_dataset(self, prefetch: int = 2) -> tf.data.Dataset:
     """As `batches.make_dataset`, of the windows of all servers; made once."""
@@ -169,7 +169,7 @@ class _Shard:
     element_spec: a `ReplaySample` of the `tf.TensorSpec`s of one window.
     sum: of the priorities to the power of the exponent, at the last answer; 0 before
       the first one and after a failure.
-    size: the number of windows at the last answer.
+    size: the number of windows, likewise.
   """
 
   def __init__(
@@ -236,7 +236,7 @@ class _Shard:
       self._answer = answer._replace(info=info)
     except tf.errors.OpError as error:
       logging.warning('Sampling from a shard failed: %s', error)
-      self.sum = 0.0
+      self.sum, self.size = 0.0, 0
       self._free_at = time.monotonic() + _RETRY_PERIOD
     finally:
       self._is_done.set()

@@ -315,6 +315,7 @@ import r2d2_acme
 import reverb
 from r2d2_acme.replay import tables
 from tests.replay import shards_test as here
+sys.stdin.readline()
 server = reverb.Server(tables.make_tables(here._config(), here._SPEC), int(sys.argv[1]))
 print('started', flush=True)
 time.sleep(100)
@@ -323,16 +324,22 @@ time.sleep(100)
 
 @contextlib.contextmanager
 def _server_process(port: int):
+  """Yields a process, and what starts its server: importing takes it seconds."""
   with subprocess.Popen(
     [sys.executable, '-c', _SERVER, str(port)],
+    stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
     text=True,
     cwd=helpers.ROOT,
   ) as process:
-    try:
-      assert process.stdout is not None
+
+    def start():
+      assert process.stdin is not None and process.stdout is not None
+      print(file=process.stdin, flush=True)
       assert process.stdout.readline()
-      yield process
+
+    try:
+      yield process, start
     finally:
       process.kill()
 
@@ -346,26 +353,32 @@ def test_lost_shard_costs_its_windows_and_is_used_again(serve_shards):
   def drawn(iterator) -> set[int]:
     return {_shard_of(x) for x in next(iterator).learner_steps.numpy()}
 
-  with _sampling(config, clients) as sampler:
+  with (
+    _server_process(port) as (process, start),
+    _server_process(port) as (_, start_again),
+    _sampling(config, clients) as sampler,
+  ):
     iterator = iter(sampler.make_dataset())
-    with _server_process(port) as process:
-      _fill(config, clients, np.ones(_NUM_WINDOWS))
-      helpers.wait_until(lambda: drawn(iterator) == {0, 1, 2})
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-      begun = time.monotonic()
-      helpers.wait_until(lambda: drawn(iterator) == {0, 1})
-      for _ in range(50):
-        batch = next(iterator)
-        assert batch.learner_steps.numpy().max() < _PARTS[2]
-        np.testing.assert_allclose(batch.probabilities, 1 / _PARTS[2])
-        np.testing.assert_array_equal(batch.table_size, _PARTS[2])
-      assert time.monotonic() - begun < 20
-    with _server_process(port):  # an empty one
-      for _ in range(20):
-        assert 2 not in drawn(iterator)
-      add_windows(config, clients[2], 4 * [1.0], _SPEC, first=_PARTS[2])
-      helpers.wait_until(lambda: 2 in drawn(iterator))
+    start()
+    _fill(config, clients, np.ones(_NUM_WINDOWS))
+    helpers.wait_until(lambda: drawn(iterator) == {0, 1, 2})
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = time.monotonic()
+    helpers.wait_until(lambda: drawn(iterator) == {0, 1})
+    for _ in range(50):
+      batch = next(iterator)
+      assert batch.learner_steps.numpy().max() < _PARTS[2]
+      np.testing.assert_allclose(batch.probabilities, 1 / _PARTS[2])
+      np.testing.assert_array_equal(batch.table_size, _PARTS[2])
+    assert time.monotonic() - begun < 20
+    start_again()  # empty
+    for _ in range(20):
+      assert 2 not in drawn(iterator)
+    # An actor has a client of its own.
+    client = reverb.Client(f'localhost:{port}')
+    add_windows(config, client, 4 * [1.0], _SPEC, first=_PARTS[2])
+    helpers.wait_until(lambda: 2 in drawn(iterator))
 
 
 def _shard_of(window: int) -> int:
