@@ -85,6 +85,7 @@ _SPECIAL = {
   'conv_channels': (4, 5, 6),
   'trace_length': 50,
   'sequence_period': 39,
+  'learner_devices': 0,  # more are refused where there are no GPUs
 }
 
 
@@ -104,6 +105,7 @@ _FREE = {
   *('num_checkpoints', 'checkpoint_keep_period', 'num_best_episodes'),
   *('replay_checkpoint_period', 'max_restarts', 'restart_period', 'progress_timeout'),
   *('max_environment_failures', 'max_bad_batches'),
+  *('actors_per_cacher', 'learner_devices'),
 }
 
 

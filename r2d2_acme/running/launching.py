@@ -54,7 +54,7 @@ _NOT_SUPERVISED = (
   'local_mt is for debugging: a node that fails ends the program, and its ports are '
   'open to the network.'
 )
-_THREADS_TIMEOUT = 2.0  # seconds for threads of nodes that have ended
+_THREADS_TIMEOUT = 10.0  # seconds for threads of nodes that have ended
 
 _Wired = tuple[Sequence[workers.Worker], Mapping[str, outputs_lib.Output]]
 

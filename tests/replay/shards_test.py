@@ -21,7 +21,7 @@ from r2d2_acme.replay import shards, tables
 from tests import helpers
 from tests.replay.stores import add_windows, make_tables, read_infos
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 _SPEC = helpers.make_spec(image=False)
 _NUM_SHARDS = 3

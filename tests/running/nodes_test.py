@@ -97,7 +97,7 @@ def _work(experiment: Experiment) -> nodes.LearnerNode:
   for thread in threads:
     thread.start()
   for thread in threads:
-    thread.join(120)
+    thread.join(240)
   for replay in replays:
     replay.server.stop()
   assert not failures

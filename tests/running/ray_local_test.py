@@ -14,10 +14,10 @@ from r2d2_acme.workdir import status
 from tests import helpers
 
 pytest.importorskip('ray')
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 _PROGRAM = pathlib.Path(__file__).with_name('one_node.py')
-_TIMEOUT = 120.0  # seconds, on a busy machine
+_TIMEOUT = 400.0  # seconds, on a busy machine
 _MARK = 'R2D2_RAY_TEST'  # an environment variable of all processes of the test
 
 
