@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from absl import flags
+from launchpad import flags as _lp_flags  # noqa: F401 (has lp_termination_notice_secs)
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.running.workers import (
