@@ -34,13 +34,14 @@ def _start(workdir: pathlib.Path) -> subprocess.Popen:
 
 
 def _wait_until_it_runs(workdir: pathlib.Path, program: subprocess.Popen):
+  since = psutil.Process(program.pid).create_time()
+
   def runs() -> bool:
     assert program.poll() is None, program.communicate()[0]
     with contextlib.suppress(status.NoStatus):
       found = status.read(str(workdir))
-      return status.is_running(str(workdir), found) and (
-        found.nodes['learner/0'].state == 'running'
-      )
+      is_new = found.started_at > since  # not of the program before
+      return is_new and found.nodes['learner/0'].state == 'running'
     return False
 
   helpers.wait_until(runs, _TIMEOUT)
