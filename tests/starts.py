@@ -15,6 +15,23 @@ from tests import helpers
 DISTRIBUTED = helpers.LAUNCH / 'atari_distributed.py'
 # A user's, who has not imported what these tests have.
 ENVIRON = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
+# Flags for small windows and a small network: each node does much in little time.
+SMALL = (
+  '--envs_per_actor=2',
+  '--config.burn_in_length=2',
+  '--config.trace_length=4',
+  '--config.sequence_period=4',
+  '--config.n_step=2',
+  '--config.batch_size=4',
+  '--config.conv_channels=(2,2,2)',
+  '--config.torso_size=8',
+  '--config.core_size=8',
+  '--config.head_size=8',
+  '--config.min_replay_size=20',
+  '--config.samples_per_insert=1',
+  '--config.samples_per_insert_tolerance=1',
+  '--config.evaluation_period=0.5',
+)
 
 # Runs scripts, each in a fork of a process that has the imports behind it.
 _SERVER = """

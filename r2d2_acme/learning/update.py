@@ -27,12 +27,14 @@ class _Learned(NamedTuple):
     td_errors: float32 [T, B].
     max_q: the greedy actions' Q-values, float32 [T + 1, B].
     delta_q: float32 [2, B], NaN without a diagnosis.
+    loss: float32 [].
     gradient_norm: float32 [], before the gradient is clipped.
   """
 
   td_errors: tf.Tensor
   max_q: tf.Tensor
   delta_q: tf.Tensor
+  loss: tf.Tensor
   gradient_norm: tf.Tensor
 
 
@@ -98,7 +100,7 @@ class Update:
       learned.td_errors, mask, config.priority_eta
     )
     metrics = {
-      'loss': losses.r2d2_loss(learned.td_errors, mask, weights),
+      'loss': learned.loss,
       'gradient_norm': learned.gradient_norm,
       **_error_metrics(learned.td_errors, mask),
       'mean_priority': tf.reduce_mean(priorities),
@@ -127,8 +129,9 @@ class Update:
       lambda context: shares[context.replica_id_in_sync_group]
     )
     learned = strategy.run(self._learn, (*shares, diagnose))
-    *by_window, norms = map(strategy.experimental_local_results, learned)
-    return _Learned._make([*(tf.concat(x, axis=1) for x in by_window), norms[0]])
+    *by_window, loss, norms = map(strategy.experimental_local_results, learned)
+    joined = [tf.concat(x, axis=1) for x in by_window]
+    return _Learned._make([*joined, tf.reduce_mean(loss), norms[0]])
 
   def _learn(self, batch: Batch, weights: tf.Tensor, diagnose: tf.Tensor) -> _Learned:
     """Updates this device's variables, by the mean of the devices' gradients.
@@ -166,7 +169,8 @@ class Update:
       lambda: tf.fill([2, tf.shape(mask)[1]], np.nan),
     )
     gradient_norm = self._descend(tape, loss)
-    return _Learned(td_errors, tf.reduce_max(q, axis=-1), delta_q, gradient_norm)
+    max_q = tf.reduce_max(q, axis=-1)
+    return _Learned(td_errors, max_q, delta_q, loss, gradient_norm)
 
   def _burn_in(self, batch: Batch) -> tuple[snt.LSTMState, snt.LSTMState]:
     """Returns the states of both networks before the first trained row."""

@@ -25,29 +25,14 @@ import pytest
 from r2d2_acme.running import launching
 from r2d2_acme.system import runtime, stopping
 from r2d2_acme.workdir import checkpointing, locking, sittings, status
-from tests import helpers
+from tests import helpers, starts
 
 pytestmark = pytest.mark.timeout(900)
 
 _LAUNCH = helpers.LAUNCH
 _TIMEOUT = 240  # seconds to start in
 _STOP_TIMEOUT = 20  # seconds; promised to the user
-_SMALL = (
-  '--envs_per_actor=2',
-  '--config.burn_in_length=2',
-  '--config.trace_length=4',
-  '--config.sequence_period=4',
-  '--config.n_step=2',
-  '--config.batch_size=4',
-  '--config.conv_channels=(2,2,2)',
-  '--config.torso_size=8',
-  '--config.core_size=8',
-  '--config.head_size=8',
-  '--config.min_replay_size=20',
-  '--config.samples_per_insert=1',
-  '--config.samples_per_insert_tolerance=1',
-  '--config.evaluation_period=0.5',
-)
+_SMALL = starts.SMALL
 _NODES = {'replay/0', 'learner/0', 'actor/0', 'evaluator/0'}
 _ROW = re.compile(
   r'\[(Learner|Actor|Actor 1|Evaluator)\] (\w+( \w+)* = (nan|[-\d.]+)( \| )?)+'

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from r2d2_acme.system import runtime
 from r2d2_acme.workdir import status as status_lib
-from tests import helpers
+from tests import helpers, starts
 
 hosts_lib = pytest.importorskip('faults.hosts')
 pytest.importorskip('ray')
@@ -29,21 +28,8 @@ _ORPHAN_TIMEOUT = 30.0  # seconds; promised to the user
 _CUT = 20.0  # seconds
 _FLAGS = (
   '--game=pong',
-  '--envs_per_actor=2',
-  '--config.burn_in_length=2',
-  '--config.trace_length=4',
-  '--config.sequence_period=4',
-  '--config.n_step=2',
-  '--config.batch_size=4',
-  '--config.conv_channels=(2,2,2)',
-  '--config.torso_size=8',
-  '--config.core_size=8',
-  '--config.head_size=8',
-  '--config.min_replay_size=20',
+  *starts.SMALL,
   '--config.max_replay_size=2000',
-  '--config.samples_per_insert=1',
-  '--config.samples_per_insert_tolerance=1',
-  '--config.evaluation_period=0.5',
   '--config.max_evaluation_steps=50',
   '--config.checkpoint_period=3',
   '--config.replay_checkpoint_period=3',
@@ -75,9 +61,7 @@ class _Cluster:
       f'--resources={folder / "resources.yaml"}',
       '--noprogress',
     )
-    # A user's, who has not imported what these tests have.
-    self._env = {k: v for k, v in os.environ.items() if k not in runtime._ENVIRONMENT}
-    self._env['PYTHONPATH'] = str(helpers.ROOT)
+    self._env = {**starts.ENVIRON, 'PYTHONPATH': str(helpers.ROOT)}
     self.start_ray(hosts[0])
     hosts[0].wait_for_ray()  # the others join it
     for host in hosts[1:]:
