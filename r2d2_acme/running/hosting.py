@@ -18,10 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 
 from r2d2_acme.running import MODULES, outputs, workers
-from r2d2_acme.system import forking, heartbeats, processes
+from r2d2_acme.system import doctor, forking, heartbeats, processes
 from r2d2_acme.workdir import locking
 
 _STOP_FILE = 'R2D2_STOP_FILE'  # an environment variable of nodes
@@ -141,7 +140,7 @@ class NodeHost:
     while not sees and time.monotonic() < deadline:
       time.sleep(_POLL_PERIOD)
       sees = workdir is None or locking.is_ours(workdir)
-    versions = {name: _version(name) for name in packages}
+    versions = {name: doctor.installed_version(name) for name in packages}
     versions['python'] = python_version()
     return Facts(socket.gethostname(), pick_port(), versions, sees)
 
@@ -295,10 +294,3 @@ def pick_port() -> int:
         continue
       return port
   raise OSError(f'no port between {_FIRST_PORT} and {_LAST_PORT} is free')
-
-
-def _version(package: str) -> str | None:
-  try:
-    return metadata.version(package)
-  except metadata.PackageNotFoundError:
-    return None

@@ -26,7 +26,7 @@ from packaging import requirements
 
 from r2d2_acme.running import clusters, hosting, ray_host, remote, wiring, workers
 from r2d2_acme.running import outputs as outputs_lib
-from r2d2_acme.system import machine, processes, stopping
+from r2d2_acme.system import doctor, machine, processes, stopping
 
 _EXPOSED = (
   'warning: on a Ray cluster, replay and learner listen on every network interface of '
@@ -249,9 +249,9 @@ def _source(module: str) -> str | None:
   return None if any(map(path.is_relative_to, installed)) else str(path)
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, str | None]:
   """Returns what hosts must have: the versions of packages that are needed here."""
   needed = map(requirements.Requirement, metadata.requires('r2d2-acme') or [])
   names = [x.name for x in needed if x.marker is None]
-  versions = {name: metadata.version(name) for name in names}
+  versions = {name: doctor.installed_version(name) for name in names}
   return {'python': hosting.python_version(), **versions}

@@ -116,7 +116,7 @@ class Fleet:
   def __init__(
     self,
     workdir: str | None,
-    versions: Mapping[str, str],
+    versions: Mapping[str, str | None],
     on_stop: Callable[[], object],
   ):
     """Has no node yet.

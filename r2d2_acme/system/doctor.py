@@ -162,22 +162,31 @@ def check_proxy():
 
 def check_pins():
   """Checks that every direct dependency has the version that setup.py pins."""
-  from importlib import metadata
-
-  try:
-    checks = [Check('r2d2-acme', True, metadata.version('r2d2-acme'))]
-  except metadata.PackageNotFoundError:
+  found = installed_version('r2d2-acme')
+  if found is None:
     return [
       Check('r2d2-acme', False, 'not installed', 'make install, or pip install .')
     ]
+  checks = [Check('r2d2-acme', True, found)]
   for name, pin in _pins().items():
-    try:
-      found = metadata.version(name)
-      detail = found if found == pin else f'{found} is installed, {pin} is needed'
-    except metadata.PackageNotFoundError:
-      found, detail = None, f'not installed, {pin} is needed'
+    found = installed_version(name)
+    detail = f'{found} is' if found else 'not'
+    detail = found if found == pin else f'{detail} installed, {pin} is needed'
     checks.append(Check(name, found == pin, detail, _pip_install(f'{name}=={pin}')))
   return checks
+
+
+def installed_version(name):
+  """Returns the version of a distribution, or None if it is not installed.
+
+  When Ray is imported, it puts a folder with a psutil of its own before all others.
+  That is not the one that pip has installed.
+  """
+  from importlib import metadata
+
+  path = [x for x in sys.path if os.path.basename(x) != 'thirdparty_files']
+  found = next(iter(metadata.distributions(name=name, path=path)), None)
+  return found and found.version
 
 
 def check_imports(imports=_IMPORTS):

@@ -20,9 +20,9 @@ _ROOT = helpers.ROOT
 @pytest.fixture
 def wrong_versions(monkeypatch):
   """Pretends that other versions of numpy and protobuf are installed."""
-  real, wrong = importlib.metadata.version, {'numpy': '2.2.6', 'protobuf': '6.1.0'}
+  real, wrong = doctor.installed_version, {'numpy': '2.2.6', 'protobuf': '6.1.0'}
   monkeypatch.setattr(
-    importlib.metadata, 'version', lambda name: wrong.get(name) or real(name)
+    doctor, 'installed_version', lambda name: wrong.get(name) or real(name)
   )
 
 
@@ -210,9 +210,15 @@ def test_missing_package_exits_with_one_line(monkeypatch, capsys):
   def not_installed(name):
     raise importlib.metadata.PackageNotFoundError(name)
 
-  monkeypatch.setattr(importlib.metadata, 'version', not_installed)
+  monkeypatch.setattr(importlib.metadata, 'distributions', lambda **_: iter(()))
   monkeypatch.setattr(importlib.metadata, 'requires', not_installed)
   assert 'r2d2-acme: not installed; cure: make install' in _exit_line(capsys)
+
+
+def test_packages_that_ray_brings_along_are_not_taken_for_installed_ones():
+  pytest.importorskip('ray')
+  code = 'import ray; from r2d2_acme.system import doctor; doctor.check_installation()'
+  subprocess.run([sys.executable, '-c', code], check=True)
 
 
 @pytest.mark.parametrize(
