@@ -5,6 +5,7 @@ a recording network keeps what the actor saw. Whatever replay returns can be loo
 in both by the key (environment, episode, step) that is written in each frame.
 """
 
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import acme
 import dm_env
 import numpy as np
+import psutil
 import reverb
 import sonnet as snt
 import tensorflow as tf
@@ -290,6 +292,16 @@ def wait_until(condition, timeout: float = 60.0):  # seconds
   while not condition():
     assert time.time() < deadline, 'never happened'
     time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process | int) -> bool:
+  """Returns whether a process, or that of a pid, runs and is no zombie."""
+  with contextlib.suppress(psutil.NoSuchProcess):
+    process = (
+      process if isinstance(process, psutil.Process) else psutil.Process(process)
+    )
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+  return False
 
 
 def table_info(client: reverb.Client) -> reverb_types.TableInfo:

@@ -1,8 +1,8 @@
 """Runs the nodes of a program on a Ray cluster, which may be one of this machine.
 
-Ray places one named actor for each node, `<program>/<group>/<index>`. The process that
-the user started stays the launcher: if it ends, by whatever cause, so do the actors,
-and with them the nodes.
+Ray places one named actor for each node, `<program>/<group>/<index>`, and in place of a
+lost one `<program>/<group>/<index>#1`. The process that the user started stays the
+launcher: if it ends, by whatever cause, so do the actors, and with them the nodes.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import os
 import pathlib
 import site
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -72,7 +73,8 @@ def hosts(
     try:
       outputs = _make_nodes(program, output_dir, needs, fleet)
       _place(fleet, requests)
-      yield fleet.nodes, outputs
+      with _watched(fleet):
+        yield fleet.nodes, outputs
     finally:
       fleet.close()
 
@@ -97,13 +99,14 @@ def _make_nodes(
     for index, node in enumerate(nodes):
       name = f'{group}/{index}'
       outputs[name] = outputs_lib.Output(os.path.join(output_dir, name))
-      actor = ray.remote(**_ACTOR)(ray_host.RayHost)
       fleet.nodes.append(
         remote.RemoteWorker(
           name,
           fleet,
           functools.partial(
-            actor.options(name=f'{program.name}/{name}', **options).remote,
+            _make_actor,
+            f'{program.name}/{name}',
+            options,
             name,
             cloudpickle.dumps([node.function]),
             fresh=bool(options['num_gpus']) or getattr(node, 'starts_fresh', False),
@@ -114,6 +117,19 @@ def _make_nodes(
         )
       )
   return outputs
+
+
+def _make_actor(
+  title: str, options: Mapping[str, Any], *arguments: Any, number: int, **keywords: Any
+) -> Any:
+  """Asks Ray for a `RayHost` in place of `number` earlier ones.
+
+  Each has a name of its own: where a lost actor's name is taken at once by another,
+  Ray 2.48's control service (GCS) can crash, and the whole cluster with it.
+  """
+  name = f'{title}#{number}' if number else title
+  actor = ray.remote(**_ACTOR)(ray_host.RayHost)
+  return actor.options(name=name, **options).remote(*arguments, **keywords)
 
 
 def _options(needs: clusters.Resources, group: str) -> dict[str, Any]:
@@ -139,27 +155,59 @@ def _place(fleet: remote.Fleet, requests: stopping.Requests):
   """
   for node in fleet.nodes:
     node.place()
-  start, next_notice = time.monotonic(), _FIRST_NOTICE
+  waiting, deadline = _Waiting(fleet), time.monotonic() + _PLACEMENT_TIMEOUT
   while not requests.stop:
-    waiting = [node.name for node in fleet.nodes if not node.is_placed]
+    lacking = waiting.look()
     for node in fleet.nodes:
       if node.problem:
         raise clusters.NoCluster(node.problem)
-    if not waiting:
+    if not lacking:
       return
-    seconds = time.monotonic() - start
-    names = ', '.join(waiting[:5]) + (', …' if len(waiting) > 5 else '')
-    lacking = f'{len(waiting)} of {len(fleet.nodes)} nodes have no host yet: {names}'
-    if seconds > _PLACEMENT_TIMEOUT:
+    if time.monotonic() > deadline:
       raise clusters.NoCluster(f'{lacking}: add hosts, or ask for less in --resources')
-    if seconds > next_notice:
-      next_notice *= 2
+    time.sleep(_POLL_PERIOD)
+
+
+@contextlib.contextmanager
+def _watched(fleet: remote.Fleet):
+  """Says inside `with` which nodes wait for a host, after the loss of theirs."""
+  closed = threading.Event()
+
+  def watch():
+    waiting = _Waiting(fleet)
+    while not closed.wait(_POLL_PERIOD):
+      waiting.look()
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield
+  finally:
+    closed.set()
+
+
+class _Waiting:
+  """Says which nodes wait for a host, if they do so for long."""
+
+  def __init__(self, fleet: remote.Fleet):
+    self._fleet = fleet
+    self._start, self._next_notice = time.monotonic(), _FIRST_NOTICE
+
+  def look(self) -> str:
+    """Returns which nodes have no host in one line; '' if all have one."""
+    names = [node.name for node in self._fleet.nodes if not node.is_placed]
+    if not names:
+      self._start, self._next_notice = time.monotonic(), _FIRST_NOTICE
+      return ''
+    listed = ', '.join(names[:5]) + (', …' if len(names) > 5 else '')
+    lacking = f'{len(names)} of {len(self._fleet.nodes)} nodes have no host: {listed}'
+    if time.monotonic() > self._start + self._next_notice:
+      self._next_notice *= 2
       free = ray.available_resources()
       stopping.say(
         f'{lacking}. {free.get("CPU", 0):g} CPUs and {free.get("GPU", 0):g} GPUs of '
         'the cluster are free; --resources can ask for less'
       )
-    time.sleep(_POLL_PERIOD)
+    return lacking
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ of its node, which is then another one, are started again with the new one.
 import contextlib
 import functools
 import json
+import math
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray import exceptions
@@ -28,8 +29,24 @@ _RETRY_PERIOD = 1.0  # seconds between calls of a host that cannot be reached
 _REPORT_PERIOD = 1.0  # seconds, without news
 _MAX_REPORTS = 200  # in a second, of all nodes
 _SILENCE = 60.0  # seconds without a report, as where a network is cut for a while
+_ANSWER_TIMEOUT = 15.0  # seconds, after which a host is asked again
 _CLOSE_TIMEOUT = 10.0  # seconds for all hosts to kill what runs
 _RENEWAL_PATIENCE = 15.0  # seconds for a node to save before it is started again
+
+
+class _Pending(NamedTuple):
+  """A call without an answer yet.
+
+  Attributes:
+    then, otherwise: see `Calls.send`.
+    again: sends it once more.
+    until: when to do so, if there is no answer; seconds of the monotonic clock.
+  """
+
+  then: Callable[[Any], object]
+  otherwise: Callable[[Exception], object]
+  again: Callable[[], object]
+  until: float
 
 
 class Calls:
@@ -41,7 +58,7 @@ class Calls:
 
   def __init__(self):
     self.lock = threading.RLock()
-    self._pending: dict[ray.ObjectRef, tuple[Callable, Callable]] = {}
+    self._pending: dict[ray.ObjectRef, _Pending] = {}
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._wait, daemon=True)
     self._thread.start()
@@ -56,6 +73,7 @@ class Calls:
     call: Callable[[], ray.ObjectRef],
     then: Callable[[Any], object],
     otherwise: Callable[[Exception], object],
+    timeout: float = math.inf,
   ):
     """Calls an actor, and again while it cannot be reached.
 
@@ -63,11 +81,16 @@ class Calls:
       call: makes the call.
       then: is called with the answer, in another thread.
       otherwise: is called with an error, in another thread.
+      timeout: seconds without an answer, after which the actor is called again. Where a
+        network is cut for a while, an answer can get lost without an error.
     """
+
+    def again():
+      self.send(call, then, otherwise, timeout)
 
     def fail(error: Exception):
       if isinstance(error, exceptions.ActorUnavailableError):
-        retry = threading.Timer(_RETRY_PERIOD, self.send, (call, then, otherwise))
+        retry = threading.Timer(_RETRY_PERIOD, again)
         retry.daemon = True
         retry.start()
       else:
@@ -75,8 +98,9 @@ class Calls:
 
     if not self._closed.is_set():
       ref = call()
+      until = time.monotonic() + timeout
       with self.lock:
-        self._pending[ref] = then, fail
+        self._pending[ref] = _Pending(then, fail, again, until)
 
   def _wait(self):
     while not self._closed.is_set():
@@ -88,21 +112,25 @@ class Calls:
       ready, _ = ray.wait(refs, timeout=_POLL_PERIOD)
       if ready:
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
-      for ref in ready:
-        with self.lock:
-          then, otherwise = self._pending.pop(ref)
+      now = time.monotonic()
+      with self.lock:
+        late = [ref for ref, call in self._pending.items() if now > call.until]
+        for ref in dict.fromkeys([*ready, *late]):
           try:
-            self._handle(ref, then, otherwise)
+            self._handle(ref, self._pending.pop(ref), is_late=ref not in ready)
           except Exception:  # the other nodes must go on
             traceback.print_exc()
 
-  def _handle(self, ref: ray.ObjectRef, then: Callable, otherwise: Callable):
+  def _handle(self, ref: ray.ObjectRef, call: _Pending, is_late: bool):
+    if is_late:
+      call.again()
+      return
     try:
       answer = ray.get(ref)
     except exceptions.RayError as error:
-      otherwise(error)
+      call.otherwise(error)
     else:
-      then(answer)
+      call.then(answer)
 
 
 class Fleet:
@@ -238,7 +266,7 @@ class RemoteWorker:
     self,
     name: str,
     fleet: Fleet,
-    make_actor: Callable[[], Any],
+    make_actor: Callable[..., Any],
     output: Output,
     *,
     servers: Collection[str],
@@ -249,7 +277,7 @@ class RemoteWorker:
     Args:
       name: of the node.
       fleet: that it belongs to.
-      make_actor: asks Ray for a `RayHost`.
+      make_actor: asks Ray for a `RayHost`; its `number` is that of earlier ones.
       output: what it prints goes there.
       servers: the names of the nodes whose addresses it knows.
       stop_order: see `Worker`.
@@ -274,6 +302,7 @@ class RemoteWorker:
     self._is_due = False  # whether to start once the host is known
     self._renewal = ''  # why it is being started again
     self._num_lines = 0
+    self._num_placements = 0
     self._news: tuple = ()
 
   def place(self):
@@ -281,7 +310,8 @@ class RemoteWorker:
     with self._fleet.calls.lock:
       self._is_located = False
       self._num_lines, self._news = 0, ()
-      self.actor = self._make_actor()
+      self.actor = self._make_actor(number=self._num_placements)
+      self._num_placements += 1
       self._call('locate', *self._fleet.question, then=self._settle)
 
   @property
@@ -344,7 +374,13 @@ class RemoteWorker:
     env = {**self._fleet.environment(), workers.RESTARTS: str(self.num_starts - 1)}
     self._call('start', self.num_starts, env)
 
-  def _call(self, method: str, *arguments: Any, then=lambda answer: None):
+  def _call(
+    self,
+    method: str,
+    *arguments: Any,
+    then: Callable[[Any], object] = lambda answer: None,
+    timeout: float = math.inf,
+  ):
     """Calls the actor; answers and errors of an earlier actor are dropped."""
     actor = self.actor
     if actor is None:
@@ -358,6 +394,7 @@ class RemoteWorker:
       lambda: getattr(actor, method).remote(*arguments),
       functools.partial(answer, then),
       functools.partial(answer, self._lose),
+      timeout,
     )
 
   def _settle(self, located: tuple[str, hosting.Facts]):
@@ -377,7 +414,9 @@ class RemoteWorker:
 
   def _watch(self):
     arguments = self._num_lines, self._news, self._fleet.report_period
-    self._call('watch', *arguments, then=self._note)
+    self._call(
+      'watch', *arguments, then=self._note, timeout=_ANSWER_TIMEOUT + arguments[-1]
+    )
 
   def _note(self, report: hosting.Report):
     """Takes note of what the host says, and asks again."""

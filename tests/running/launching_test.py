@@ -118,7 +118,7 @@ class _Program:
           path = os.readlink(f'/proc/{process.pid}/fd/1')
           if path.startswith(prefix):
             self.seen[path.removeprefix(prefix)] = process
-    return {name: p for name, p in self.seen.items() if _is_running(p)}
+    return {name: p for name, p in self.seen.items() if helpers.is_alive(p)}
 
   def rows(self, label: str) -> list[dict[str, float]]:
     return helpers.read_rows(self.workdir / 'logs' / label / 'logs.csv')
@@ -152,12 +152,6 @@ class _Program:
       with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
     self._popen.wait()
-
-
-def _is_running(process: psutil.Process) -> bool:
-  with contextlib.suppress(psutil.NoSuchProcess):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-  return False
 
 
 @contextlib.contextmanager
@@ -247,7 +241,7 @@ def _helpers(worlds: Mapping[str, str]) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
       if process.name() == 'sleep' and process.cwd() == worlds['WORLDS']:
         found.append(process)
-  return [process for process in found if _is_running(process)]
+  return [process for process in found if helpers.is_alive(process)]
 
 
 def _ports(program: _Program) -> list[int]:

@@ -54,7 +54,7 @@ def _left(workdir: pathlib.Path) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
       if process.environ().get(_MARK) == str(workdir):
         found.append(process)
-  return [x for x in found if x.is_running() and x.status() != psutil.STATUS_ZOMBIE]
+  return list(filter(helpers.is_alive, found))
 
 
 def test_cluster_of_this_machine_ends_with_its_program_however_that_ends(tmp_path):

@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group('ray')]
 
 _TIMEOUT = 400.0  # seconds, on a busy machine
 _ORPHAN_TIMEOUT = 30.0  # seconds; promised to the user
-_CUT = 20.0  # seconds
+_NEWS_TIMEOUT = 30.0  # seconds until the launcher knows of a death
+_CUT = 25.0  # seconds; servers keep a connection for 20 that does not answer
 _FLAGS = (
   '--game=pong',
   *starts.SMALL,
@@ -33,6 +34,7 @@ _FLAGS = (
   '--config.max_evaluation_steps=50',
   '--config.checkpoint_period=3',
   '--config.replay_checkpoint_period=3',
+  '--config.progress_timeout=40',
 )
 _RESOURCES = """
 replay: {custom: {remote: 1}, placement: spread}
@@ -75,7 +77,7 @@ class _Cluster:
     host.start_ray(
       self._env,
       None if is_head else self.hosts[0].ip,
-      num_cpus=2,
+      num_cpus=3,  # one host can take over what another has had
       resources={'near': 1} if is_head else {'remote': 2},
     )
 
@@ -210,10 +212,14 @@ def test_lost_ray_worker_is_replaced(cluster):
   with cluster.progress():
     worker.kill()
     cluster.wait_until(lambda: cluster.node('evaluator/0').restarts == 1)
-  assert not psutil.pid_exists(before.pid)
+  helpers.wait_until(lambda: not helpers.is_alive(before.pid), _ORPHAN_TIMEOUT)
 
 
-def test_network_that_is_cut_for_a_while_costs_nothing(cluster):
+def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
+  """It is cut for longer than servers keep a connection, which clients do not notice.
+
+  The learner waits for batches on such a connection, until it is started again.
+  """
   before = {name: node.restarts for name, node in cluster.status.nodes.items()}
   host = cluster.host_of('replay/0')
   with cluster.progress():
@@ -221,12 +227,20 @@ def test_network_that_is_cut_for_a_while_costs_nothing(cluster):
     time.sleep(_CUT)
     host.connect()
   after = {name: node.restarts for name, node in cluster.status.nodes.items()}
-  assert after == before
+  assert after == {**before, 'learner/0': after['learner/0']}, cluster.output
+  # The launcher hears of the nodes there again.
+  start = time.monotonic()
+  os.kill(cluster.node('replay/0').pid, signal.SIGKILL)
+  cluster.wait_until(lambda: cluster.node('replay/0').restarts > before['replay/0'])
+  assert time.monotonic() < start + _NEWS_TIMEOUT, cluster.output
+  with cluster.progress():
+    pass
 
 
 def test_lost_host_of_the_learner_moves_it_and_others_learn_its_address(cluster):
   host = cluster.host_of('learner/0')
   steps = cluster.status.counts['learner_steps']
+  before = cluster.node('replay/0').restarts
   with cluster.progress():
     host.raylet().kill()
     cluster.wait_until(lambda: cluster.node('learner/0').host not in ('', host.ip))
@@ -234,7 +248,8 @@ def test_lost_host_of_the_learner_moves_it_and_others_learn_its_address(cluster)
   for node in ('actor/0', 'evaluator/0'):
     cause = f'node={node} cause="must learn that learner/0 has moved to'
     assert cause in cluster.output
-  assert cluster.node('replay/0').restarts == 0  # it does not know the learner
+  # The replay does not know the learner.
+  assert cluster.node('replay/0').restarts == before, cluster.output
   assert cluster.status.counts['learner_steps'] > 0.5 * steps
 
 

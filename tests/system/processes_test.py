@@ -51,10 +51,7 @@ def _start_family(patience: float, ignored: tuple[int, ...] = (), then: str = ''
 
 
 def _are_gone(family: list[psutil.Process]) -> bool:
-  return not any(
-    process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    for process in family
-  )
+  return not any(map(helpers.is_alive, family))
 
 
 @pytest.mark.parametrize(
@@ -185,11 +182,9 @@ def test_what_a_child_leaves_is_killed_and_other_children_are_not():
     other, *_ = _start(family, 'actor/10')
     child.kill()
     child.wait()
-    assert psutil.pid_exists(grandchild)
+    assert helpers.is_alive(grandchild)
     family.kill('actor/1')
-    assert not psutil.pid_exists(grandchild) or (
-      psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
-    )
+    assert not helpers.is_alive(grandchild)
     assert other.poll() is None
   assert other.wait(10) == -signal.SIGKILL  # killed at the end of `with`
 

@@ -165,13 +165,6 @@ def test_status_of_a_failed_program_in_threads(tmp_path):
   assert last == 'actor/0 failed: the ball is out of reach'
 
 
-def _runs(pid: int) -> bool:
-  try:
-    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-  except psutil.NoSuchProcess:
-    return False
-
-
 def test_status_of_a_program_that_was_killed(tmp_path):
   program = _start(tmp_path, 'local_mp')
   assert status.is_running(str(tmp_path), status.read(str(tmp_path)))
@@ -181,7 +174,7 @@ def test_status_of_a_program_that_was_killed(tmp_path):
   assert printed.stdout.startswith('program    killed after 0:')
   assert 'running' not in printed.stdout
   pids = [node.pid for node in status.read(str(tmp_path)).nodes.values()]
-  helpers.wait_until(lambda: not any(map(_runs, pids)), 30)
+  helpers.wait_until(lambda: not any(map(helpers.is_alive, pids)), 30)
 
 
 def test_status_that_cannot_be_written_does_not_end_the_program(tmp_path):
