@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]):
   items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
+def pytest_collection_finish():
+  """Leaves what is imported out of garbage collections: they took 8 % of all time."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture
 def serve():
   """`serve(tables)` starts a Reverb server for the test, and returns its client."""
