@@ -22,11 +22,15 @@ def pytest_configure():
 # Modules that take longest. They come first, so that no process is left with one alone.
 _LONGEST = (
   'running/launching_test.py',
+  'running/ray_test.py',
   'learning/learner_test.py',
   'program_test.py',
   'running/progress_test.py',
   'agent_test.py',
   'replay/adder_test.py',
+  'launch/studies/memory_tasks_test.py',
+  'replay/shards_test.py',
+  'learning/devices_test.py',
 )
 
 

@@ -26,10 +26,14 @@ pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group('ray')]
 _TIMEOUT = 400.0  # seconds, on a busy machine
 _ORPHAN_TIMEOUT = 30.0  # seconds; promised to the user
 _NEWS_TIMEOUT = 30.0  # seconds until the launcher knows of a death
+_LOST = 'was lost with its host'  # the cause of a restart
 _CUT = 25.0  # seconds; servers keep a connection for 20 that does not answer
 _FLAGS = (
   '--game=pong',
   *starts.SMALL,
+  '--num_actors=2',
+  '--config.num_replay_shards=2',
+  '--config.actors_per_cacher=1',
   '--config.max_replay_size=2000',
   '--config.max_evaluation_steps=50',
   '--config.checkpoint_period=3',
@@ -37,8 +41,9 @@ _FLAGS = (
   '--config.progress_timeout=40',
 )
 _RESOURCES = """
-replay: {custom: {remote: 1}, placement: spread}
+replay: {cpus: 0.5, custom: {remote: 1}, placement: spread}
 learner: {custom: {remote: 1}, placement: spread}
+cacher: {cpus: 0.25, placement: spread}
 actor: {cpus: 0.5}
 evaluator: {custom: {near: 1}}
 """
@@ -48,7 +53,8 @@ class _Cluster:
   """Three hosts, and a program on them.
 
   Attributes:
-    hosts: the first has the launcher; the replay and the learner are on the others.
+    hosts: the first has the launcher; the two shards of the replay, and the learner,
+      are on the others.
     code: how the last start of the program has ended.
   """
 
@@ -77,8 +83,8 @@ class _Cluster:
     host.start_ray(
       self._env,
       None if is_head else self.hosts[0].ip,
-      num_cpus=3,  # one host can take over what another has had
-      resources={'near': 1} if is_head else {'remote': 2},
+      num_cpus=4,  # one host can take over what another has had
+      resources={'near': 1} if is_head else {'remote': 3},
     )
 
   def start(self, address: str, *flags: str):
@@ -190,7 +196,8 @@ def test_nodes_run_on_several_hosts_and_print_into_the_workdir(cluster):
   hosts = {name: node.host for name, node in cluster.status.nodes.items()}
   assert len(set(hosts.values())) == 3, hosts
   assert hosts['evaluator/0'] == cluster.hosts[0].ip
-  assert hosts['replay/0'] != hosts['learner/0']
+  assert hosts['replay/0'] != hosts['replay/1']
+  assert {'actor/1', 'cacher/1'} <= set(hosts)
   assert cluster.status.launch_type == 'ray'
   assert '[Learner]' in cluster.output
   assert '[Learner]' in (cluster._workdir / 'output' / 'learner' / '0').read_text()
@@ -220,18 +227,18 @@ def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
 
   The learner waits for batches on such a connection, until it is started again.
   """
-  before = {name: node.restarts for name, node in cluster.status.nodes.items()}
-  host = cluster.host_of('replay/0')
+  host, before = cluster.host_of('replay/0'), cluster.node('replay/0').restarts
+  num_lost = cluster.output.count(_LOST)
   with cluster.progress():
     host.cut()
     time.sleep(_CUT)
     host.connect()
-  after = {name: node.restarts for name, node in cluster.status.nodes.items()}
-  assert after == {**before, 'learner/0': after['learner/0']}, cluster.output
+  assert cluster.node('replay/0').restarts == before, cluster.output
+  assert cluster.output.count(_LOST) == num_lost
   # The launcher hears of the nodes there again.
   start = time.monotonic()
   os.kill(cluster.node('replay/0').pid, signal.SIGKILL)
-  cluster.wait_until(lambda: cluster.node('replay/0').restarts > before['replay/0'])
+  cluster.wait_until(lambda: cluster.node('replay/0').restarts > before)
   assert time.monotonic() < start + _NEWS_TIMEOUT, cluster.output
   with cluster.progress():
     pass
@@ -240,16 +247,16 @@ def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
 def test_lost_host_of_the_learner_moves_it_and_others_learn_its_address(cluster):
   host = cluster.host_of('learner/0')
   steps = cluster.status.counts['learner_steps']
-  before = cluster.node('replay/0').restarts
+  lost = [name for name, node in cluster.status.nodes.items() if node.host == host.ip]
+  assert 'replay/0' in lost or 'replay/1' in lost
   with cluster.progress():
     host.raylet().kill()
-    cluster.wait_until(lambda: cluster.node('learner/0').host not in ('', host.ip))
-  assert 'cause="was lost with its host' in cluster.output
-  for node in ('actor/0', 'evaluator/0'):
-    cause = f'node={node} cause="must learn that learner/0 has moved to'
-    assert cause in cluster.output
-  # The replay does not know the learner.
-  assert cluster.node('replay/0').restarts == before, cluster.output
+    cluster.wait_until(
+      lambda: all(cluster.node(name).host not in ('', host.ip) for name in lost)
+    )
+  assert f'node=learner/0 cause="{_LOST} {host.ip}' in cluster.output
+  cause = 'node=evaluator/0 cause="must learn that learner/0 has moved to'
+  assert cause in cluster.output
   assert cluster.status.counts['learner_steps'] > 0.5 * steps
 
 
