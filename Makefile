@@ -41,7 +41,7 @@ check: .venv/.installed-dev ## format, lint, types and tests, as CI does
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
 	$(PY) -m mypy
-	$(PY) -m pytest $(TEST_ARGS)
+	$(PY) -m pytest --durations=40 $(TEST_ARGS)
 
 format: .venv/.installed-dev ## format the code and sort its imports
 	@$(PY) -m ruff check -q --fix --select I
