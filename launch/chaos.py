@@ -88,7 +88,8 @@ def _befall(
     recovery = checks.wait_for_progress(program)
     seconds[name].append(recovery)
     outcome = f'progress after {recovery:.1f} s'
-    new = [row for row in program.rows('learner') if row not in rows]
+    known = set(map(str, rows))  # as text, in which NaN equals NaN
+    new = [row for row in program.rows('learner') if str(row) not in known]
     if new and rows:
       steps = rows[-1]['learner_steps'], new[0]['learner_steps']
       checks.check_steps(before, start, steps[1])

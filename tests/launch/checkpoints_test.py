@@ -1,9 +1,8 @@
 """`launch/checkpoints.py` on a real run's workdir."""
 
+import functools
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -21,12 +20,10 @@ def make_cue_recall(seed: int):
   return environments.make_cue_recall(seed=seed)
 
 
-def _list(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, helpers.LAUNCH / 'checkpoints.py', *arguments],
-    capture_output=True,
-    text=True,
-  )
+@pytest.fixture
+def list_checkpoints(start):
+  """`list_checkpoints(*arguments)` runs the program."""
+  return functools.partial(start, script=helpers.LAUNCH / 'checkpoints.py')
 
 
 @pytest.fixture(scope='module')
@@ -45,11 +42,11 @@ def workdir(tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
-def test_all_are_listed_and_damage_is_found(workdir):
+def test_all_are_listed_and_damage_is_found(workdir, list_checkpoints):
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  listed = _list(f'--workdir={workdir}', '--verify')
-  assert listed.returncode == 0, listed.stderr
-  header, *lines = listed.stdout.splitlines()
+  listed = list_checkpoints(f'--workdir={workdir}', '--verify')
+  assert listed.code == 0, listed.err
+  header, *lines = listed.out.splitlines()
   assert header.split()[:3] == ['name', 'steps', 'frames']
   learners = [line.split() for line in lines if line.startswith('ckpt-')]
   assert int(learners[-1][1]) > 0
@@ -57,25 +54,25 @@ def test_all_are_listed_and_damage_is_found(workdir):
   assert [x.split()[0] for x in lines if x.startswith('rep')] == [
     *('replay-1', 'replay-2')
   ]
-  assert 'damaged' not in listed.stdout
+  assert 'damaged' not in listed.out
   chunks = workdir / 'checkpoints/replay/replay-2/chunks.tfrecord'
   data = bytearray(chunks.read_bytes())
   data[len(data) // 2] ^= 1
   chunks.write_bytes(data)
-  assert _list(f'--workdir={workdir}').returncode == 0  # a cheap look
-  verified = _list(f'--workdir={workdir}', '--verify')
-  assert verified.returncode == 1
-  (line,) = [x for x in verified.stdout.splitlines() if 'damaged' in x]
+  assert list_checkpoints(f'--workdir={workdir}').code == 0  # a cheap look
+  verified = list_checkpoints(f'--workdir={workdir}', '--verify')
+  assert verified.code == 1
+  (line,) = [x for x in verified.out.splitlines() if 'damaged' in x]
   assert line.startswith('replay-2')
   os.truncate(chunks, 10)
-  assert 'damaged' in _list(f'--workdir={workdir}').stdout
+  assert 'damaged' in list_checkpoints(f'--workdir={workdir}').out
   del before[chunks]
   after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   assert before.items() <= after.items()
 
 
-def test_folder_without_checkpoints_is_bad_input(tmp_path):
-  listed = _list(f'--workdir={tmp_path}')
-  assert listed.returncode == 2
-  assert listed.stderr.count('\n') == 1
-  assert 'there is no checkpoint in' in listed.stderr
+def test_folder_without_checkpoints_is_bad_input(tmp_path, list_checkpoints):
+  listed = list_checkpoints(f'--workdir={tmp_path}')
+  assert listed.code == 2
+  assert listed.err.count('\n') == 1
+  assert 'there is no checkpoint in' in listed.err
