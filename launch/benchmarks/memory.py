@@ -129,7 +129,7 @@ def growth(seconds: np.ndarray, rss: np.ndarray) -> float:
 def draw(series: Series, path: pathlib.Path):
   """Writes a PNG with a line for each process."""
   pyplot = plotting.pyplot()
-  figure, axes = pyplot.subplots(figsize=(8, 4), constrained_layout=True)
+  figure, axes = pyplot.subplots(figsize=(9, 4), constrained_layout=True)
   for name, (seconds, rss) in series.items():
     label = f'{name}: {growth(seconds, rss) / 2**20:+.1f} MiB an hour'
     axes.plot(seconds / 60, rss / 2**20, label=label)
@@ -138,6 +138,6 @@ def draw(series: Series, path: pathlib.Path):
   axes.set_ylim(bottom=0)
   axes.axvspan(0, _CALM / 60, alpha=0.1, label='each node is killed twice')
   axes.grid(alpha=0.3)
-  axes.legend(fontsize='small')
+  figure.legend(fontsize='small', loc='outside right center')
   figure.savefig(path, dpi=120)
   pyplot.close(figure)
