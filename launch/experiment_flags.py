@@ -57,6 +57,7 @@ _ENVS_PER_ACTOR = flags.DEFINE_integer(
   'envs_per_actor', None, 'As --config.envs_per_actor.'
 )
 _SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
+_VIDEO_PERIOD = flags.DEFINE_float('video_period', None, 'As --config.video_period.')
 _MAX_ACTOR_STEPS = flags.DEFINE_integer(
   'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
 )
@@ -195,7 +196,7 @@ def _config_from_flags(
   """Returns the config of a new run, or that of a stored one with changes."""
   given = dict(config_lib.ATARI.get(_ATARI.value, {}))
   given |= config_flags.get_override_values(flags.FLAGS['config'])
-  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
+  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED, _VIDEO_PERIOD):
     if flag.value is not None:
       given[flag.name] = flag.value
   for name, value in fixed.items():

@@ -20,7 +20,7 @@ from r2d2_acme.acting.actor import R2D2Actor
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import Experiment, Run
-from r2d2_acme.results import evaluation
+from r2d2_acme.results import evaluation, evaluator_videos
 from r2d2_acme.system import machine, runtime
 from r2d2_acme.workdir import (
   checkpoint_files,
@@ -316,6 +316,7 @@ def _run(
         logger=make_logger('evaluator'),
         should_stop=should_stop,
         observe_return=agent.observe_return,
+        videos=evaluator_videos.make(experiment.workdir, config, environment),
       )
       for environment in evaluated
     ]

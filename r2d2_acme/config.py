@@ -160,6 +160,8 @@ class R2D2Config:
   # Steps after which the evaluator and `evaluate.py` cut an episode off. Atari episodes
   # end by themselves after max_episode_frames, by default 27,000 steps.
   max_evaluation_steps: int = _at_least_1(27_000)
+  # Seconds between videos of the evaluator's episodes; 0 for none.
+  video_period: float = _not_negative(0.0)
 
   # Run.
   seed: int = _not_negative(0)  # all other seeds derive from it

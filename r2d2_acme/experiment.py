@@ -26,6 +26,7 @@ from r2d2_acme.system import machine
 from r2d2_acme.workdir import (
   checkpointing,
   description,
+  event_files,
   locking,
   loggers,
   paths,
@@ -34,6 +35,7 @@ from r2d2_acme.workdir import (
 )
 from r2d2_acme.workdir.counts import without_reports
 from r2d2_acme.workdir.paths import shown
+from r2d2_acme.workdir.write_errors import WriteErrors
 
 # From workdir, role ('learner', 'actor' or 'evaluator') and the node's index.
 LoggerFactory = Callable[[str | None, str, int], acme_loggers.Logger]
@@ -182,7 +184,12 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
       is_atari=environments.is_atari(factory),
     )
     status.remove(workdir)
-    return begin_sitting(experiment, counts)
+    run = begin_sitting(experiment, counts)
+  with WriteErrors('TensorBoard does not show the config').reported():
+    (name,) = environment.values()
+    values = {'environment': name, **dataclasses.asdict(experiment.config)}
+    event_files.write_hparams(os.path.join(workdir, 'tb'), values)
+  return run
 
 
 def begin_sitting(experiment: Experiment, counts: Mapping[str, float]) -> Run:

@@ -102,6 +102,7 @@ _JUST_REFUSED = {
       'epsilon_alpha',
       'evaluation_period',
       'checkpoint_keep_period',
+      'video_period',
       'max_restarts',
       'max_environment_failures',
       'actors_per_cacher',

@@ -106,7 +106,7 @@ _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Co
 _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
   *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
-  *('target_update_period', 'max_evaluation_steps'),
+  *('target_update_period', 'max_evaluation_steps', 'video_period'),
   *('num_checkpoints', 'checkpoint_keep_period', 'num_best_episodes'),
   *('replay_checkpoint_period', 'max_restarts', 'restart_period', 'progress_timeout'),
   *('max_environment_failures', 'max_bad_batches'),

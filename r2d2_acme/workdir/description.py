@@ -35,6 +35,7 @@ FREE_FIELDS = (
   'num_best_episodes',
   'evaluation_period',
   'max_evaluation_steps',
+  'video_period',
   'torso_dtype',
   'replay_checkpoint_period',
   'max_restarts',

@@ -63,7 +63,7 @@ _FIELDS = {
   **dict.fromkeys(('discount', 'priority_eta', 'epsilon_base'), '1.5'),
   **dict.fromkeys(('sticky_actions', 'life_loss_discount'), '1.5'),
   **dict.fromkeys(('frame_skip', 'max_episode_frames'), '0'),
-  'max_noops': '-1',
+  **dict.fromkeys(('max_noops', 'video_period'), '-1'),
   'clip_rewards': 'perhaps',
   'samples_per_insert': '0',
   'actors_per_cacher': '-1',
