@@ -10,7 +10,7 @@ from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, experiment
+from r2d2_acme import environments, experiment, tracking
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import BadInput, Experiment
 from r2d2_acme.system import forking, processes, runtime, stopping
@@ -58,6 +58,9 @@ _ENVS_PER_ACTOR = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
 _VIDEO_PERIOD = flags.DEFINE_float('video_period', None, 'As --config.video_period.')
+_TRACK = flags.DEFINE_enum(
+  'track', None, sorted(tracking.KINDS), 'Send what the run writes to this tracker.'
+)
 _MAX_ACTOR_STEPS = flags.DEFINE_integer(
   'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
 )
@@ -146,6 +149,7 @@ def from_flags(*, evaluator: bool = True, **fixed: Any) -> Experiment:
     max_actor_steps=_MAX_ACTOR_STEPS.value,
     max_learner_steps=_MAX_LEARNER_STEPS.value,
     checkpoint=_CHECKPOINT.value,
+    track=_TRACK.value,
   )
 
 

@@ -23,6 +23,7 @@ from r2d2_acme.learning import devices, networks
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import tables
 from r2d2_acme.system import machine
+from r2d2_acme.tracking import process as tracking
 from r2d2_acme.workdir import (
   checkpointing,
   description,
@@ -74,6 +75,8 @@ class Experiment:
       are counted over all sittings.
     checkpoint: the checkpoint to go back to, such as 'ckpt-3' or 'best'; later ones are
       set aside. By default the run goes on from the newest.
+    track: the tracker that gets what the run writes, 'wandb' or 'mlflow'; None for
+      none. A Launchpad program is tracked by `launching.launch`.
   """
 
   config: R2D2Config
@@ -85,6 +88,7 @@ class Experiment:
   max_actor_steps: int | None = None
   max_learner_steps: int | None = None
   checkpoint: str | None = None
+  track: str | None = None
 
   @property
   def limits(self) -> Mapping[str, int | None]:
@@ -156,6 +160,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
     environments.check_is_not_imported()
   except ValueError as error:
     raise BadInput(str(error)) from error
+  _check_tracker(experiment)
   experiment = _with_spec(_with_limits(experiment))
   if num_processes:
     _check_devices(experiment.config)
@@ -361,6 +366,17 @@ def _with_spec(experiment: Experiment) -> Experiment:
   return dataclasses.replace(
     experiment, environment_factory=factory, environment_spec=spec
   )
+
+
+def _check_tracker(experiment: Experiment):
+  if experiment.track is None:
+    return
+  if experiment.workdir is None:
+    raise BadInput('a tracker follows a workdir: give one, or no tracker')
+  try:
+    tracking.check(experiment.track)
+  except ValueError as error:
+    raise BadInput(str(error)) from error
 
 
 def _check_atari(config: R2D2Config, factory: EnvironmentFactory):
