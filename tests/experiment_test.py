@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import experiment
+from r2d2_acme import experiment, tracking
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import plotting
+from r2d2_acme.tracking import process
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
 from tests.starts import ENVIRON, Ended
@@ -26,7 +27,7 @@ _LAUNCH = helpers.LAUNCH
 _DESCRIBE = """
 import dataclasses, json, os
 import experiment_flags
-from r2d2_acme import experiment
+from r2d2_acme import experiment, tracking
 
 def main():
   run = experiment.begin(experiment_flags.from_flags()).experiment
@@ -317,7 +318,8 @@ def test_protocol_of_a_game_sets_fields_that_flags_overrule(describe, refuse, tm
   assert game.get_wrapper_attr('frame_skip') == 2
   assert game.get_wrapper_attr('noop_max') == 0
   assert describe('--workdir=run').config == described.config
-  assert 'sticky_actions=0.25, not 0.0' in refuse('--workdir=run', '--atari=dqn')
+  line = refuse('--workdir=run', '--atari=dqn')
+  assert 'full_action_space=True, not False' in line
 
 
 _SIZED = """
@@ -635,6 +637,7 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
     (['pong'], ["'pong'"]),
     (['--gmae=pong'], ["'gmae'", 'game']),
     (['--preset=papre'], ['papre', 'paper']),
+    (['--track=comet'], ['comet', 'mlflow', 'wandb']),
     (['--config.bacth_size=8'], ['bacth_size', 'batch_size']),
     (['--config.batch_size=many'], ['batch_size', 'many']),
     (['--config.sequence_period=41'], ['sequence_period=41', 'trace_length=40']),
@@ -663,6 +666,17 @@ def test_bad_input_is_one_line_that_names_it(refuse, tmp_path, flags, expected):
   line = refuse(*flags)
   assert all(words in line for words in expected), line
   assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('kind', tracking.KINDS)
+def test_tracker_that_is_not_installed_is_refused(refuse, tmp_path, kind):
+  try:
+    process.check(kind)
+  except ValueError as error:
+    assert str(error) in refuse('--env=CartPole-v1', f'--track={kind}')
+    assert not (tmp_path / 'runs').exists()
+  else:
+    pytest.skip('it is installed')
 
 
 def test_workdir_in_use_is_refused_and_left_as_it_is(refuse, describe, workdir):

@@ -71,6 +71,6 @@ def tracked(
         time.sleep(_POLL_PERIOD)
       if child.poll() is None:
         stopping.say(
-          f'{kind} did not take all within {_PATIENCE:.0f} s: the next start with '
+          f'{kind} has not got all that the run wrote: the next start with '
           f'--track={kind} sends the rest'
         )
