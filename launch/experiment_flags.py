@@ -198,7 +198,7 @@ def _config_from_flags(
   stored: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> R2D2Config:
   """Returns the config of a new run, or that of a stored one with changes."""
-  given = dict(config_lib.ATARI.get(_ATARI.value, {}))
+  given = dict(config_lib.ATARI[_ATARI.value]) if _ATARI.value else {}
   given |= config_flags.get_override_values(flags.FLAGS['config'])
   for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED, _VIDEO_PERIOD):
     if flag.value is not None:
