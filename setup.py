@@ -50,6 +50,15 @@ RAY = [
   'ray==2.48.0',  # programs on several machines
 ]
 
+WANDB = [
+  'wandb==0.25.0',  # --track=wandb; the newest that takes these pins
+]
+
+MLFLOW = [
+  'mlflow-skinny==3.17.2',  # --track=mlflow
+  'databricks-sdk==0.50.0',  # mlflow needs it; newer ones want another protobuf
+]
+
 TEST = (
   ACME_EXTRAS
   + RAY
@@ -101,5 +110,12 @@ setup(
   packages=find_packages(include=['r2d2_acme', 'r2d2_acme.*']),
   package_data={'r2d2_acme': ['py.typed']},
   install_requires=RUNTIME,
-  extras_require={'test': TEST, 'bench': BENCH, 'ray': RAY, 'gpu': GPU},
+  extras_require={
+    'test': TEST,
+    'bench': BENCH,
+    'ray': RAY,
+    'gpu': GPU,
+    'wandb': WANDB,
+    'mlflow': MLFLOW,
+  },
 )

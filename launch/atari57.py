@@ -237,7 +237,7 @@ def _collect(args: argparse.Namespace) -> tuple[list[atari_table.Row], list[str]
           seed=run.config.seed,
           checkpoint=args.checkpoint,
         )
-        row = atari_table.make_row(game, result)
+        row = atari_table.make_row(game, result, run.config.atari_protocol)
     except (experiment.BadInput, checkpointing.CheckpointError) as error:
       print(f'{game}: {error}', file=sys.stderr, flush=True)
       failed.append(game)

@@ -89,6 +89,7 @@ def _launch(experiment: Experiment, launch_type: str, **keywords: Any) -> int:
     limits=experiment.limits,
     progress=_PROGRESS.value,
     policy=supervision.Policy.of(experiment.config),
+    track=experiment.track,
     **keywords,
   )
   runtime.exit_now(code)  # threads of `local_mt` may still wait in C++

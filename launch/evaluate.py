@@ -76,7 +76,9 @@ def main() -> int:
   except OSError as error:
     raise experiment.BadInput(str(error)) from error
   (name,) = environments.describe(run.environment_factory).values()
-  summary.print_table(name, result, config.evaluator_epsilon)
+  is_atari = environments.is_atari(run.environment_factory)
+  protocol = config.atari_protocol if is_atari else ''
+  summary.print_table(name, result, config.evaluator_epsilon, protocol)
   return 0
 
 

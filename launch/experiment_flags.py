@@ -10,11 +10,11 @@ from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import environments, experiment
+from r2d2_acme import environments, experiment, tracking
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import BadInput, Experiment
 from r2d2_acme.system import forking, processes, runtime, stopping
-from r2d2_acme.workdir import checkpointing, description, paths
+from r2d2_acme.workdir import checkpointing, description, json_files, paths
 
 _GAME = flags.DEFINE_string('game', None, 'An Atari game, such as pong or ms_pacman.')
 _ENV = flags.DEFINE_string(
@@ -22,6 +22,11 @@ _ENV = flags.DEFINE_string(
   None,
   'Instead, a Gymnasium id such as CartPole-v1, or memory/cue_recall, memory/t_maze, '
   'bsuite/memory_len/15.',
+)
+_ENV_KWARGS = flags.DEFINE_string(
+  'env_kwargs',
+  None,
+  'Arguments of a Gymnasium environment, as JSON, such as \'{"size": 9}\'.',
 )
 _ENVIRONMENT = flags.DEFINE_string(
   'environment',
@@ -31,6 +36,12 @@ _ENVIRONMENT = flags.DEFINE_string(
 )
 _PRESET = flags.DEFINE_enum(
   'preset', 'laptop', sorted(config_lib.PRESETS), 'Where the config starts from.'
+)
+_ATARI = flags.DEFINE_enum(
+  'atari',
+  None,
+  sorted(config_lib.ATARI),
+  'The protocol of Atari games: sets fields of the config; --config.<field> overrides.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Logs and checkpoints; used again, it resumes. [runs/<game>]'
@@ -46,6 +57,10 @@ _ENVS_PER_ACTOR = flags.DEFINE_integer(
   'envs_per_actor', None, 'As --config.envs_per_actor.'
 )
 _SEED = flags.DEFINE_integer('seed', None, 'As --config.seed.')
+_VIDEO_PERIOD = flags.DEFINE_float('video_period', None, 'As --config.video_period.')
+_TRACK = flags.DEFINE_enum(
+  'track', None, sorted(tracking.KINDS), 'Send what the run writes to this tracker.'
+)
 _MAX_ACTOR_STEPS = flags.DEFINE_integer(
   'max_actor_steps', None, 'Stop after so many environment steps.', lower_bound=1
 )
@@ -126,12 +141,15 @@ def from_flags(*, evaluator: bool = True, **fixed: Any) -> Experiment:
   config = _config_from_flags(stored, fixed)
   return Experiment(
     config,
-    environments.NamedFactory(kind, name, config.full_action_space),
+    environments.NamedFactory(
+      kind, name, config.atari, _env_kwargs_from_flags(stored, kind)
+    ),
     workdir=workdir,
     evaluator=evaluator,
     max_actor_steps=_MAX_ACTOR_STEPS.value,
     max_learner_steps=_MAX_LEARNER_STEPS.value,
     checkpoint=_CHECKPOINT.value,
+    track=_TRACK.value,
   )
 
 
@@ -157,12 +175,32 @@ def _environment_from_flags(stored: Mapping[str, Any], workdir: str) -> tuple[st
   return kind, name
 
 
+def _env_kwargs_from_flags(stored: Mapping[str, Any], kind: str) -> dict[str, Any]:
+  """Returns the arguments of the environment, by default those of a stored run."""
+  text = _ENV_KWARGS.value
+  if text is None:
+    return stored.get('env_kwargs', {})
+  if kind != 'env':
+    raise BadInput('--env_kwargs is for --env')
+  try:
+    given = json_files.parse(text)
+    if not isinstance(given, dict):
+      raise ValueError('it is no object with names')
+    return given
+  except (ValueError, RecursionError) as error:
+    raise BadInput(
+      f'--env_kwargs={paths.shown(text)} is not what it should be ({error}): write it '
+      'as --env_kwargs=\'{"size": 9}\''
+    ) from error
+
+
 def _config_from_flags(
   stored: Mapping[str, Any], fixed: Mapping[str, Any]
 ) -> R2D2Config:
   """Returns the config of a new run, or that of a stored one with changes."""
-  given = dict(config_flags.get_override_values(flags.FLAGS['config']))
-  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED):
+  given = dict(config_lib.ATARI[_ATARI.value]) if _ATARI.value else {}
+  given |= config_flags.get_override_values(flags.FLAGS['config'])
+  for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED, _VIDEO_PERIOD):
     if flag.value is not None:
       given[flag.name] = flag.value
   for name, value in fixed.items():

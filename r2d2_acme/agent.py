@@ -20,8 +20,9 @@ from r2d2_acme.acting.actor import R2D2Actor
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import Experiment, Run
-from r2d2_acme.results import evaluation
+from r2d2_acme.results import evaluation, evaluator_videos
 from r2d2_acme.system import machine, runtime
+from r2d2_acme.tracking import process as tracking
 from r2d2_acme.workdir import (
   checkpoint_files,
   checkpointing,
@@ -266,7 +267,8 @@ def run_experiment(
   _check_is_one_process(experiment.config)
   run = experiment_lib.begin(experiment)
   try:
-    _run(run, should_stop, observe)
+    with tracking.tracked(experiment.track, run.experiment.workdir):
+      _run(run, should_stop, observe)
   finally:
     if run.experiment.workdir is not None:
       locking.release_program(run.experiment.workdir)
@@ -316,6 +318,7 @@ def _run(
         logger=make_logger('evaluator'),
         should_stop=should_stop,
         observe_return=agent.observe_return,
+        videos=evaluator_videos.make(experiment.workdir, config, environment),
       )
       for environment in evaluated
     ]

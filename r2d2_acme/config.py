@@ -7,7 +7,7 @@ Reinforcement Learning" (2019), table 2 and section 2.3 unless said otherwise.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -135,15 +135,33 @@ class R2D2Config:
   head_size: int = _at_least_1(512)  # hidden units of each duelling stream; paper: 512
   recurrent: bool = True  # False cuts the LSTM's state: a baseline without memory
 
-  # Environment.
+  # Atari games, in training and in evaluation; other environments refuse what is not
+  # the default. A protocol is a set of these fields, see `ATARI`.
   full_action_space: bool = True  # all 18 Atari actions; paper: True
+  # The probability, in each frame, that the emulator repeats the action before. With 0
+  # games are deterministic. Machado et al. 2018: 0.25; paper: 0.
+  sticky_actions: float = _share(0.0)
+  # Frames after which an episode is cut off, as a truncation; paper: 108,000.
+  max_episode_frames: int = _at_least_1(108_000)
+  # Each episode starts with 1 … max_noops frames without an action; paper: 30.
+  max_noops: int = _not_negative(30)
+  frame_skip: int = _at_least_1(4)  # frames per step, which share an action; paper: 4
+  # The discount of a step that loses a life, while the episode goes on. With 0 the
+  # learner's values end there, as in Mnih et al. 2015; paper: 1.
+  life_loss_discount: float = _share(1.0)
+
+  # Rewards, of any environment. Whether the network and the learner see them clipped to
+  # [-1, 1], as in Mnih et al. 2015; logs and evaluations have them as they are.
+  clip_rewards: bool = False  # paper: False
 
   # Evaluation. The program's evaluator plays an episode, pauses, and plays again.
   # Seconds of pause. On few cores, evaluation takes time from acting and learning.
   evaluation_period: float = _not_negative(0.0)
   # Steps after which the evaluator and `evaluate.py` cut an episode off. Atari episodes
-  # end by themselves after 27,000 steps: 108,000 frames, as in the paper.
+  # end by themselves after max_episode_frames, by default 27,000 steps.
   max_evaluation_steps: int = _at_least_1(27_000)
+  # Seconds between videos of the evaluator's episodes; 0 for none.
+  video_period: float = _not_negative(0.0)
 
   # Run.
   seed: int = _not_negative(0)  # all other seeds derive from it
@@ -206,6 +224,12 @@ class R2D2Config:
       *('min_replay_size', 'max_replay_size'),
     )
     self._check(
+      self.frame_skip <= self.max_episode_frames,
+      'an Atari episode must hold at least one step: frame_skip must be at most '
+      'max_episode_frames',
+      *('frame_skip', 'max_episode_frames'),
+    )
+    self._check(
       self.num_replay_shards <= self.num_environments,
       'num_replay_shards must be at most num_actors x envs_per_actor, or a shard would '
       'stay empty',
@@ -255,11 +279,49 @@ class R2D2Config:
     return math.ceil(self.num_actors / self.actors_per_cacher)
 
   @property
+  def atari(self) -> dict[str, Any]:
+    """The fields of Atari environments, as `environments.make_atari` takes them."""
+    return {
+      'full_action_space': self.full_action_space,
+      'sticky_actions': self.sticky_actions,
+      'max_episode_frames': self.max_episode_frames,
+      'max_noops': self.max_noops,
+      'frame_skip': self.frame_skip,
+      'life_loss_discount': self.life_loss_discount,
+    }
+
+  @property
+  def atari_protocol(self) -> str:
+    """The protocol of `ATARI` that is nearest, and the fields that are other."""
+
+    def others(name: str) -> list[str]:
+      protocol = ATARI[name].items()
+      pairs = ((field, getattr(self, field), value) for field, value in protocol)
+      return [f'{field}={now!r}' for field, now, value in pairs if now != value]
+
+    name = min(ATARI, key=lambda name: len(others(name)))
+    return ', '.join([name, *others(name)])
+
+  @property
   def error_buffer(self) -> float:
     """Samples by which sampling may run ahead of inserting, or behind it."""
     return (
       self.min_replay_size * self.samples_per_insert_tolerance * self.samples_per_insert
     )
+
+
+_PAPER_PROTOCOL = {**R2D2Config().atari, 'clip_rewards': False}
+# Protocols of Atari games by name; each has the same fields of the config.
+ATARI: Mapping[str, Mapping[str, Any]] = {
+  'paper': _PAPER_PROTOCOL,
+  # Mnih et al., "Human-level control through deep reinforcement learning" (2015), with
+  # the limit of 30 minutes of van Hasselt et al. (2016) and later work.
+  'dqn': _PAPER_PROTOCOL
+  | {'full_action_space': False, 'life_loss_discount': 0.0, 'clip_rewards': True},
+  # Machado et al., "Revisiting the Arcade Learning Environment" (2018). Their limit is
+  # 5 minutes; 30 are Dopamine's and those of the scores that results are compared with.
+  'sticky': _PAPER_PROTOCOL | {'sticky_actions': 0.25, 'max_noops': 0},
+}
 
 
 def paper() -> R2D2Config:

@@ -5,6 +5,7 @@ Whatever can be wrong with it is found here, before any process starts.
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 import time
@@ -22,9 +23,11 @@ from r2d2_acme.learning import devices, networks
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import tables
 from r2d2_acme.system import machine
+from r2d2_acme.tracking import process as tracking
 from r2d2_acme.workdir import (
   checkpointing,
   description,
+  event_files,
   locking,
   loggers,
   paths,
@@ -33,6 +36,7 @@ from r2d2_acme.workdir import (
 )
 from r2d2_acme.workdir.counts import without_reports
 from r2d2_acme.workdir.paths import shown
+from r2d2_acme.workdir.write_errors import WriteErrors
 
 # From workdir, role ('learner', 'actor' or 'evaluator') and the node's index.
 LoggerFactory = Callable[[str | None, str, int], acme_loggers.Logger]
@@ -71,6 +75,8 @@ class Experiment:
       are counted over all sittings.
     checkpoint: the checkpoint to go back to, such as 'ckpt-3' or 'best'; later ones are
       set aside. By default the run goes on from the newest.
+    track: the tracker that gets what the run writes, 'wandb' or 'mlflow'; None for
+      none. A Launchpad program is tracked by `launching.launch`.
   """
 
   config: R2D2Config
@@ -82,6 +88,7 @@ class Experiment:
   max_actor_steps: int | None = None
   max_learner_steps: int | None = None
   checkpoint: str | None = None
+  track: str | None = None
 
   @property
   def limits(self) -> Mapping[str, int | None]:
@@ -153,6 +160,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
     environments.check_is_not_imported()
   except ValueError as error:
     raise BadInput(str(error)) from error
+  _check_tracker(experiment)
   experiment = _with_spec(_with_limits(experiment))
   if num_processes:
     _check_devices(experiment.config)
@@ -162,9 +170,11 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   workdir = paths.resolve(experiment.workdir)
   experiment = dataclasses.replace(experiment, workdir=workdir)
   stored = read_resumed(workdir)
-  environment = environments.describe(experiment.environment_factory)
+  factory = experiment.environment_factory
+  environment = environments.describe(factory)
+  env_kwargs = environments.env_kwargs(factory)
   if stored:
-    _check_resumed(workdir, stored, experiment.config, environment)
+    _check_resumed(workdir, stored, experiment.config, environment, env_kwargs)
     if not all(environment.values()):  # but it had a name before, perhaps
       environment = stored['environment']
   if experiment.checkpoint is not None:
@@ -173,9 +183,18 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   counts = _claim(workdir, experiment.config, experiment.checkpoint)
   # Last: a start that is refused leaves the description of the one before it.
   with _writing(workdir):
-    description.write(workdir, experiment.config, environment, stored)
+    description.write(
+      *(workdir, experiment.config, environment, stored),
+      env_kwargs=env_kwargs,
+      is_atari=environments.is_atari(factory),
+    )
     status.remove(workdir)
-    return begin_sitting(experiment, counts)
+    run = begin_sitting(experiment, counts)
+  with WriteErrors('TensorBoard does not show the config').reported():
+    (name,) = environment.values()
+    values = {'environment': name, **dataclasses.asdict(experiment.config)}
+    event_files.write_hparams(os.path.join(workdir, 'tb'), values)
+  return run
 
 
 def begin_sitting(experiment: Experiment, counts: Mapping[str, float]) -> Run:
@@ -220,7 +239,9 @@ def from_workdir(workdir: str) -> Experiment:
       'module, so that no other program can make them: train with a function of a '
       'module as environment_factory'
     )
-  factory = environments.NamedFactory(kind, name, config.full_action_space)
+  factory = environments.NamedFactory(
+    kind, name, config.atari, stored.get('env_kwargs', {})
+  )
   return _with_spec(Experiment(config, factory, workdir=workdir))
 
 
@@ -291,9 +312,17 @@ def _check_resumed(
   stored: Mapping[str, Any],
   config: R2D2Config,
   environment: Mapping[str, str],
+  env_kwargs: Mapping[str, Any],
 ):
   """Refuses an experiment that is not the one that a workdir holds."""
   check_environment(workdir, stored['environment'], environment)
+  kwargs_before = stored.get('env_kwargs', {})
+  if env_kwargs != kwargs_before:
+    raise BadInput(
+      f'{shown(workdir)} was started with --env_kwargs={json.dumps(kwargs_before)}, '
+      f'not {json.dumps(env_kwargs)}: give another --workdir, or leave the flag out to '
+      'resume'
+    )
   before = R2D2Config(**stored['config'])
   for name, (old, new) in description.changes(before, config).items():
     if name not in description.FREE_FIELDS:
@@ -326,8 +355,9 @@ def _with_spec(experiment: Experiment) -> Experiment:
   factory = experiment.environment_factory
   if isinstance(factory, environments.NamedFactory):
     # As other programs that read the config will make them.
-    factory = dataclasses.replace(factory, full_action_space=config.full_action_space)
+    factory = dataclasses.replace(factory, atari_kwargs=config.atari)
   try:
+    _check_atari(config, factory)
     if spec is None:
       spec = builder_lib.make_environment_spec(config, factory)
     layouts.check(spec.observations, spec.actions, spec.rewards)
@@ -336,6 +366,32 @@ def _with_spec(experiment: Experiment) -> Experiment:
   return dataclasses.replace(
     experiment, environment_factory=factory, environment_spec=spec
   )
+
+
+def _check_tracker(experiment: Experiment):
+  if experiment.track is None:
+    return
+  if experiment.workdir is None:
+    raise BadInput('a tracker follows a workdir: give one, or no tracker')
+  try:
+    tracking.check(experiment.track)
+  except ValueError as error:
+    raise BadInput(str(error)) from error
+
+
+def _check_atari(config: R2D2Config, factory: EnvironmentFactory):
+  """Refuses Atari's fields for other environments, where nothing would heed them."""
+  changed = [
+    f'{name}={value}'
+    for name, value in config.atari.items()
+    # Presets differ in it, and those of other environments need not say so.
+    if value != getattr(R2D2Config, name) and name != 'full_action_space'
+  ]
+  if changed and not environments.is_atari(factory):
+    raise BadInput(
+      f'{", ".join(changed)} is for Atari games that --game= or --env= names: leave it '
+      'out, and --atari, for other environments'
+    )
 
 
 def _check_devices(config: R2D2Config):

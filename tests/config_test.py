@@ -47,6 +47,12 @@ _PAPER = {
   'core_size': 512,
   'head_size': 512,
   'full_action_space': True,
+  'sticky_actions': 0.0,
+  'max_episode_frames': 108_000,
+  'max_noops': 30,
+  'frame_skip': 4,
+  'life_loss_discount': 1.0,
+  'clip_rewards': False,
   'recurrent': True,
 }
 
@@ -67,6 +73,8 @@ _JUST_REFUSED = {
       'envs_per_actor',
       'variable_update_period',
       'max_evaluation_steps',
+      'max_episode_frames',
+      'frame_skip',
       'torso_size',
       'core_size',
       'head_size',
@@ -94,16 +102,22 @@ _JUST_REFUSED = {
       'epsilon_alpha',
       'evaluation_period',
       'checkpoint_keep_period',
+      'video_period',
       'max_restarts',
       'max_environment_failures',
       'actors_per_cacher',
       'learner_devices',
+      'max_noops',
       'seed',
     ],
     -1,
   ),
   **dict.fromkeys(
-    ['discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'], 1.001
+    [
+      *('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'),
+      *('sticky_actions', 'life_loss_discount'),
+    ],
+    1.001,
   ),
   'state_strategy': 'Stored',
   'torso_dtype': 'float16',
@@ -168,11 +182,25 @@ def test_every_field_has_a_bound():
   is_free = {
     'normalize_images',
     'full_action_space',
+    'clip_rewards',
     'recurrent',
     'value_rescaling',
     'actor_priorities',
   }
   assert _JUST_REFUSED.keys() == _FIELDS - is_free
+
+
+@pytest.mark.parametrize('name', sorted(config_lib.ATARI))
+def test_protocol_is_named_with_what_is_other(name):
+  config = R2D2Config(**config_lib.ATARI[name])
+  assert config.atari_protocol == name
+  changed = dataclasses.replace(config, frame_skip=2, seed=9)
+  assert changed.atari_protocol == f'{name}, frame_skip=2'
+
+
+def test_protocols_say_the_same_fields():
+  fields = {*R2D2Config().atari, 'clip_rewards'}
+  assert all(protocol.keys() == fields for protocol in config_lib.ATARI.values())
 
 
 def test_last_cacher_may_have_fewer_actors():
@@ -204,6 +232,7 @@ def test_smallest_windows_are_fine():
     ('min_replay_size', 5000, {'max_replay_size': 5000}),
     ('learner_devices', 3, {'batch_size': 3}),  # a multiple of 3, but not of 4
     ('num_replay_shards', 6, {'num_actors': 3, 'envs_per_actor': 2}),
+    ('frame_skip', 9, {'max_episode_frames': 9}),
   ],
 )
 def test_refusal_above_a_limit_names_both_fields(name, limit, others):

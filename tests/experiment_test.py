@@ -14,9 +14,10 @@ from typing import NamedTuple
 import pytest
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import experiment
+from r2d2_acme import experiment, tracking
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import plotting
+from r2d2_acme.tracking import process
 from r2d2_acme.workdir import checkpointing
 from tests import helpers
 from tests.starts import ENVIRON, Ended
@@ -26,7 +27,7 @@ _LAUNCH = helpers.LAUNCH
 _DESCRIBE = """
 import dataclasses, json, os
 import experiment_flags
-from r2d2_acme import experiment
+from r2d2_acme import experiment, tracking
 
 def main():
   run = experiment.begin(experiment_flags.from_flags()).experiment
@@ -73,11 +74,15 @@ def workdir(describe) -> pathlib.Path:
   return pathlib.Path(describe(*_STORED, '--workdir=run').workdir)
 
 
-_SHARES = ('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon')
+_SHARES = (
+  *('discount', 'priority_eta', 'epsilon_base', 'evaluator_epsilon'),
+  *('sticky_actions', 'life_loss_discount'),
+)
 _SPECIAL = {
   'state_strategy': 'zero',
   'full_action_space': True,
   'recurrent': False,
+  'clip_rewards': True,
   'normalize_images': False,
   'value_rescaling': False,
   'actor_priorities': False,
@@ -97,11 +102,12 @@ def _other(name: str):
   return 0.25 if name in _SHARES else value + 1 if value < 1 else value * 2
 
 
+_ATARI = R2D2Config().atari.keys()
 _OTHERS = {field.name: _other(field.name) for field in dataclasses.fields(R2D2Config)}
 _FREE = {
   *('num_actors', 'envs_per_actor', 'checkpoint_period', 'evaluation_period'),
   *('torso_dtype', 'learning_rate', 'adam_epsilon', 'max_gradient_norm'),
-  *('target_update_period', 'max_evaluation_steps'),
+  *('target_update_period', 'max_evaluation_steps', 'video_period'),
   *('num_checkpoints', 'checkpoint_keep_period', 'num_best_episodes'),
   *('replay_checkpoint_period', 'max_restarts', 'restart_period', 'progress_timeout'),
   *('max_environment_failures', 'max_bad_batches'),
@@ -114,7 +120,7 @@ _FREE = {
 
 def test_every_field_has_a_flag(describe):
   flags = [f'--config.{name}={value}' for name, value in _OTHERS.items()]
-  described = describe('--env=CartPole-v1', *flags)
+  described = describe('--game=pong', *flags)
   assert described.config == R2D2Config(**_OTHERS)
   laptop = dataclasses.asdict(config_lib.laptop())
   assert all(value != laptop[name] for name, value in _OTHERS.items())
@@ -297,6 +303,56 @@ def test_workdir_tells_how_to_do_it_again(workdir):
   assert stored['revision']
 
 
+def test_protocol_of_a_game_sets_fields_that_flags_overrule(describe, refuse, tmp_path):
+  start = ('--env=ALE/Pong-v5', '--atari=sticky', '--workdir=run')
+  described = describe(*start, '--config.frame_skip=2')
+  assert described.config == dataclasses.replace(
+    config_lib.laptop(), **{**config_lib.ATARI['sticky'], 'frame_skip': 2}
+  )
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['atari'] == 'sticky, frame_skip=2'
+  factory = experiment.from_workdir(str(tmp_path / 'run')).environment_factory
+  game = factory(0).gymnasium_env
+  ale = game.get_wrapper_attr('ale')
+  assert ale.getFloat('repeat_action_probability') == 0.25
+  assert game.get_wrapper_attr('frame_skip') == 2
+  assert game.get_wrapper_attr('noop_max') == 0
+  assert describe('--workdir=run').config == described.config
+  line = refuse('--workdir=run', '--atari=dqn')
+  assert 'full_action_space=True, not False' in line
+
+
+_SIZED = """
+import gymnasium
+import numpy as np
+
+class Sized(gymnasium.Env):
+  action_space = gymnasium.spaces.Discrete(2)
+
+  def __init__(self, seed=1):
+    self.observation_space = gymnasium.spaces.Box(0, 1, [seed])
+
+gymnasium.register('Sized-v0', entry_point=Sized)
+"""
+
+
+def test_arguments_of_an_environment_are_kept(describe, refuse, tmp_path, monkeypatch):
+  (tmp_path / 'sized.py').write_text(_SIZED)
+  start = ('--env=sized:Sized-v0', '--workdir=run')
+  # A name that functions here have, too.
+  described = describe(*start, '--env_kwargs={"seed": 5}')
+  assert described.shape == [5]
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['env_kwargs'] == {'seed': 5}
+  assert describe('--workdir=run') == described
+  assert describe(*start) == described
+  line = refuse(*start, '--env_kwargs={"seed": 6}')
+  assert '--env_kwargs={"seed": 5}, not {"seed": 6}' in line
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  assert experiment.from_workdir('run').environment_spec.observations.shape == (5,)
+
+
 # Resuming.
 
 
@@ -320,7 +376,9 @@ def test_second_start_may_change_a_free_field(describe, workdir, name):
   assert describe('--workdir=run').config == expected
 
 
-@pytest.mark.parametrize('name', sorted(_OTHERS.keys() - _FREE))
+@pytest.mark.parametrize(
+  'name', sorted(_OTHERS.keys() - _FREE - (_ATARI - {'full_action_space'}))
+)
 def test_second_start_cannot_change_the_experiment(refuse, workdir, name):
   before = (workdir / 'config.json').read_bytes()
   value = 4 if name == 'seed' else _OTHERS[name]
@@ -556,9 +614,30 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
     (['--env=bsuite/memory_len/23'], ["'memory_len/23'", 'memory_len/0 … 22']),
     (['--env=Pendulum-v1'], ['Pendulum-v1', 'continuous actions']),
     (['--game=pong', '--env=CartPole-v1'], ['--game', '--env', 'not both']),
+    (
+      ['--env=CartPole-v1', '--atari=sticky'],
+      ['sticky_actions=0.25, max_noops=0 is for Atari games', 'leave it out'],
+    ),
+    (['--env=memory/t_maze', '--config.max_noops=3'], ['max_noops=3 is for Atari']),
+    (['--atari=machado'], ['machado', 'dqn', 'sticky']),
+    (
+      ['--config.frame_skip=9', '--config.max_episode_frames=8'],
+      ['frame_skip=9', 'max_episode_frames=8'],
+    ),
+    (['--env=CartPole-v1', '--env_kwargs={size: 9}'], ['{size: 9}', '\'{"size": 9}\'']),
+    (['--env=CartPole-v1', '--env_kwargs=[9]'], ['[9]', '\'{"size": 9}\'']),
+    (['--env=CartPole-v1', '--env_kwargs={"a": NaN}'], ['NaN is not a number']),
+    (['--env=CartPole-v1', '--env_kwargs={"size": 9}'], ['CartPole-v1', "'size'"]),
+    (['--env=memory/t_maze', '--env_kwargs={"size": 9}'], ['Gymnasium ids']),
+    (['--game=pong', '--env_kwargs={"mode": 1}'], ['--env_kwargs is for --env']),
+    (
+      ['--env=ALE/Pong-v5', '--env_kwargs={"frameskip": 2}'],
+      ['frameskip of an Atari game is --config.frame_skip'],
+    ),
     (['pong'], ["'pong'"]),
     (['--gmae=pong'], ["'gmae'", 'game']),
     (['--preset=papre'], ['papre', 'paper']),
+    (['--track=comet'], ['comet', 'mlflow', 'wandb']),
     (['--config.bacth_size=8'], ['bacth_size', 'batch_size']),
     (['--config.batch_size=many'], ['batch_size', 'many']),
     (['--config.sequence_period=41'], ['sequence_period=41', 'trace_length=40']),
@@ -587,6 +666,17 @@ def test_bad_input_is_one_line_that_names_it(refuse, tmp_path, flags, expected):
   line = refuse(*flags)
   assert all(words in line for words in expected), line
   assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('kind', tracking.KINDS)
+def test_tracker_that_is_not_installed_is_refused(refuse, tmp_path, kind):
+  try:
+    process.check(kind)
+  except ValueError as error:
+    assert str(error) in refuse('--env=CartPole-v1', f'--track={kind}')
+    assert not (tmp_path / 'runs').exists()
+  else:
+    pytest.skip('it is installed')
 
 
 def test_workdir_in_use_is_refused_and_left_as_it_is(refuse, describe, workdir):

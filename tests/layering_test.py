@@ -19,7 +19,7 @@ _LAYERS = (
   {'types', 'observations'},
   {'environments', 'replay', 'learning'},
   {'acting', 'workdir'},
-  {'builder'},
+  {'builder', 'tracking'},
   {'experiment'},
   {'results'},
   {'running'},

@@ -56,7 +56,7 @@ _seeds: list[int] = []
 def _make_pong(seed: int) -> dm_env.Environment:
   """With episodes of a hundred steps."""
   _seeds.append(seed)
-  return environments.make_atari('pong', seed=seed, max_raw_frames=400)
+  return environments.make_atari('pong', seed=seed, max_episode_frames=400)
 
 
 class _Run(NamedTuple):

@@ -58,8 +58,8 @@ def named_environment(
   name = args.game or args.env
   if not name:
     return None
-  full_action_space = config_lib.laptop().full_action_space
-  factory = NamedFactory('game' if args.game else 'env', name, full_action_space)
+  kind = 'game' if args.game else 'env'
+  factory = NamedFactory(kind, name, config_lib.laptop().atari)
   try:
     factory(0).close()
   except ValueError as error:

@@ -78,6 +78,7 @@ class BatchedActor:
     self._variable_client: variable_utils.VariableClient | None = None
     self._variables = network.variables
     self._update_period = config.variable_update_period
+    self._clip_rewards = config.clip_rewards
     num_envs = len(epsilons)
     self._kind = kinds.make(environment_spec.observations, config)
     self._inputs = self._kind.make_inputs(num_envs)
@@ -151,6 +152,8 @@ class BatchedActor:
     for i, timestep in enumerate(timesteps):
       if not is_first[i]:
         rewards[i] = timestep.reward
+    if self._clip_rewards:  # for the network and replay; logs count them as they are
+      rewards = np.clip(rewards, -1, 1)
     frames = [timestep.observation for timestep in timesteps]
     self._kind.push_frames(self._inputs, frames, is_first)
     self.q, *next_state = self._policy(

@@ -13,6 +13,8 @@ from r2d2_acme.environments.factories import (
   NamedFactory,
   check_is_not_imported,
   describe,
+  env_kwargs,
+  is_atari,
   make,
   starts_fresh,
 )
@@ -40,6 +42,8 @@ __all__ = [
   'check_is_not_imported',
   'checked',
   'describe',
+  'env_kwargs',
+  'is_atari',
   'make',
   'make_atari',
   'make_bsuite',

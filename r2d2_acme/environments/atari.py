@@ -5,6 +5,7 @@ The emulator is ale-py's and the preprocessing is Gymnasium's.
 
 import difflib
 import re
+from typing import Any
 
 import ale_py
 import dm_env
@@ -19,7 +20,7 @@ gymnasium.register_envs(ale_py)
 # Set before the first emulator is made, which would print a banner.
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
-_MAX_RAW_FRAMES = 108_000
+MAX_EPISODE_FRAMES = 108_000
 # Ids contain the game's name and other parts: ALE/Pong-v5, PongNoFrameskip-v4.
 _ATARI_ID = re.compile(
   r'(ALE/)?(?P<game>\w+?)(?P<mark>NoFrameskip|Deterministic|-ram|-ramNoFrameskip|'
@@ -33,16 +34,17 @@ def make_atari(
   *,
   seed: int | None = None,
   full_action_space: bool = True,
-  max_num_noops: int = 30,
+  sticky_actions: float = 0.0,
+  max_episode_frames: int = MAX_EPISODE_FRAMES,
+  max_noops: int = 30,
   frame_skip: int = 4,
-  max_raw_frames: int = _MAX_RAW_FRAMES,
+  life_loss_discount: float = 1.0,
   frame_size: int = 84,
-  repeat_action_probability: float = 0.0,
 ) -> dm_env.Environment:
   """Makes an Atari game whose observations are single grey frames.
 
   Losing a life does not end the episode, and rewards are not clipped. The discount is 0
-  at game over. The limit `max_raw_frames` is a truncation, where the discount is 1.
+  at game over. The limit `max_episode_frames` is a truncation, where the discount is 1.
 
   Without sticky actions the emulator is deterministic. Then `seed` only decides the
   number of no-ops, so episodes of two seeds can be the same.
@@ -54,15 +56,17 @@ def make_atari(
     seed: seeds the first episode, see `GymnasiumAdapter`.
     full_action_space: whether to offer all 18 actions (9 in two games, one of them
       Skiing) instead of only those that the game uses.
-    max_num_noops: each episode starts with 1 … max_num_noops no-ops of one raw frame
-      each; 0 for none.
+    sticky_actions: the probability, in each raw frame, that the emulator repeats the
+      previous action; 0.25 in Machado et al. (2018).
+    max_episode_frames: raw frames after which an episode is cut off. The episode ends
+      with a whole step, and the no-ops at its start do not count.
+    max_noops: each episode starts with 1 … max_noops no-ops of one raw frame each; 0
+      for none.
     frame_skip: raw frames for which an action is repeated. The observation is the
       pixelwise maximum of the last two.
-    max_raw_frames: raw frames after which an episode is cut off. The episode ends with
-      a whole step, and the no-ops at its start do not count.
+    life_loss_discount: the largest discount of a step that loses a life. With 0, as in
+      Mnih et al. (2015), values end there, although the episode goes on.
     frame_size: height and width of the observation, in pixels.
-    repeat_action_probability: the probability, in each raw frame, that the emulator
-      repeats the previous action ("sticky actions").
 
   Returns:
     An environment with observations <uint8>[frame_size, frame_size, 1] and
@@ -74,13 +78,38 @@ def make_atari(
   env = _make_preprocessed(
     game,
     full_action_space=full_action_space,
-    max_num_noops=max_num_noops,
+    sticky_actions=sticky_actions,
+    max_episode_frames=max_episode_frames,
+    max_noops=max_noops,
     frame_skip=frame_skip,
-    max_raw_frames=max_raw_frames,
     frame_size=frame_size,
-    repeat_action_probability=repeat_action_probability,
   )
-  return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip)
+  if life_loss_discount == 1.0:
+    return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip)
+  return _LivesAdapter(env, life_loss_discount, seed=seed, frames_per_step=frame_skip)
+
+
+class _LivesAdapter(GymnasiumAdapter):
+  """A `GymnasiumAdapter` whose discount is smaller where a life is lost."""
+
+  def __init__(self, env: gymnasium.Env, life_loss_discount: float, **keywords: Any):
+    super().__init__(env, **keywords)
+    self._ale = env.get_wrapper_attr('ale')
+    self._life_loss_discount = np.float32(life_loss_discount)
+    self._num_lives = 0
+
+  def reset(self) -> dm_env.TimeStep:
+    timestep = super().reset()
+    self._num_lives = self._ale.lives()
+    return timestep
+
+  def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
+    timestep = super().step(action)
+    before, self._num_lives = self._num_lives, self._ale.lives()
+    if timestep.first() or self._num_lives >= before:
+      return timestep
+    discount = min(timestep.discount, self._life_loss_discount)
+    return timestep._replace(discount=discount)
 
 
 def game_names() -> list[str]:
@@ -103,9 +132,9 @@ def guess_game(id: str) -> str | None:
   return games.get(letters) or (games[near[0]] if near else None)
 
 
-def max_raw_frames(spec: EnvSpec) -> int:
-  """Returns the raw frames after which an episode of an ale-py id is cut off."""
-  limits = [_MAX_RAW_FRAMES, spec.kwargs.get('max_num_frames_per_episode')]
+def limit_frames(spec: EnvSpec, max_episode_frames: int) -> int:
+  """Returns the smallest of this limit of raw frames and those of an ale-py id."""
+  limits = [max_episode_frames, spec.kwargs.get('max_num_frames_per_episode')]
   if spec.max_episode_steps is not None:
     skip = spec.kwargs.get('frameskip', 4)  # or a pair: drawn from low … high - 1
     mean_skip = skip if isinstance(skip, int) else sum(skip) // 2
@@ -117,16 +146,16 @@ def _make_preprocessed(
   game: str | EnvSpec,
   *,
   full_action_space: bool,
-  max_num_noops: int,
+  sticky_actions: float,
+  max_episode_frames: int,
+  max_noops: int,
   frame_skip: int,
-  max_raw_frames: int,
   frame_size: int,
-  repeat_action_probability: float,
 ) -> gymnasium.Env:
   """Makes the Gymnasium environment that `make_atari` adapts; see there."""
-  if not 0 < frame_skip <= max_raw_frames:
+  if not 0 < frame_skip <= max_episode_frames:
     raise ValueError(
-      f'max_raw_frames={max_raw_frames} must hold at least one step of '
+      f'max_episode_frames={max_episode_frames} must hold at least one step of '
       f'frame_skip={frame_skip} frames'
     )
   spec = game if isinstance(game, EnvSpec) else gymnasium.spec(_ids()[_find(game)])
@@ -137,7 +166,7 @@ def _make_preprocessed(
     # observation of each raw frame. RAM is the cheapest one.
     obs_type='ram',
     frameskip=1,
-    repeat_action_probability=repeat_action_probability,
+    repeat_action_probability=sticky_actions,
     full_action_space=full_action_space,
     # At its own limit the emulator would end in the middle of a step, and the
     # observation to bootstrap from would be the previous frame. TimeLimit below ends
@@ -151,12 +180,12 @@ def _make_preprocessed(
   )
   env = wrappers.AtariPreprocessing(
     env,
-    noop_max=max_num_noops,
+    noop_max=max_noops,
     frame_skip=frame_skip,
     screen_size=frame_size,
     grayscale_newaxis=True,
   )
-  return wrappers.TimeLimit(env, max_raw_frames // frame_skip)
+  return wrappers.TimeLimit(env, max_episode_frames // frame_skip)
 
 
 def _ids() -> dict[str, str]:

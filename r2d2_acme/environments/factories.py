@@ -4,11 +4,12 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import dm_env
 
-from r2d2_acme.environments import base
+from r2d2_acme.environments import base, gymnasium_ids
 from r2d2_acme.environments.atari import make_atari
 from r2d2_acme.environments.bsuite_adapter import make_bsuite
 from r2d2_acme.environments.gymnasium_ids import import_module, make_gymnasium
@@ -17,9 +18,15 @@ from r2d2_acme.environments.memory import make_memory_task
 # From a seed to a `dm_env` or a Gymnasium environment.
 EnvironmentFactory = Callable[[int], Any]
 
+_OURS = ('memory/', 'bsuite/')  # names that are no Gymnasium ids
+
 
 def make(
-  name: str, *, seed: int | None = None, full_action_space: bool = True
+  name: str,
+  *,
+  seed: int | None = None,
+  atari_kwargs: Mapping[str, Any] = MappingProxyType({}),
+  kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> dm_env.Environment:
   """Makes an environment by a name that says where it comes from.
 
@@ -32,17 +39,20 @@ def make(
   Args:
     name: see above.
     seed: seeds all episodes; None seeds from the operating system.
-    full_action_space: of Atari games.
+    atari_kwargs: arguments of `make_atari`, for Atari games only.
+    kwargs: arguments of a Gymnasium environment.
 
   Raises:
-    ValueError: there is no such environment, its package is missing, or R2D2 does
-      not fit it; one line that says which.
+    ValueError: there is no such environment, its package is missing, it does not take
+      the arguments, or R2D2 does not fit it; one line that says which.
   """
+  if kwargs and name.startswith(_OURS):
+    raise ValueError(f'{name} takes no --env_kwargs: they are for Gymnasium ids')
   if name.startswith('memory/'):
     return make_memory_task(name.removeprefix('memory/'), seed=seed)
   if name.startswith('bsuite/'):
     return make_bsuite(name.removeprefix('bsuite/'), seed=seed)
-  return make_gymnasium(name, seed=seed, full_action_space=full_action_space)
+  return make_gymnasium(name, seed=seed, atari_kwargs=atari_kwargs, kwargs=kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +63,14 @@ class NamedFactory:
     kind: 'game' for an Atari game, 'env' for what `make` takes, or 'environment' for a
       function of a seed in a module, such as `my_module:make_environment`.
     name: the name.
-    full_action_space: whether Atari games have all 18 actions.
+    atari_kwargs: arguments of `make_atari`, for Atari games only.
+    kwargs: arguments of a Gymnasium environment; only for the kind 'env'.
   """
 
   kind: str
   name: str
-  full_action_space: bool = True
+  atari_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(self, seed: int) -> Any:
     """Returns a `dm_env` or a Gymnasium environment.
@@ -72,8 +84,24 @@ class NamedFactory:
         return function(seed)
       except base.FAULTS as error:  # whatever the user's code raises
         raise ValueError(f'{self.name} failed: {base.describe_error(error)}') from error
-    make_named = make_atari if self.kind == 'game' else make
-    return make_named(self.name, seed=seed, full_action_space=self.full_action_space)
+    if self.kind == 'game':
+      return make_atari(self.name, seed=seed, **self.atari_kwargs)
+    return make(
+      self.name, seed=seed, atari_kwargs=self.atari_kwargs, kwargs=self.kwargs
+    )
+
+
+def is_atari(factory: EnvironmentFactory) -> bool:
+  """Returns whether a factory makes environments by `make_atari`.
+
+  Raises:
+    ValueError: there is no such environment; one line.
+  """
+  if not isinstance(factory, NamedFactory) or factory.kind == 'environment':
+    return False
+  if factory.kind == 'game':
+    return True
+  return not factory.name.startswith(_OURS) and gymnasium_ids.is_atari(factory.name)
 
 
 def describe(factory: EnvironmentFactory) -> Mapping[str, str]:
@@ -93,6 +121,11 @@ def describe(factory: EnvironmentFactory) -> Mapping[str, str]:
     spec = getattr(main, '__spec__', None)  # there is one if it was started by -m
     module = spec.name if spec else os.path.splitext(script)[0]
   return {'environment': f'{module}:{name}' if module else ''}
+
+
+def env_kwargs(factory: EnvironmentFactory) -> dict[str, Any]:
+  """Returns the arguments of the environments of a `NamedFactory`; else empty."""
+  return dict(factory.kwargs) if isinstance(factory, NamedFactory) else {}
 
 
 def starts_fresh(factory: EnvironmentFactory) -> bool:

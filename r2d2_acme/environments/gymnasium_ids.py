@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import dm_env
@@ -24,11 +25,21 @@ _USUAL_ATARI: Mapping[str, Sequence[Any]] = {
   'continuous': (False,),
   'sound_obs': (False,),
 }
+# Arguments of Atari ids that are fields of the config.
+_PROTOCOL = {
+  'repeat_action_probability': 'sticky_actions',
+  'frameskip': 'frame_skip',
+  'full_action_space': 'full_action_space',
+}
 _IMPORT_LOCK = threading.Lock()
 
 
 def make_gymnasium(
-  id: str, *, seed: int | None = None, full_action_space: bool = True, **kwargs: Any
+  id: str,
+  *,
+  seed: int | None = None,
+  atari_kwargs: Mapping[str, Any] = MappingProxyType({}),
+  kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> dm_env.Environment:
   """Makes the registered Gymnasium environment `id`, e.g. `CartPole-v1`.
 
@@ -40,27 +51,18 @@ def make_gymnasium(
     id: a name with its version; or `module:name-v0` to import a module first, which may
       be in the current directory.
     seed: seeds the first episode, see `GymnasiumAdapter`.
-    full_action_space: of Atari games.
-    **kwargs: passed on to `gymnasium.make`.
+    atari_kwargs: arguments of `make_atari`, for Atari games only.
+    kwargs: arguments of the environment, passed on to `gymnasium.make`.
 
   Raises:
     ValueError: `id` is unknown (the message names similar ones), the environment cannot
-      be made, its actions are not Discrete, or R2D2 cannot take its observation.
+      be made or does not take the arguments, its actions are not Discrete, or R2D2
+      cannot take its observation.
   """
   spec = copy.deepcopy(_find(id))
-  is_atari = _is_atari_game(spec)
-  if is_atari:
-    spec.max_episode_steps = kwargs.pop('max_episode_steps', spec.max_episode_steps)
-    spec.kwargs.update(kwargs)
-    _check_atari(spec)
+  if _is_atari_game(spec):
+    return _make_atari(spec, seed, atari_kwargs, kwargs)
   try:
-    if is_atari:
-      return atari.make_atari(
-        spec,
-        seed=seed,
-        full_action_space=full_action_space,
-        max_raw_frames=atari.max_raw_frames(spec),
-      )
     # By its spec, because for an old id each process would print that it is old.
     env = gymnasium.make(spec, **kwargs)
   except base.FAULTS as error:
@@ -71,6 +73,36 @@ def make_gymnasium(
     with contextlib.suppress(*base.FAULTS):
       env.close()  # the caller has no reference to it
     raise
+
+
+def is_atari(id: str) -> bool:
+  """Returns whether `make_atari` makes the environment of an id.
+
+  Raises:
+    ValueError: there is no such id, or its module cannot be imported.
+  """
+  return _is_atari_game(_find(id))
+
+
+def _make_atari(
+  spec: registration.EnvSpec,
+  seed: int | None,
+  atari_kwargs: Mapping[str, Any],
+  kwargs: Mapping[str, Any],
+) -> dm_env.Environment:
+  """Makes the game of an ale-py id; see `make_gymnasium`."""
+  for key in _PROTOCOL.keys() & kwargs.keys():
+    raise ValueError(f'{key} of an Atari game is --config.{_PROTOCOL[key]}')
+  changed = dict(kwargs)
+  spec.max_episode_steps = changed.pop('max_episode_steps', spec.max_episode_steps)
+  spec.kwargs.update(changed)
+  _check_atari(spec)
+  limit = atari_kwargs.get('max_episode_frames', atari.MAX_EPISODE_FRAMES)
+  limited = {'max_episode_frames': atari.limit_frames(spec, limit)}
+  try:
+    return atari.make_atari(spec, seed=seed, **{**atari_kwargs, **limited})
+  except base.FAULTS as error:
+    raise ValueError(_cannot_make(spec.id, error)) from error
 
 
 def adapt(env: gymnasium.Env, id: str, seed: int | None) -> GymnasiumAdapter:

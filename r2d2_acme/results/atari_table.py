@@ -24,6 +24,8 @@ class Row:
     mean_return: the mean return of `episodes` episodes.
     human_normalized, paper_human_normalized: 0 for random play, 1 for the human.
     paper_return: the return of R2D2 in Kapturowski et al. (2019), table 4.
+    protocol: how the game was played, see `R2D2Config.atari_protocol`. The paper's
+      returns are of the protocol 'paper'.
     checkpoint, learner_steps, actor_frames: of the network that played.
   """
 
@@ -33,13 +35,14 @@ class Row:
   paper_return: float
   paper_human_normalized: float
   episodes: int
+  protocol: str
   checkpoint: str
   learner_steps: int
   actor_frames: int
 
 
-def make_row(game: str, result: 'Evaluation') -> Row:
-  """Returns the table's row for an evaluation in a game."""
+def make_row(game: str, result: 'Evaluation', protocol: str) -> Row:
+  """Returns the table's row for an evaluation in a game by a protocol."""
   mean = float(result.returns.mean())
   paper = atari_scores.GAMES[game].paper
   return Row(
@@ -49,6 +52,7 @@ def make_row(game: str, result: 'Evaluation') -> Row:
     paper,
     atari_scores.human_normalized(game, paper),
     len(result.episodes),
+    protocol,
     os.path.basename(result.checkpoint),
     int(result.counts.get('learner_steps', 0)),
     int(result.counts.get('actor_frames', 0)),
@@ -110,6 +114,7 @@ def print_table(rows: Sequence[Row], num_games: int):
   printed.add_column("paper's\nreturn", justify='right')
   printed.add_column('human-\nnormalised', justify='right', footer=paper)
   printed.add_column('million\nframes', justify='right')
+  printed.add_column('protocol')
   for row in rows:
     printed.add_row(
       row.game,
@@ -118,5 +123,6 @@ def print_table(rows: Sequence[Row], num_games: int):
       f'{row.paper_return:,.1f}',
       f'{100 * row.paper_human_normalized:,.1f} %',
       f'{row.actor_frames / 1e6:,.1f}',
+      row.protocol,
     )
   console.Console().print(printed)

@@ -15,6 +15,7 @@ from r2d2_acme import environments
 from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EpisodeLost, checked
+from r2d2_acme.results.evaluator_videos import Videos
 from r2d2_acme.workdir import checkpointing
 
 _MAX_ENVIRONMENTS = 16  # environments of `evaluate`, which share one network call
@@ -69,6 +70,7 @@ class Evaluator:
     logger: loggers.Logger,
     should_stop: Callable[[], bool] = lambda: False,
     observe_return: Callable[[float], object] = lambda episode_return: None,
+    videos: Videos | None = None,
   ):
     """Stores the parts of the evaluator.
 
@@ -83,8 +85,11 @@ class Evaluator:
         others are the program's counts when they were fetched.
       should_stop: if it returns True, the episode ends and is not logged.
       observe_return: is called with each episode's return.
+      videos: records episodes.
     """
     self._actor = actor
+    self._player: Actor = actor if videos is None else _Watched(actor, videos)
+    self._videos = videos
     self._environment = environment
     self._source = source
     self._max_steps = max_steps
@@ -105,9 +110,11 @@ class Evaluator:
     """
     self._actor.fetch(self._source)
     counts = self._counter.get_counts() | {'learner_steps': self._actor.learner_steps}
+    if self._videos is not None:
+      self._videos.start()
     try:
       episodes = play(
-        self._actor,
+        self._player,
         [self._environment],
         num_episodes=1,
         max_steps=self._max_steps,
@@ -135,6 +142,8 @@ class Evaluator:
           flush=True,
         )
       self._observe_return(episode.total)
+      if self._videos is not None:
+        self._videos.write(counts)
 
 
 class Actor(Protocol):
@@ -154,15 +163,19 @@ class Watcher(Protocol):
   def __call__(self, timestep: dm_env.TimeStep, q: np.ndarray, action: int): ...
 
 
-class _WatchedActor(BatchedActor):
-  """A `BatchedActor` that calls a watcher with the steps of its first environment."""
+class _Watched:
+  """Calls a watcher with the steps of an actor's first environment."""
 
-  watcher: Watcher | None = None
+  def __init__(self, actor: BatchedActor, watcher: Watcher | None = None):
+    self.watcher = watcher
+    self._actor = actor
 
-  def select_actions(self, actions, timesteps):
-    actions = super().select_actions(actions, timesteps)
+  def select_actions(
+    self, actions: np.ndarray, timesteps: Sequence[dm_env.TimeStep]
+  ) -> np.ndarray:
+    actions = self._actor.select_actions(actions, timesteps)
     if self.watcher is not None and not timesteps[0].last():
-      self.watcher(timesteps[0], self.q[0], int(actions[0]))
+      self.watcher(timesteps[0], self._actor.q[0], int(actions[0]))
     return actions
 
 
@@ -199,12 +212,14 @@ def evaluate(
     builder_lib.evaluation_seeds(seed, i)
     for i in range(min(num_episodes, _MAX_ENVIRONMENTS))
   ]
-  actor = _WatchedActor(
-    network,
-    config,
-    environment_spec,
-    epsilons=[config.evaluator_epsilon] * len(seeds),
-    seeds=[policy_seed for _, policy_seed in seeds],
+  actor = _Watched(
+    BatchedActor(
+      network,
+      config,
+      environment_spec,
+      epsilons=[config.evaluator_epsilon] * len(seeds),
+      seeds=[policy_seed for _, policy_seed in seeds],
+    )
   )
 
   def tell(number: int, episode: Episode):

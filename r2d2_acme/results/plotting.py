@@ -271,6 +271,8 @@ def _read_run(workdir: str) -> Run:
       f'{paths.shown(workdir)} is not the workdir of a run: it has no config.json'
     )
   (environment,) = stored['environment'].values()
+  if stored.get('env_kwargs'):
+    environment += f' {json.dumps(stored["env_kwargs"])}'
   actors = [name for name in sittings.read_labels(workdir) if name.startswith('actor')]
   return Run(
     workdir,

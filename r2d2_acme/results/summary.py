@@ -9,13 +9,14 @@ from r2d2_acme.results import atari_scores
 from r2d2_acme.results.evaluation import Evaluation
 
 
-def print_table(name: str, evaluation: Evaluation, epsilon: float):
+def print_table(name: str, evaluation: Evaluation, epsilon: float, protocol: str = ''):
   """Prints mean, median, least and largest return, and the score on Atari games.
 
   Args:
     name: of the environment.
     evaluation: at least one episode.
     epsilon: the share of random actions in it.
+    protocol: of an Atari game, see `R2D2Config.atari_protocol`.
   """
   returns, counts = evaluation.returns, evaluation.counts
   columns = {
@@ -32,8 +33,9 @@ def print_table(name: str, evaluation: Evaluation, epsilon: float):
   if game is not None:
     normalized = atari_scores.human_normalized(game, returns.mean())
     columns['human-normalised mean'] = f'{100 * normalized:.1f} %'
+  played = f'{name} ({protocol})' if protocol else name
   printed = table.Table(
-    title=f'{name}: {os.path.basename(evaluation.checkpoint)}, after '
+    title=f'{played}: {os.path.basename(evaluation.checkpoint)}, after '
     f'{counts.get("actor_frames", 0):,.0f} frames and '
     f'{counts.get("learner_steps", 0):,.0f} learner steps, epsilon={epsilon:g}'
   )

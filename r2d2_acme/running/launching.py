@@ -45,6 +45,7 @@ from r2d2_acme.system import (
   stopping,
 )
 from r2d2_acme.system.network import describe_exposure
+from r2d2_acme.tracking import process as tracking
 from r2d2_acme.workdir import paths
 
 LAUNCH_TYPES = ('local_mp', 'local_mt')
@@ -70,6 +71,7 @@ def launch(
   policy: supervision.Policy = supervision.DEFAULT,
   network: str = PRIVATE,
   cluster: clusters.Cluster | None = None,
+  track: str | None = None,
 ) -> int:
   """Runs `program` until it stops; returns the exit code for this process.
 
@@ -92,6 +94,7 @@ def launch(
       that is permitted, so that nobody else can reach them, nor they others. 'host' is
       for environments that need the network.
     cluster: where to run, if and only if `launch_type` is 'ray'.
+    track: the tracker that gets what the nodes write in the workdir; None for none.
 
   Returns:
     0 after a step limit or a request to stop; 1 if a node failed for good, or did not
@@ -128,7 +131,10 @@ def launch(
       recorder = recording.Recorder(
         workdir, output_dir, launch_type, limits or {}, nodes
       )
-    with _showing(outputs, output_dir, recorder if progress else None):
+    with (
+      _showing(outputs, output_dir, recorder if progress else None),
+      tracking.tracked(track, workdir, lambda: requests.quit),
+    ):
       code, message = _run(nodes, requests, recorder, policy)
   if message:
     stopping.Forgiving(sys.stdout).flush()  # before the message, even in a file

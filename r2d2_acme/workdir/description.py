@@ -35,6 +35,7 @@ FREE_FIELDS = (
   'num_best_episodes',
   'evaluation_period',
   'max_evaluation_steps',
+  'video_period',
   'torso_dtype',
   'replay_checkpoint_period',
   'max_restarts',
@@ -64,7 +65,8 @@ def read(workdir: str) -> dict[str, Any]:
     The content, or an empty dict if there is no file. `environment` is one pair of a
     flag and a name, as `environments.describe` has it; `config` holds fields of
     `R2D2Config` with values of their types, and perhaps fields of another version;
-    where there are `versions` and a `history`, they are a dict and a list of dicts.
+    where there are `versions`, `env_kwargs` and a `history`, they are two dicts and a
+    list of dicts.
 
   Raises:
     BadDescription: the file is damaged, or it is not a description.
@@ -113,6 +115,9 @@ def write(
   config: R2D2Config,
   environment: Mapping[str, str],
   before: Mapping[str, Any],
+  *,
+  env_kwargs: Mapping[str, Any],
+  is_atari: bool,
 ):
   """Writes what runs from now on, and adds this start to the history.
 
@@ -121,6 +126,8 @@ def write(
     config: of the run.
     environment: one pair, as `environments.describe` returns it.
     before: what `read_experiment` has returned.
+    env_kwargs: the arguments of the environment.
+    is_atari: whether it is a game, so that the protocol's name is written.
 
   Raises:
     OSError: the file cannot be written. The old one is still there.
@@ -144,6 +151,8 @@ def write(
     start['changed_fields'] = changes(R2D2Config(**before['config']), config)
   content = {
     'environment': dict(environment),
+    **({'env_kwargs': dict(env_kwargs)} if env_kwargs else {}),
+    **({'atari': config.atari_protocol} if is_atari else {}),
     'config': dataclasses.asdict(config),
     'seed': config.seed,
     'command': start['command'],
@@ -192,8 +201,9 @@ def _check(stored: Any):
     annotation = get_type_hints(R2D2Config).get(key)
     if annotation is not None and not _has_type(value, annotation):
       raise ValueError(f'{key} is {value!r}')
-  if not isinstance(stored.get('versions', {}), dict):
-    raise ValueError('the versions are not a dict')
+  for key in ('versions', 'env_kwargs'):
+    if not isinstance(stored.get(key, {}), dict):
+      raise ValueError(f'{key} is not a dict')
   history = stored.get('history', [])
   if not (isinstance(history, list) and all(isinstance(x, dict) for x in history)):
     raise ValueError('the history is not a list of starts')

@@ -11,12 +11,13 @@ import pathlib
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
 from acme.utils import loggers
 from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.hparams import summary_v2 as hparams_summary
 from tensorboard.plugins.scalar import summary_v2
 
 _NAME = re.compile(r'events\.out\.tfevents\.(\d+)\.')  # the number is a time
@@ -108,6 +109,54 @@ def go_back(
       file.write(event.SerializeToString())
     if last_row is not None:
       file.write(_row(label, steps_key, last_row).SerializeToString())
+
+
+def write_gif(folder: str, tag: str, step: int, gif: bytes, size: tuple[int, ...]):
+  """Writes an animated GIF, which TensorBoard shows among the images.
+
+  Args:
+    folder: gets a file of its own for it, and is made if it does not exist.
+    tag: names the image in TensorBoard.
+    step: the x-axis.
+    gif: the bytes of the GIF.
+    size: height and width in pixels.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  height, width = size
+  image = summary_pb2.Summary.Image(
+    height=height, width=width, colorspace=3, encoded_image_string=gif
+  )
+  _write(folder, step, [summary_pb2.Summary.Value(tag=tag, image=image)])
+
+
+def write_hparams(folder: str, values: Mapping[str, Any]):
+  """Writes hyperparameters, which TensorBoard shows beside the metrics below a folder.
+
+  They replace those of an earlier sitting, of which TensorBoard would keep the first.
+
+  Raises:
+    OSError: they cannot be written.
+  """
+  for path in _event_files(folder):
+    path.unlink()
+  hparams = {
+    name: value if isinstance(value, (bool, int, float)) else str(value)
+    for name, value in values.items()
+  }
+  # With the folder as their name, two runs of one config are two lines of a table.
+  summary = hparams_summary.hparams_pb(hparams, trial_id=os.path.abspath(folder))
+  _write(folder, 0, summary.value)
+
+
+def _write(folder: str, step: int, values: Iterable[summary_pb2.Summary.Value]):
+  """Writes an event file with these values."""
+  os.makedirs(folder, exist_ok=True)
+  summary = summary_pb2.Summary(value=values)
+  event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+  with _os_errors(folder), _open(_new_path(folder)) as file:
+    file.write(event.SerializeToString())
 
 
 def _row(label: str, steps_key: str, values: Mapping[str, Any]) -> event_pb2.Event:

@@ -66,6 +66,23 @@ def test_many_environments_act_in_the_torso_dtype(num_envs, is_many):
   np.testing.assert_allclose(q['auto'], q['float32'], rtol=2e-2, atol=1e-3)
 
 
+def test_rewards_are_clipped_for_the_network_and_replay_but_not_in_the_log():
+  config = helpers.make_config(clip_rewards=True)
+  run = helpers.run(config, [[Episode(9, False)] * 3], image=False)
+  rewards = {key: transition.reward for key, transition in run.tape.items()}
+  assert max(map(abs, rewards.values())) > 2
+  for key, acted in run.network.acted.items():
+    assert acted.observation.reward == pytest.approx(np.clip(rewards[key], -1, 1))
+  stored = np.concatenate([window.observations.reward for window in run.windows])
+  assert np.abs(stored).max() == 1
+  returns = [
+    sum(reward for key, reward in rewards.items() if key.episode == episode)
+    for episode in range(3)
+  ]
+  logged = [row['episode_return'] for row in run.rows]
+  assert logged == pytest.approx(returns, abs=1e-5)
+
+
 def test_each_episode_starts_from_zeros():
   """State, previous action and reward, and the stack but for its newest frame."""
   config = helpers.make_config(frame_stack=3, epsilon_base=1.0)

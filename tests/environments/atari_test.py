@@ -39,7 +39,7 @@ def _observations(timesteps):
 
 class PongContractTest(test_utils.EnvironmentTestMixin, unittest.TestCase):
   def make_object_under_test(self):
-    return make_atari('pong', seed=0, max_raw_frames=60)
+    return make_atari('pong', seed=0, max_episode_frames=60)
 
   def make_action_sequence(self):
     return (np.int32(i % 18) for i in range(40))
@@ -49,11 +49,11 @@ def test_gymnasium_finds_no_fault():
   env = atari._make_preprocessed(
     'pong',
     full_action_space=True,
-    max_num_noops=30,
+    max_noops=30,
     frame_skip=4,
-    max_raw_frames=108_000,
+    max_episode_frames=108_000,
     frame_size=84,
-    repeat_action_probability=0.0,
+    sticky_actions=0.0,
   )
   with warnings.catch_warnings():
     warnings.simplefilter('error')
@@ -138,9 +138,9 @@ def test_game_over_has_discount_0():
   assert all(t.discount == 1.0 for t in timesteps[1:-1])
 
 
-@pytest.mark.parametrize('max_raw_frames', [40, 43])
-def test_frame_limit_has_discount_1_and_ends_a_whole_step(max_raw_frames):
-  env = make_atari('pong', seed=0, max_raw_frames=max_raw_frames)
+@pytest.mark.parametrize('max_episode_frames', [40, 43])
+def test_frame_limit_has_discount_1_and_ends_a_whole_step(max_episode_frames):
+  env = make_atari('pong', seed=0, max_episode_frames=max_episode_frames)
   unlimited = make_atari('pong', seed=0)
   for _ in range(3):
     env.reset()
@@ -156,7 +156,7 @@ def test_frame_limit_has_discount_1_and_ends_a_whole_step(max_raw_frames):
 
 
 def test_frame_limit_shorter_than_the_noops_does_not_count_them():
-  env = make_atari('pong', seed=0, max_raw_frames=4)
+  env = make_atari('pong', seed=0, max_episode_frames=4)
   for _ in range(10):
     first = env.reset()
     last = env.step(_NOOP)
@@ -173,7 +173,7 @@ def test_frame_limit_is_108_000_raw_frames():
 
 def test_game_over_at_the_frame_limit_has_discount_0():
   num_steps = len(_play(make_atari('pong', seed=0))) - 1
-  env = make_atari('pong', seed=0, max_raw_frames=4 * num_steps)
+  env = make_atari('pong', seed=0, max_episode_frames=4 * num_steps)
   timesteps = _play(env)
   assert len(timesteps) - 1 == num_steps
   assert timesteps[-1].discount == 0.0
@@ -212,12 +212,34 @@ def test_minimal_actions_on_request():
   'arguments, probability',
   [
     ({}, 0.0),
-    ({'repeat_action_probability': 0.25}, 0.25),
+    ({'sticky_actions': 0.25}, 0.25),
   ],
 )
 def test_actions_stick_only_on_request(arguments, probability):
   env = make_atari('pong', **arguments)
   assert _ale(env).getFloat('repeat_action_probability') == probability
+
+
+def test_lost_life_has_its_discount_and_the_game_goes_on():
+  plain = make_atari('breakout', seed=0, max_episode_frames=2_000)
+  env = make_atari(
+    'breakout', seed=0, max_episode_frames=2_000, life_loss_discount=0.25
+  )
+  # FIRE serves each ball, which nobody catches.
+  expected = _play(plain, lambda step: 1)
+  timesteps, lives = [env.reset()], [5]
+  while not timesteps[-1].last():
+    timesteps.append(env.step(1))
+    lives.append(_ale(env).lives())
+  np.testing.assert_array_equal(_observations(timesteps), _observations(expected))
+  assert [t.step_type for t in timesteps] == [t.step_type for t in expected]
+  assert [t.reward for t in timesteps] == [t.reward for t in expected]
+  lost = np.flatnonzero(np.diff(lives)) + 1
+  assert len(lost) == 5
+  discounts = np.array([t.discount for t in timesteps[1:]])
+  assert discounts.dtype == np.float32
+  assert (np.flatnonzero(discounts != 1) + 1).tolist() == lost.tolist()
+  assert discounts[lost - 1].tolist() == [0.25] * 4 + [0]  # the last ends the game
 
 
 def test_each_episode_draws_its_own_number_of_noops():
@@ -232,14 +254,14 @@ def test_each_episode_draws_its_own_number_of_noops():
 
 
 def test_no_noops_on_request():
-  env = make_atari('pong', seed=0, max_num_noops=0)
+  env = make_atari('pong', seed=0, max_noops=0)
   env.reset()
   assert _ale(env).getEpisodeFrameNumber() == 0
 
 
 def test_seeds_decide_the_trajectory():
   def play_two_episodes(seed):
-    env = make_atari('pong', seed=seed, max_raw_frames=100)
+    env = make_atari('pong', seed=seed, max_episode_frames=100)
     return _observations(
       itertools.chain(*(_play(env, lambda step: step % 18) for _ in range(2)))
     )
@@ -276,8 +298,10 @@ def test_unknown_game_without_a_near_one_names_the_list():
 
 
 def test_frame_limit_shorter_than_a_step_is_refused():
-  with pytest.raises(ValueError, match='max_raw_frames=3 must hold .* frame_skip=4'):
-    make_atari('pong', max_raw_frames=3)
+  with pytest.raises(
+    ValueError, match='max_episode_frames=3 must hold .* frame_skip=4'
+  ):
+    make_atari('pong', max_episode_frames=3)
 
 
 def test_nothing_is_printed_and_nothing_heavy_imported():

@@ -289,7 +289,7 @@ def test_frames_per_step_is_1_unless_told():
 
 
 def test_keyword_arguments_reach_gymnasium():
-  env = make_gymnasium('CartPole-v1', seed=0, max_episode_steps=3)
+  env = make_gymnasium('CartPole-v1', seed=0, kwargs={'max_episode_steps': 3})
   assert len(_play(env, _balance)) == 1 + 3
 
 

@@ -100,7 +100,7 @@ _PONG_IDS = [
 @pytest.mark.parametrize('make', [environments.make, make_gymnasium])
 @pytest.mark.parametrize('id', [*_PONG_IDS, 'Grey-v0'])
 def test_atari_ids_play_as_make_atari_does(id, make):
-  env = make(id, seed=3, full_action_space=False)
+  env = make(id, seed=3, atari_kwargs={'full_action_space': False})
   expected = make_atari('pong', seed=3, full_action_space=False)
   assert env.frames_per_step == 4
   assert env.action_spec() == expected.action_spec()
@@ -138,7 +138,7 @@ def test_mode_and_difficulty_of_an_id_count():
   game = env.gymnasium_env.unwrapped
   assert (game._game_mode, game._game_difficulty) == (1, 1)
   assert env.observation_spec().shape == (84, 84, 1)
-  easy = make_gymnasium('Hard-v0', seed=0, difficulty=0)
+  easy = make_gymnasium('Hard-v0', seed=0, kwargs={'difficulty': 0})
   assert easy.gymnasium_env.unwrapped._game_difficulty == 0
 
 
@@ -147,6 +147,24 @@ def test_a_class_of_its_own_keeps_what_it_changes():
   env.reset()
   rewards = {float(env.step(0).reward) for _ in range(100)}
   assert rewards == {0.0, -2.0}
+
+
+@pytest.mark.parametrize(
+  ('argument', 'field'),
+  [
+    ('frameskip', 'frame_skip'),
+    ('repeat_action_probability', 'sticky_actions'),
+    ('full_action_space', 'full_action_space'),
+  ],
+)
+def test_arguments_that_are_fields_of_the_config_are_refused(argument, field):
+  message = _message(make_gymnasium, 'ALE/Pong-v5', kwargs={argument: 0})
+  assert f'{argument} of an Atari game is --config.{field}' in message
+
+
+def test_the_smallest_limit_of_frames_counts():
+  env = make_gymnasium('Limited-v0', atari_kwargs={'max_episode_frames': 400})
+  assert env.gymnasium_env.get_wrapper_attr('_max_episode_steps') == 100
 
 
 @pytest.mark.parametrize(('id', 'num_steps'), [('Limited-v0', 1000), ('Short-v0', 50)])

@@ -305,6 +305,7 @@ def _row(game: str, normalized: float) -> atari_table.Row:
     scores.paper,
     atari_scores.human_normalized(game, scores.paper),
     10,
+    'paper',
     'ckpt-3',
     7,
     8,

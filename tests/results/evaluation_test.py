@@ -188,6 +188,25 @@ def test_episode_of_an_environment_that_resets_itself_ends_there(length):
   assert episodes == 3 * [evaluation.Episode(total=length, length=length)]
 
 
+class _LosesLives(helpers.ScriptedEnvironment):
+  """Has the discount 0 at every third step, where its episode goes on."""
+
+  def step(self, action):
+    timestep = super().step(action)
+    return timestep._replace(discount=np.float32(self._key.step % 3 != 0))
+
+
+def test_return_is_that_of_the_whole_game_and_not_clipped():
+  config = dataclasses.replace(_CONFIG, clip_rewards=True)
+  actor = R2D2Builder(config, helpers.make_spec()).make_evaluator()
+  environment = _LosesLives([helpers.Episode(20, terminates=True)])
+  (episode,) = evaluation.play(actor, [environment], num_episodes=1)
+  rewards = [transition.reward for transition in environment.tape.values()]
+  assert max(map(abs, rewards)) > 2
+  assert episode.total == pytest.approx(sum(rewards), abs=1e-5)
+  assert (episode.length, episode.is_cut) == (20, False)
+
+
 def test_stop_ends_an_episode_that_does_not_end_by_itself():
   steps = 0
 

@@ -13,7 +13,7 @@ from r2d2_acme import builder as builder_lib
 from r2d2_acme import environments
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
 from r2d2_acme.experiment import Run
-from r2d2_acme.results import evaluation
+from r2d2_acme.results import evaluation, evaluator_videos
 from r2d2_acme.running.nodes import base
 from r2d2_acme.system import heartbeats
 from r2d2_acme.workdir import counts as counts_lib
@@ -153,6 +153,7 @@ class EvaluatorNode(_PlayingNode, acme.VariableSource):
         logger=self._logger,
         should_stop=self._should_stop,
         observe_return=self._observe_return,
+        videos=evaluator_videos.make(run.experiment.workdir, config, environment),
       )
       while not self._stop.is_set():
         evaluator.run_episode()
