@@ -80,7 +80,7 @@ def make_atari(
     frame_size=frame_size,
     repeat_action_probability=repeat_action_probability,
   )
-  return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip)
+  return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip, has_mask=False)
 
 
 def game_names() -> list[str]:

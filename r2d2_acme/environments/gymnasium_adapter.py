@@ -1,7 +1,8 @@
 """Gymnasium environments behind the `dm_env` interface."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -35,6 +36,8 @@ class GymnasiumAdapter(base.Environment):
   | reward                               | <float32>[], unclipped           |
   | `terminated`, truncated or not       | LAST, discount 0                 |
   | `truncated` only                     | LAST, discount 1                 |
+  | `info['action_mask']`, if there      | a dict: `observation` as above,  |
+  |                                      | and `action_mask` <uint8>[n]     |
 
   Observations are copies, which stay valid after the next step. `step` and `reset`
   raise `base.BadValue` if the reward is not one number, or if the dtype of the space
@@ -47,6 +50,7 @@ class GymnasiumAdapter(base.Environment):
     *,
     seed: int | None = None,
     frames_per_step: int = 1,
+    has_mask: bool | None = None,
   ):
     """Wraps `env`; does not reset it.
 
@@ -55,6 +59,8 @@ class GymnasiumAdapter(base.Environment):
       seed: passed to the first `reset`; later episodes continue the same random
         stream. None seeds from the operating system.
       frames_per_step: emulator frames that pass in one step of `env`.
+      has_mask: whether the infos hold masks of valid actions. None finds out by the
+        first `reset`, which `observation_spec` then calls ahead of its time.
 
     Raises:
       ValueError: the actions are not Discrete, or the observation is not a Box that
@@ -74,17 +80,25 @@ class GymnasiumAdapter(base.Environment):
       int(actions.n), dtype=np.int32, name='action'
     )
     self._observation_spec = _observation_spec(_box(env.observation_space, name), name)
+    self._has_mask = has_mask
+    self._first_timestep: dm_env.TimeStep | None = None
 
   def reset(self) -> dm_env.TimeStep:
-    observation, _ = _unpack(self.gymnasium_env.reset(seed=self._next_seed), _RESET)
+    if self._first_timestep is not None:
+      timestep, self._first_timestep = self._first_timestep, None
+      return timestep
+    observation, info = _unpack(self.gymnasium_env.reset(seed=self._next_seed), _RESET)
+    if self._has_mask is None:
+      self._has_mask = layouts.ACTION_MASK in info
+    timestep = dm_env.restart(self._to_observation(observation, info))
     self._next_seed = None
     self._reset_next_step = False
-    return dm_env.restart(self._to_observation(observation))
+    return timestep
 
   def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
     if self._reset_next_step:
       return self.reset()
-    observation, reward, terminated, truncated, _ = _unpack(
+    observation, reward, terminated, truncated, info = _unpack(
       self.gymnasium_env.step(int(action) + self._first_action), _STEP
     )
     self._reset_next_step = terminated or truncated
@@ -92,11 +106,17 @@ class GymnasiumAdapter(base.Environment):
       dm_env.StepType.LAST if self._reset_next_step else dm_env.StepType.MID,
       base.to_float32(reward, 'reward'),
       np.float32(0.0 if terminated else 1.0),
-      self._to_observation(observation),
+      self._to_observation(observation, info, terminated),
     )
 
-  def observation_spec(self) -> specs.BoundedArray:
-    return self._observation_spec
+  def observation_spec(self) -> Any:
+    if self._has_mask is None:
+      # A fault of the first reset is for `reset` to report, which then calls it again.
+      with contextlib.suppress(*base.FAULTS):
+        self._first_timestep = self.reset()
+    if not self._has_mask:
+      return self._observation_spec
+    return {'observation': self._observation_spec, layouts.ACTION_MASK: self._mask_spec}
 
   def action_spec(self) -> specs.DiscreteArray:
     return self._action_spec
@@ -104,7 +124,29 @@ class GymnasiumAdapter(base.Environment):
   def close(self) -> None:
     self.gymnasium_env.close()
 
-  def _to_observation(self, observation: Any) -> np.ndarray:
+  @property
+  def _mask_spec(self) -> specs.BoundedArray:
+    shape = (self._action_spec.num_values,)
+    return specs.BoundedArray(shape, np.uint8, 0, 1, layouts.ACTION_MASK)
+
+  def _to_observation(
+    self, observation: Any, info: Mapping[str, Any], terminated: bool = False
+  ) -> Any:
+    array = self._to_array(observation)
+    if not self._has_mask:
+      return array
+    mask = info.get(layouts.ACTION_MASK)
+    if mask is None and terminated:  # no action follows
+      mask = np.zeros(self._action_spec.num_values)
+    mask = np.asarray(mask)
+    if mask.shape != self._mask_spec.shape or mask.dtype.kind not in 'biuf':
+      raise base.BadValue(
+        f"info['{layouts.ACTION_MASK}'] is {base.describe_value(mask)}, not a number "
+        f'for each of the {self._action_spec.num_values} actions'
+      )
+    return {'observation': array, layouts.ACTION_MASK: (mask != 0).astype(np.uint8)}
+
+  def _to_array(self, observation: Any) -> np.ndarray:
     dtype = self._observation_spec.dtype
     if getattr(observation, 'dtype', None) == dtype:
       return np.array(observation)
@@ -170,7 +212,7 @@ def _num_combinations(space: gymnasium.Space) -> int | None:
     pairs = zip(space.low.flat, space.high.flat, strict=True)
     return math.prod(int(high) - int(low) + 1 for low, high in pairs)
   if isinstance(space, (gymnasium.spaces.Dict, gymnasium.spaces.Tuple)):
-    numbers = [_num_combinations(leaf) for _, leaf in layouts.leaves(_nest(space))]
+    numbers = [_num_combinations(leaf) for _, leaf, _ in layouts.leaves(_nest(space))]
     return None if None in numbers else math.prod(filter(None, numbers))
   return None
 
@@ -269,10 +311,10 @@ def _cure_of_other(space: gymnasium.Space) -> str:
     return 'this one is empty'
   fitting = [
     (len(leaf.shape) != 3, path)  # images first
-    for path, leaf in leaves
+    for path, leaf, _ in leaves
     if isinstance(leaf, gymnasium.spaces.Box) and _fault(leaf) is None
   ]
-  rigid = [path for path, leaf in leaves if not leaf.is_np_flattenable]
+  rigid = [path for path, leaf, _ in leaves if not leaf.is_np_flattenable]
   cures = []
   if fitting:
     _, path = min(fitting)
@@ -288,7 +330,7 @@ def _cure_of_other(space: gymnasium.Space) -> str:
       'gymnasium.wrappers.TransformObservation(env, function, box)'
     )
   described = layouts.describe_leaves(
-    [(path, _describe(leaf)) for path, leaf in leaves]
+    [(path, _describe(leaf)) for path, leaf, _ in leaves]
   )
   return f'it holds {described}; {", or ".join(cures)}'
 

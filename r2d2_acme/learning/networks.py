@@ -18,7 +18,7 @@ from acme.tf import utils as tf_utils
 from r2d2_acme import types
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learning import lstm
-from r2d2_acme.observations import images, kinds, layouts
+from r2d2_acme.observations import kinds, layouts
 
 
 class DuellingHead(snt.Module):
@@ -53,6 +53,7 @@ class R2D2Network(snt.RNNCore):
     core_size: int,
     head_size: int,
     recurrent: bool = True,
+    action_mask: int | None = None,
     name: str = 'r2d2_network',
   ):
     """Constructs the network.
@@ -63,11 +64,14 @@ class R2D2Network(snt.RNNCore):
       core_size: the number of LSTM units.
       head_size: the number of hidden units in each stream of the duelling head.
       recurrent: False makes the baseline without memory, see `lstm.MemorylessLSTM`.
+      action_mask: which part of the observations, then a tuple, is the mask of valid
+        actions [N, A]; None without masks.
       name: of the module.
     """
     super().__init__(name=name)
     self._num_actions = num_actions
     self._torso = torso
+    self._action_mask = action_mask
     make_core = lstm.LSTM if recurrent else lstm.MemorylessLSTM
     self._core = make_core(core_size)
     self._head = DuellingHead(num_actions, head_size)
@@ -82,10 +86,11 @@ class R2D2Network(snt.RNNCore):
       core_state: the state before the step.
 
     Returns:
-      Q-values, float32 [B, A], and the next state.
+      Q-values, float32 [B, A], and the next state. An action that is not valid has
+      `types.INVALID_Q`, so that it is never the best one.
     """
     output, next_state = self._core(self.features(observation), core_state)
-    return self._head(output), next_state
+    return self._masked(self._head(output), observation), next_state
 
   def unroll(
     self,
@@ -106,7 +111,7 @@ class R2D2Network(snt.RNNCore):
     """
     features = _batch_apply(self.features, observations)  # [T, B, D + A + 1]
     outputs, final_state = self._core.unroll(features, core_state, keep)
-    return _batch_apply(self._head, outputs), final_state
+    return self._masked(_batch_apply(self._head, outputs), observations), final_state
 
   def burn_in(
     self,
@@ -130,6 +135,18 @@ class R2D2Network(snt.RNNCore):
     action = tf.one_hot(observation.action, self._num_actions)  # [N, A]
     reward = tf.tanh(observation.reward)[:, tf.newaxis]  # [N, 1]
     return tf.concat([self._torso(observation.observation), action, reward], axis=-1)
+
+  def _masked(self, q: tf.Tensor, observation: types.Observation) -> tf.Tensor:
+    """Gives `types.INVALID_Q` to actions that a mask [..., A] forbids.
+
+    Where no action is valid, as after an episode's end and in padding, none is masked:
+    these Q-values are not used.
+    """
+    if self._action_mask is None:
+      return q
+    is_valid = tf.cast(observation.observation[self._action_mask], tf.bool)
+    is_valid |= ~tf.reduce_any(is_valid, axis=-1, keepdims=True)
+    return tf.where(is_valid, q, types.INVALID_Q)
 
   def initial_state(self, batch_size: int) -> snt.LSTMState:
     """Returns the state before an episode, zeros [B, H] each."""
@@ -163,6 +180,7 @@ def make_network(
     config.core_size,
     config.head_size,
     config.recurrent,
+    kind.action_mask,
   )
   inputs = types.Observation(
     observation=kind.input_spec,
@@ -181,13 +199,7 @@ def estimate_parameters(
   It counts the matrices of the linear layers, of the LSTM and of the duelling head;
   convolutions and biases have few.
   """
-  frame = kinds.make(environment_spec.observations, config).input_spec.shape
-  inputs = frame[-1]
-  if len(frame) == 3:
-    height, width = frame[:2]
-    for kernel, stride in images.CONVOLUTIONS:
-      height, width = ((x - kernel) // stride + 1 for x in (height, width))
-    inputs = height * width * config.conv_channels[-1]
+  inputs = kinds.make(environment_spec.observations, config).torso_inputs
   num_actions = environment_spec.actions.num_values
   core_inputs = config.torso_size + num_actions + 1 + config.core_size
   return (

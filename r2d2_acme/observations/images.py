@@ -45,6 +45,13 @@ class Images(base.Kind):
         inputs[i, ..., :-new] = 0
 
   @property
+  def torso_inputs(self) -> int:
+    height, width = self.input_spec.shape[:2]
+    for kernel, stride in CONVOLUTIONS:
+      height, width = ((x - kernel) // stride + 1 for x in (height, width))
+    return height * width * self._config.conv_channels[-1]
+
+  @property
   def stored_bytes(self) -> float:
     return super().stored_bytes * _COMPRESSION
 

@@ -1,13 +1,14 @@
 """Which specs of an environment R2D2 takes, and what to do about the others.
 
 Specs come in. If one does not fit, a line that names fault and cure goes out.
-Observations must be images [H, W, C] or vectors [D] of numbers, and actions a
-`DiscreteArray`. Environments import this module, so it does not import TensorFlow.
+Observations must be images [H, W, C] or vectors [D] of numbers, or dicts and tuples of
+these, and actions a `DiscreteArray`. Environments import this module, so it does not
+import TensorFlow.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from dm_env import specs
@@ -18,6 +19,24 @@ MAX_SPAN = 2.0**31 - 1  # bounds as far apart only tell the dtype
 MAX_LISTED_ACTIONS = 10_000  # a greater number only tells the dtype
 _MAX_ACTIONS = 100_000  # a batch has a Q-value for each action in each step
 _MAX_LEAVES = 8  # leaves of a nested observation that an error lists
+
+# The key of a dict of observations that holds the mask of valid actions [A], in which
+# other numbers than 0 stand for valid ones.
+ACTION_MASK = 'action_mask'
+
+
+class Leaf(NamedTuple):
+  """A part of a nest that is no nest.
+
+  Attributes:
+    name: how Python writes its place, such as "['eyes'][0]".
+    value: such as a spec.
+    path: the keys and indices that lead to it, see `get`.
+  """
+
+  name: str
+  value: Any
+  path: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +75,8 @@ def check(observations: Any, actions: Any, rewards: Any) -> None:
   """
   check_observations(observations)
   _check_actions(actions)
+  if has_mask(observations):
+    _check_mask(observations[ACTION_MASK], actions.num_values)
   if not is_one_number(rewards):
     raise ValueError(
       f'rewards must be single numbers, not {_describe(rewards)}: make one of each'
@@ -68,22 +89,30 @@ def check_observations(spec: Any) -> None:
   Raises:
     ValueError: R2D2 does not fit it; one line that says why and what to do.
   """
-  if not isinstance(spec, specs.Array):
-    raise ValueError(f'observations must be one array: {_nest_fault(spec)}')
-  if isinstance(spec, specs.DiscreteArray):
-    raise ValueError(
-      f'observations must be images or vectors, not one of {spec.num_values} numbers: '
-      f'return a one-hot vector of shape [{spec.num_values}]'
-    )
-  if isinstance(spec, specs.StringArray):
-    raise ValueError('observations must be numbers, not text: encode it as a vector')
-  fault = number_fault(spec)
+  fault = _nest_fault(spec)
   if fault is not None:
     raise ValueError(f'observations cannot be used: {fault}')
+  for leaf in numeric_leaves(spec):
+    if leaf.path != (ACTION_MASK,):
+      _check_leaf(leaf.name, leaf.value)
+
+
+def _check_leaf(name: str, spec: specs.Array):
+  observations = f'observations{name}'
+  if isinstance(spec, specs.DiscreteArray):
+    raise ValueError(
+      f'{observations} must be images or vectors, not one of {spec.num_values} '
+      f'numbers: return a one-hot vector of shape [{spec.num_values}]'
+    )
+  if isinstance(spec, specs.StringArray):
+    raise ValueError(f'{observations} must be numbers, not text: encode it as a vector')
+  fault = number_fault(spec)
+  if fault is not None:
+    raise ValueError(f'{observations} cannot be used: {fault}')
   fault = shape_fault(spec.shape, _dm_env_cures(spec.shape))
   if fault is not None:
     raise ValueError(
-      'observations must be images [H, W, C] or vectors [D], not of shape '
+      f'{observations} must be images [H, W, C] or vectors [D], not of shape '
       f'{list(spec.shape)}: {fault}'
     )
 
@@ -171,53 +200,78 @@ def bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
   return low, np.where(np.isfinite(span), span, np.inf)
 
 
-def leaves(nest: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields path and leaf for each leaf of a nest, such as ("['eyes'][0]", leaf)."""
-  if isinstance(nest, Mapping):
-    items = [(f'[{key!r}]', value) for key, value in nest.items()]
-  elif isinstance(nest, tuple) and hasattr(nest, '_fields'):
-    items = [(f'.{key}', getattr(nest, key)) for key in nest._fields]
-  elif isinstance(nest, (tuple, list)):
-    items = [(f'[{index}]', value) for index, value in enumerate(nest)]
-  else:
-    yield path, nest
+def is_nest(value: Any) -> bool:
+  """Returns whether a value is a dict, a tuple or a list."""
+  return isinstance(value, (Mapping, tuple, list))
+
+
+def leaves(nest: Any, name: str = '', path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+  """Yields each leaf of a nest."""
+  if not is_nest(nest):
+    yield Leaf(name, nest, path)
     return
-  for key, value in items:
-    yield from leaves(value, path + key)
+  if isinstance(nest, Mapping):
+    items = [(f'[{key!r}]', key, value) for key, value in nest.items()]
+  else:
+    names = getattr(nest, '_fields', None)
+    items = [
+      (f'.{names[i]}' if names else f'[{i}]', i, value) for i, value in enumerate(nest)
+    ]
+  for suffix, key, value in items:
+    yield from leaves(value, name + suffix, (*path, key))
+
+
+def get(nest: Any, path: Sequence[Any]) -> Any:
+  """Returns what is in a nest at a path of keys and indices."""
+  for key in path:
+    nest = nest[key]
+  return nest
+
+
+def numeric_leaves(spec: Any) -> Sequence[Leaf]:
+  """Returns the leaves that the agent reads: all of a nest but texts."""
+  if not is_nest(spec):
+    return [Leaf('', spec, ())]
+  return [
+    leaf for leaf in leaves(spec) if not isinstance(leaf.value, specs.StringArray)
+  ]
+
+
+def has_mask(spec: Any) -> bool:
+  """Returns whether observations hold the mask of valid actions."""
+  return isinstance(spec, Mapping) and ACTION_MASK in spec
 
 
 def describe_leaves(described: Sequence[tuple[str, str]]) -> str:
-  """Returns "['a'] (uint8 [3]), ['b'] (…)" from paths and descriptions."""
-  parts = [f'{path} ({what})' for path, what in described[:_MAX_LEAVES]]
+  """Returns "['a'] (uint8 [3]), ['b'] (…)" from names and descriptions."""
+  parts = [f'{name} ({what})' for name, what in described[:_MAX_LEAVES]]
   more = ['…'] if len(described) > _MAX_LEAVES else []
   return ', '.join([*parts, *more]) or 'nothing'
 
 
-def _nest_fault(nest: Any) -> str:
-  """Returns what is wrong with an observation spec that is no array, with its cure."""
+def _nest_fault(nest: Any) -> str | None:
+  """Returns what is wrong with the structure of an observation spec, with its cure."""
   if getattr(nest, '_fields', None) == ('observation', 'action', 'reward'):
     return (
       'take ObservationActionRewardWrapper off the environment, because the agent '
       'feeds the previous action and reward itself'
     )
-  if not isinstance(nest, (Mapping, tuple, list)):
-    return f'observation_spec() must be a dm_env.specs.Array, not {_describe(nest)}'
-  found = list(leaves(nest))
-  if not found:
-    return f'the {type(nest).__name__} of observation_spec() is empty'
-  fitting = [(not is_image(leaf), path) for path, leaf in found if _fits(leaf)]
-  alone = f'{min(fitting)[1]} alone, or ' if fitting else ''
-  cure = f'return {alone}all of it as one vector'
-  described = describe_leaves([(path, _describe(leaf)) for path, leaf in found])
-  return f'this is a {type(nest).__name__} of {described}; {cure}'
+  for name, leaf, _ in leaves(nest):
+    if not isinstance(leaf, specs.Array):
+      return (
+        f'observation_spec(){name} must be a dm_env.specs.Array, not {_describe(leaf)}'
+      )
+  if not any(leaf.path != (ACTION_MASK,) for leaf in numeric_leaves(nest)):
+    return f'the {type(nest).__name__} of observation_spec() holds no numbers'
+  return None
 
 
-def _fits(spec: Any) -> bool:
-  try:
-    check_observations(spec)
-  except ValueError:
-    return False
-  return True
+def _check_mask(spec: specs.Array, num_actions: int):
+  if spec.shape != (num_actions,) or np.dtype(spec.dtype).kind not in 'biu':
+    raise ValueError(
+      f'observations[{ACTION_MASK!r}] must be integers [{num_actions}], 1 for each '
+      f'valid action and else 0, not {_describe(spec)}'
+    )
 
 
 def _check_actions(spec: Any) -> None:
@@ -230,7 +284,7 @@ def _check_actions(spec: Any) -> None:
     return
   fault = 'actions must be discrete (dm_env.specs.DiscreteArray), not'
   if isinstance(spec, (Mapping, tuple, list)):
-    described = describe_leaves([(p, _describe(leaf)) for p, leaf in leaves(spec)])
+    described = describe_leaves([(n, _describe(leaf)) for n, leaf, _ in leaves(spec)])
     raise ValueError(
       f'{fault} a {type(spec).__name__} of {described}: make each combination one '
       'action'

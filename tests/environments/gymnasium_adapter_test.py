@@ -238,6 +238,42 @@ def test_what_gymnasium_does_not_return_is_named():
   assert 'returned float64 of shape [2] instead of (observation, info)' in message
 
 
+class _Masked(_Scripted):
+  """Says in its infos which actions are valid: all but that which the time names."""
+
+  def reset(self, *, seed=None, options=None):
+    observation, _ = super().reset(seed=seed)
+    return observation, self._info()
+
+  def step(self, action):
+    return (*super().step(action)[:-1], self._info())
+
+  def _info(self):
+    return {'action_mask': np.arange(3) != self.time}
+
+
+def test_masks_of_the_infos_become_a_part_of_the_observation():
+  inner = _Masked([(0.0, False, False)] * 2)
+  env = GymnasiumAdapter(inner, seed=7)
+  spec = env.observation_spec()
+  assert list(spec) == ['observation', 'action_mask']
+  masks = []
+  for timestep in (env.reset(), env.step(1)):
+    for name, leaf in spec.items():
+      leaf.validate(timestep.observation[name])
+    masks.append(timestep.observation['action_mask'].tolist())
+  assert masks == [[0, 1, 1], [1, 0, 1]]
+  assert inner.reset_seeds == [7]  # the spec's reset was the first episode's
+  env.reset()
+  assert inner.reset_seeds == [7, None]
+
+
+def test_mask_of_another_size_is_named():
+  env = GymnasiumAdapter(_Masked(action_space=spaces.Discrete(4)))
+  message = _message(env.reset)
+  assert "info['action_mask'] is bool of shape [3], not a number for each of" in message
+
+
 def test_uint8_observations_stay_uint8():
   image = spaces.Box(0, 255, (36, 40, 1), 'uint8')
   env = GymnasiumAdapter(_Scripted(observation_space=image))

@@ -58,29 +58,20 @@ def _image(*shape, dtype=np.uint8):
 
 # A spec, and words of the error: what is wrong, and what to do.
 _OBSERVATIONS = {
-  'dict': (
-    {'speed': _VECTOR, 'image': _RGB},
-    ["a dict of ['speed'] (float32 [3]), ['image'] (uint8 [84, 84, 3])"],
-    ["return ['image'] alone, or all of it as one vector"],
+  'complex in a dict in a list': (
+    [{'a': {'b': _image(3, dtype=complex)}}],
+    ["observations[0]['a']['b'] cannot be used: the network takes no complex128"],
+    ['make them float32'],
   ),
-  'dict in dict in list': (
-    [{'a': {'b': _VECTOR}}],
-    ["a list of [0]['a']['b'] (float32 [3])"],
-    ["return [0]['a']['b'] alone"],
+  'no size in a named tuple': (
+    _Senses(_image(84, 0, 3), _VECTOR),
+    ['observations.eye must', 'axis 1 has size 0'],
+    [],
   ),
-  'tuple': ((_VECTOR, _VECTOR), ['a tuple of [0] (float32 [3]), [1]'], ['[0] alone']),
-  'named tuple': (
-    _Senses(_image(84, 84), _VECTOR),
-    ['a _Senses of .eye (uint8 [84, 84]), .ear (float32 [3])'],
-    ['.ear alone'],
-  ),
-  'nothing that fits': (
-    {'name': specs.StringArray(()), 'grid': _image(7, 7)},
-    ["['name'] (text []), ['grid'] (uint8 [7, 7])"],
-    ['return all of it as one vector'],
-  ),
-  'many keys': ({str(i): _VECTOR for i in range(99)}, ["['7'] (float32 [3]), …;"], []),
-  'empty dict': ({}, ['the dict of observation_spec() is empty'], []),
+  'no spec in a dict': ({'a': None}, ["observation_spec()['a'] must be a dm_env"], []),
+  'text alone in a dict': ({'a': specs.StringArray(())}, ['holds no numbers'], []),
+  'mask alone': ({'action_mask': _image(3)}, ['holds no numbers'], []),
+  'empty dict': ({}, ['the dict of observation_spec() holds no numbers'], []),
   'no spec': (None, ['must be a dm_env.specs.Array, not a NoneType'], []),
   'Gymnasium space': (
     gymnasium.spaces.Box(0, 1, (3,)),
@@ -140,6 +131,10 @@ _FIT = {
   'integers': _image(3, dtype=np.int64),
   'image of integers': specs.BoundedArray((84, 84, 1), np.int64, 0, 9),
   'smallest': _image(36, 36, 1),
+  'dict in tuple': (_VECTOR, {'speed': _VECTOR, 'image': _RGB}),
+  'named tuple': _Senses(_RGB, _VECTOR),
+  'dict with text': {'name': specs.StringArray(()), 'speed': _VECTOR},
+  'dict with mask': {'action_mask': specs.Array((3,), bool), 'speed': _VECTOR},
 }
 
 
@@ -253,8 +248,8 @@ def _start_agent(environment):
 @pytest.mark.parametrize(
   ('environment', 'words'),
   [
-    (_Silent(observations={'image': _RGB}), "['image'] (uint8 [84, 84, 3])"),
-    (_Silent(observations=_image(3, 84, 84)), 'holds the channels'),
+    (_Silent(observations={'a': _image(3, dtype=complex)}), "observations['a']"),
+    (_Silent(observations=_image(84, 3, 84)), 'holds the channels'),
     (_Silent(observations=_image(84, 84, 1, dtype=complex)), 'complex128'),
     (_Silent(actions=specs.BoundedArray((), np.int32, 0, 3)), 'DiscreteArray(4)'),
     (_Silent(actions={'legs': _ACTIONS}), "a dict of ['legs']"),
