@@ -74,7 +74,10 @@ class R2D2Builder:
       ValueError: R2D2 does not fit the environment, see `layouts.check`.
     """
     layouts.check(
-      environment_spec.observations, environment_spec.actions, environment_spec.rewards
+      environment_spec.observations,
+      environment_spec.actions,
+      environment_spec.rewards,
+      config.max_actions,
     )
     self._config = config
     self._spec = environment_spec

@@ -137,6 +137,9 @@ class R2D2Config:
 
   # Environment.
   full_action_space: bool = True  # all 18 Atari actions; paper: True
+  # Actions, or combinations of a MultiDiscrete's; each step of a batch has a Q-value
+  # for each of them.
+  max_actions: int = _at_least_1(10_000)
 
   # Evaluation. The program's evaluator plays an episode, pauses, and plays again.
   # Seconds of pause. On few cores, evaluation takes time from acting and learning.
@@ -318,6 +321,7 @@ def laptop() -> R2D2Config:
 def memory() -> R2D2Config:
   """For memory tasks and other vectors: minutes of training on one core."""
   return R2D2Config(
+    frame_stack=1,  # grids and images: what is past, the LSTM is to remember
     # A window holds a whole episode of the tasks with up to 30 steps to remember, so
     # that the gradient reaches from the question back to the cue.
     burn_in_length=0,

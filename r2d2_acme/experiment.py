@@ -154,6 +154,9 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   except ValueError as error:
     raise BadInput(str(error)) from error
   experiment = _with_spec(_with_limits(experiment))
+  assert experiment.environment_spec is not None
+  for line in layouts.notes(experiment.environment_spec.observations):
+    print(f'Note: {line}.', flush=True)
   if num_processes:
     _check_devices(experiment.config)
     _check_memory(experiment, num_processes)
@@ -330,7 +333,7 @@ def _with_spec(experiment: Experiment) -> Experiment:
   try:
     if spec is None:
       spec = builder_lib.make_environment_spec(config, factory)
-    layouts.check(spec.observations, spec.actions, spec.rewards)
+    layouts.check(spec.observations, spec.actions, spec.rewards, config.max_actions)
   except ValueError as error:
     raise BadInput(str(error)) from error
   return dataclasses.replace(

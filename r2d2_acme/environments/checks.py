@@ -64,8 +64,8 @@ class Checked(base.Environment):
     self._environment = environment
     self._name = name
     self._spec = environment.observation_spec()
-    # Only an array has both.
-    self._is_array = isinstance(self._spec, specs.Array)
+    # A nest has neither, and single numbers come as Python's or as NumPy's.
+    self._is_array = getattr(self._spec, 'shape', ()) != ()
     self._shape = getattr(self._spec, 'shape', ())
     self._dtype = getattr(self._spec, 'dtype', None)
     self._dot_zeros = _make_dot_zeros(self._shape, self._dtype)

@@ -172,7 +172,12 @@ def make_network(
     ValueError: no network here fits the environment.
   """
   actions = environment_spec.actions
-  layouts.check(environment_spec.observations, actions, environment_spec.rewards)
+  layouts.check(
+    environment_spec.observations,
+    actions,
+    environment_spec.rewards,
+    config.max_actions,
+  )
   kind = kinds.make(environment_spec.observations, config)
   network = R2D2Network(
     actions.num_values,

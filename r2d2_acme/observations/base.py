@@ -52,12 +52,18 @@ class Kind(abc.ABC):
 
   action_mask: int | None = None
 
-  def __init__(self, frame_spec: specs.Array, config: R2D2Config, num_frames: int = 1):
+  def __init__(
+    self,
+    frame_spec: specs.Array,
+    config: R2D2Config,
+    num_frames: int = 1,
+    input_shape: Sequence[int] | None = None,
+  ):
+    """Constructs the kind; by default an input has a frame's shape."""
     self._config = config
     self.frame_spec = frame_spec
     self.num_frames = num_frames
-    *shape, size = frame_spec.shape
-    self.input_spec = specs.Array((*shape, size * num_frames), frame_spec.dtype)
+    self.input_spec = specs.Array(input_shape or frame_spec.shape, frame_spec.dtype)
     self._num_rows = config.sequence_length + num_frames
     self.block_length = max(
       n for n in range(1, _MAX_BLOCK_LENGTH + 1) if config.sequence_period % n == 0

@@ -9,11 +9,13 @@ from typing import Any
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.observations import layouts
 from r2d2_acme.observations.base import Kind
+from r2d2_acme.observations.grids import Grids
 from r2d2_acme.observations.images import Images
 from r2d2_acme.observations.nested import Nested
+from r2d2_acme.observations.one_hots import OneHots
 from r2d2_acme.observations.vectors import Vectors
 
-_KINDS: tuple[type[Kind], ...] = (Images, Vectors)
+_KINDS: tuple[type[Kind], ...] = (Images, Grids, OneHots, Vectors)
 
 
 def make(observation_spec: Any, config: R2D2Config) -> Kind:

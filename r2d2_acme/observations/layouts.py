@@ -1,28 +1,41 @@
 """Which specs of an environment R2D2 takes, and what to do about the others.
 
 Specs come in. If one does not fit, a line that names fault and cure goes out.
-Observations must be images [H, W, C] or vectors [D] of numbers, or dicts and tuples of
-these, and actions a `DiscreteArray`. Environments import this module, so it does not
-import TensorFlow.
+Observations must be numbers of any shape, or dicts and tuples of these, and actions a
+`DiscreteArray`. Environments import this module, so it does not import TensorFlow.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from dm_env import specs
 
-MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
+from r2d2_acme.config import R2D2Config
+
+MIN_ATARI_SIZE = 36  # pixels; smaller images leave nothing after Atari's convolutions
+MIN_IMAGE_SIZE = 3  # pixels; what is smaller is flattened to a vector
+MAX_GRID_SIZE = 16  # cells; larger images of integers show brightness
+_MAX_GRID_SPAN = 255  # between the least and the greatest symbol of a cell
+_MAX_ONE_HOTS = 10_000  # numbers in all one-hot vectors of an observation together
 
 MAX_SPAN = 2.0**31 - 1  # bounds as far apart only tell the dtype
 MAX_LISTED_ACTIONS = 10_000  # a greater number only tells the dtype
-_MAX_ACTIONS = 100_000  # a batch has a Q-value for each action in each step
 _MAX_LEAVES = 8  # leaves of a nested observation that an error lists
 
 # The key of a dict of observations that holds the mask of valid actions [A], in which
 # other numbers than 0 stand for valid ones.
 ACTION_MASK = 'action_mask'
+
+
+class Categories(specs.BoundedArray):
+  """Integers, each from 0 to its maximum, that are numbers of categories.
+
+  They are to `DiscreteArray` what MultiDiscrete is to Discrete.
+  """
+
+  def __reduce__(self):  # that of the base class makes one of the base class
+    return type(self), (self.shape, self.dtype, self.minimum, self.maximum, self.name)
 
 
 class Leaf(NamedTuple):
@@ -39,42 +52,78 @@ class Leaf(NamedTuple):
   path: tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cures:
-  """What to do about a shape that does not fit, in the words of one interface.
+def is_categorical(spec: specs.Array) -> bool:
+  """Returns whether a spec's integers are numbers of categories."""
+  return isinstance(spec, (specs.DiscreteArray, Categories))
 
-  Attributes:
-    scalar: if there is no axis.
-    empty: if an axis has size 0.
-    flatten: if there are two axes that make no image, or more than three.
-    add_channels: if it is an image [H, W].
-    move_channels: if it is an image [C, H, W].
-    unstack: if axis 0 is a stack of frames.
-    resize: if it is an image of too few pixels.
+
+def image_shape(spec: specs.Array) -> tuple[int, int, int] | None:
+  """Returns the shape [H, W, C] of images, or None if a spec's values are vectors.
+
+  Images are what has three axes, of which the first may hold the channels, and what has
+  two and is large or holds integers with bounds.
   """
-
-  scalar: str
-  empty: str
-  flatten: str
-  add_channels: str
-  move_channels: str
-  unstack: str
-  resize: str
-
-
-def is_image(observation_spec: specs.Array) -> bool:
-  """Returns whether a spec has the three axes of an image."""
-  return len(observation_spec.shape) == 3
+  shape = spec.shape
+  if is_categorical(spec):
+    return None
+  if len(shape) == 2:
+    min_size = MIN_ATARI_SIZE if integer_range(spec) is None else MIN_IMAGE_SIZE
+    return (*shape, 1) if min(shape) >= min_size else None
+  if len(shape) != 3:
+    return None
+  if _has_channels_first(shape):
+    shape = (*shape[1:], shape[0])
+  return shape if min(shape[:2]) >= MIN_IMAGE_SIZE else None
 
 
-def check(observations: Any, actions: Any, rewards: Any) -> None:
-  """Checks the specs of an environment.
+def as_image(array: np.ndarray) -> np.ndarray:
+  """Turns an image [C, H, W] or [H, W], see `image_shape`, into [H, W, C]."""
+  if array.ndim == 2:
+    return array[..., np.newaxis]
+  return np.moveaxis(array, 0, -1) if _has_channels_first(array.shape) else array
+
+
+def is_grid(spec: specs.Array) -> bool:
+  """Returns whether a spec is of small images of integers, which are symbols.
+
+  Images of zeros and ones are none, because numbers say the same as one-hot planes.
+  """
+  shape = image_shape(spec)
+  low_and_high = integer_range(spec)
+  if shape is None or max(shape[:2]) > MAX_GRID_SIZE or low_and_high is None:
+    return False
+  low, high = low_and_high
+  return 1 < high - low <= _MAX_GRID_SPAN
+
+
+def integer_range(spec: specs.Array) -> tuple[int, int] | None:
+  """Returns the least and the greatest of integers with bounds; None for others."""
+  low_and_span = bounds(spec)
+  if low_and_span is None or np.dtype(spec.dtype).kind not in 'iub':
+    return None
+  low, span = low_and_span
+  return (int(low.min()), int((low + span).max())) if span.max() < MAX_SPAN else None
+
+
+def _has_channels_first(shape: Sequence[int]) -> bool:
+  first, *others = shape
+  size = min(others)
+  return first < MIN_ATARI_SIZE <= size or first <= 4 < size
+
+
+def check(
+  observations: Any,
+  actions: Any,
+  rewards: Any,
+  max_actions: int = R2D2Config.max_actions,
+) -> None:
+  """Checks the specs of an environment, which may have at most `max_actions`.
 
   Raises:
     ValueError: R2D2 does not fit them; one line that says why and what to do.
   """
   check_observations(observations)
-  _check_actions(actions)
+  _check_actions(actions, max_actions)
   if has_mask(observations):
     _check_mask(observations[ACTION_MASK], actions.num_values)
   if not is_one_number(rewards):
@@ -97,24 +146,37 @@ def check_observations(spec: Any) -> None:
       _check_leaf(leaf.name, leaf.value)
 
 
+def notes(spec: Any) -> Sequence[str]:
+  """Returns a line on each leaf of an observation's spec that is not taken as it is."""
+  lines = []
+  for name, leaf, _ in leaves(spec):
+    if isinstance(leaf, specs.StringArray):
+      lines.append(f'observations{name} are texts, which the agent does not see')
+    elif len(leaf.shape) == 3 and _has_channels_first(leaf.shape):
+      lines.append(
+        f'observations{name} of shape {list(leaf.shape)} are taken for images of '
+        f'{leaf.shape[0]} channels, held by axis 0; if it is a stack of frames, take '
+        'it off, because the agent stacks frames itself'
+      )
+  return lines
+
+
 def _check_leaf(name: str, spec: specs.Array):
-  observations = f'observations{name}'
-  if isinstance(spec, specs.DiscreteArray):
-    raise ValueError(
-      f'{observations} must be images or vectors, not one of {spec.num_values} '
-      f'numbers: return a one-hot vector of shape [{spec.num_values}]'
-    )
   if isinstance(spec, specs.StringArray):
-    raise ValueError(f'{observations} must be numbers, not text: encode it as a vector')
-  fault = number_fault(spec)
+    fault: str | None = 'they are text: encode it as a vector'
+  elif is_categorical(spec):
+    depth = int(np.max(spec.maximum, initial=0)) + 1
+    number = depth * int(np.prod(spec.shape))
+    fault = None if 0 not in spec.shape else shape_fault(spec.shape)
+    if number > _MAX_ONE_HOTS:
+      fault = (
+        f'their one-hot vectors have {number:,} numbers: return a vector of at most '
+        f'{_MAX_ONE_HOTS:,} instead'
+      )
+  else:
+    fault = number_fault(spec) or shape_fault(spec.shape)
   if fault is not None:
-    raise ValueError(f'{observations} cannot be used: {fault}')
-  fault = shape_fault(spec.shape, _dm_env_cures(spec.shape))
-  if fault is not None:
-    raise ValueError(
-      f'{observations} must be images [H, W, C] or vectors [D], not of shape '
-      f'{list(spec.shape)}: {fault}'
-    )
+    raise ValueError(f'observations{name}, {_describe(spec)}, cannot be used: {fault}')
 
 
 def is_one_number(spec: Any) -> bool:
@@ -126,45 +188,21 @@ def is_one_number(spec: Any) -> bool:
   return spec.shape in ((), (1,)) and np.dtype(spec.dtype).kind in 'biuf'
 
 
-def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
+def shape_fault(shape: Sequence[int]) -> str | None:
   """Returns what is wrong with an observation's shape, with its cure, or None."""
-  if not shape:
-    return f'it has no axis: {cures.scalar}'
   if 0 in shape:
-    return f'axis {list(shape).index(0)} has size 0: {cures.empty}'
-  if len(shape) == 1:
-    return None
-  if len(shape) == 2:
-    if min(shape) < MIN_IMAGE_SIZE:
-      return f'two axes make no image: {cures.flatten}'
-    return f'it has no axis for channels: {cures.add_channels}'
-  if len(shape) > 3:
-    if shape[0] < MIN_IMAGE_SIZE <= max(shape[1:3]):
-      return f'axis 0, of size {shape[0]}, is a stack of frames: {cures.unstack}'
-    return f'{len(shape)} axes make no image: {cures.flatten}'
-  first, second, third = shape
-  if first < MIN_IMAGE_SIZE <= min(second, third):
-    if first in (1, 3):
-      return f'axis 0, of size {first}, holds the channels: {cures.move_channels}'
+    return f'axis {list(shape).index(0)} has size 0: give every axis a size'
+  if len(shape) == 4 and shape[0] < MIN_ATARI_SIZE <= max(shape[1:3]):
     return (
-      f'axis 0, of size {first}, is a stack of frames or the channels: '
-      f'{cures.unstack}; or {cures.move_channels}'
+      f'axis 0, of size {shape[0]}, is a stack of frames: return single ones (without '
+      "Gymnasium's FrameStackObservation), because the agent stacks frames itself"
     )
-  if min(first, second) >= MIN_IMAGE_SIZE:
-    return None
-  if second <= 4 and min(first, third) >= MIN_IMAGE_SIZE:
+  if len(shape) == 3 and shape[1] <= 4 and min(shape[0], shape[2]) >= MIN_ATARI_SIZE:
     return (
-      f'axis 1, of size {second}, holds the channels: move it to the end, as '
+      f'axis 1, of size {shape[1]}, holds the channels: move it to the end, as '
       'numpy.moveaxis(x, 1, -1) does'
     )
-  channels = ''
-  if first <= 4 < min(second, third):
-    channels = f'axis 0, of size {first}, holds the channels, and '
-    first, second = second, third
-  return (
-    f'{channels}images of {first}x{second} pixels are too small for the convolutions: '
-    f'{cures.resize}'
-  )
+  return None
 
 
 def number_fault(spec: specs.Array) -> str | None:
@@ -172,13 +210,12 @@ def number_fault(spec: specs.Array) -> str | None:
   dtype = np.dtype(spec.dtype)
   if dtype.kind not in 'biuf' or dtype.itemsize > 8:
     return f'the network takes no {dtype}: make them float32 or uint8'
-  if is_image(spec) and dtype.kind in 'iu':
-    low_and_span = bounds(spec)
-    if low_and_span is None or (low_and_span[1] >= MAX_SPAN).any():
-      return (
-        f'images of {dtype} need bounds, by which the network scales them: give them '
-        'the low and high of a Box, or the minimum and maximum of a BoundedArray'
-      )
+  is_image = image_shape(spec) is not None
+  if is_image and dtype.kind in 'iu' and integer_range(spec) is None:
+    return (
+      f'images of {dtype} need bounds, by which the network scales them: give them '
+      'the low and high of a Box, or the minimum and maximum of a BoundedArray'
+    )
   return None
 
 
@@ -186,10 +223,12 @@ def bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
   """Returns minimum and span of each element, or None if the spec has no bounds.
 
   Both are float64 of the spec's shape. The span of an unbounded element is infinite.
-  uint8 has the bounds 0 and 255 if the spec does not say otherwise.
+  uint8 has the bounds 0 and 255 if the spec does not say otherwise, and bool 0 and 1.
   """
   if isinstance(spec, specs.BoundedArray):
     low, high = spec.minimum, spec.maximum
+  elif np.dtype(spec.dtype) == bool:
+    low, high = np.array(0), np.array(1)
   elif np.dtype(spec.dtype) == np.uint8:
     low, high = np.array(0), np.array(255)
   else:
@@ -274,12 +313,12 @@ def _check_mask(spec: specs.Array, num_actions: int):
     )
 
 
-def _check_actions(spec: Any) -> None:
+def _check_actions(spec: Any, max_actions: int) -> None:
   if isinstance(spec, specs.DiscreteArray):
-    if spec.num_values > _MAX_ACTIONS:
+    if spec.num_values > max_actions:
       raise ValueError(
         f'there are {spec.num_values:,} actions, and R2D2 has a Q-value for each: '
-        f'leave at most {_MAX_ACTIONS:,}'
+        f'leave at most max_actions={max_actions:,}, or raise --config.max_actions'
       )
     return
   fault = 'actions must be discrete (dm_env.specs.DiscreteArray), not'
@@ -312,21 +351,3 @@ def _describe(spec: Any) -> str:
   if isinstance(spec, specs.Array):
     return f'{spec.dtype} {list(spec.shape)}'
   return f'a {type(spec).__name__}'
-
-
-def _dm_env_cures(shape: Sequence[int]) -> Cures:
-  others = [*shape[1:], 1] if len(shape) < 4 else list(shape[1:])
-  return Cures(
-    scalar='give it the shape [1]',
-    empty='give every axis a size',
-    flatten=f'flatten it to [{int(np.prod(shape))}]',
-    add_channels=f'give it the shape {[*shape, 1]}',
-    move_channels=f'move that axis to the end, as in {[*shape[1:], *shape[:1]]}',
-    unstack=(
-      f'return single frames, as in {others}, because the agent stacks them itself'
-    ),
-    resize=(
-      f'resize them to at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}, or flatten them to '
-      f'[{int(np.prod(shape))}]'
-    ),
-  )
