@@ -85,6 +85,11 @@ class R2D2Builder:
     is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
     self._torso_dtype = 'bfloat16' if is_bfloat16 else 'float32'
 
+  @property
+  def _make_torso(self) -> Callable[[Any], Any] | None:
+    torso = self._config.torso
+    return environments.import_function(torso) if torso else None
+
   def with_stream(self, stream: int) -> 'R2D2Builder':
     """Returns this builder with another stream of random numbers."""
     builder = copy.copy(self)
@@ -114,7 +119,9 @@ class R2D2Builder:
       before = tf_context.global_seed()
       tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
       try:
-        return networks.make_network(self._config, self._spec, torso_dtype)
+        return networks.make_network(
+          self._config, self._spec, torso_dtype, self._make_torso
+        )
       finally:
         # Else whatever draws TensorFlow's random numbers draws the same at each start.
         tf.random.set_seed(before)

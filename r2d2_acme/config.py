@@ -122,6 +122,9 @@ class R2D2Config:
   # Network: the torso of Mnih et al. 2015 for images, an MLP for vectors.
   conv_channels: tuple[int, int, int] = _three_widths(32, 64, 64)  # paper: 32, 64, 64
   torso_size: int = _at_least_1(512)  # units of the torso's last layer; paper: 512
+  # 'my_module:make_torso', a function from the spec of the network's inputs to a Sonnet
+  # module, which replaces the torso; see `Experiment.torso_factory`.
+  torso: str = ''
   # Whether to centre images and to layer-normalise the torso's output; paper: False.
   normalize_images: bool = False
   # Precision of matrix products and convolutions.

@@ -13,6 +13,7 @@ from r2d2_acme.environments.factories import (
   NamedFactory,
   check_is_not_imported,
   describe,
+  import_function,
   make,
   starts_fresh,
 )
@@ -40,6 +41,7 @@ __all__ = [
   'check_is_not_imported',
   'checked',
   'describe',
+  'import_function',
   'make',
   'make_atari',
   'make_bsuite',

@@ -7,6 +7,7 @@ duelling head of Wang et al. 2016.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sonnet as snt
@@ -19,6 +20,7 @@ from r2d2_acme import types
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learning import lstm
 from r2d2_acme.observations import kinds, layouts
+from r2d2_acme.observations.base import Kind
 
 
 class DuellingHead(snt.Module):
@@ -157,6 +159,7 @@ def make_network(
   config: R2D2Config,
   environment_spec: specs.EnvironmentSpec,
   torso_dtype: tf.DType = tf.float32,
+  make_torso: Callable[[Any], snt.Module] | None = None,
 ) -> R2D2Network:
   """Builds the network that fits an environment, variables included.
 
@@ -167,6 +170,7 @@ def make_network(
     environment_spec: of a single environment, with discrete actions. The kind of its
       observations decides the torso, see `observations.kinds`.
     torso_dtype: of the products in the torso, see `observations.base.Kind.make_torso`.
+    make_torso: makes another torso instead, see `observations.base.Kind.adapt_torso`.
 
   Raises:
     ValueError: no network here fits the environment.
@@ -181,7 +185,7 @@ def make_network(
   kind = kinds.make(environment_spec.observations, config)
   network = R2D2Network(
     actions.num_values,
-    kind.make_torso(torso_dtype),
+    _make_own_torso(kind, make_torso) if make_torso else kind.make_torso(torso_dtype),
     config.core_size,
     config.head_size,
     config.recurrent,
@@ -194,6 +198,28 @@ def make_network(
   )
   tf_utils.create_variables(network, [inputs])
   return network
+
+
+def _make_own_torso(kind: Kind, make_torso: Callable[[Any], snt.Module]) -> snt.Module:
+  """Makes a user's torso, and raises ValueError, one line, if it cannot be one."""
+
+  def make_module(spec: Any) -> snt.Module:
+    module = make_torso(spec)
+    if not isinstance(module, tf.Module):  # its variables would not be found
+      raise ValueError(f'a torso must be a Sonnet module, not {type(module).__name__}')
+    return module
+
+  torso = kind.adapt_torso(make_module)
+  inputs = tree.map_structure(
+    lambda spec: tf.zeros([1, *spec.shape], spec.dtype), kind.input_spec
+  )
+  features = torso(inputs)
+  if features.dtype != tf.float32 or features.shape.rank != 2:
+    raise ValueError(
+      'a torso must turn inputs [N, ...] into features, float32 [N, D], not into '
+      f'{features.dtype.name} {features.shape}'
+    )
+  return torso
 
 
 def estimate_parameters(

@@ -6,7 +6,7 @@ learning need to handle them without knowing what they are.
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,14 @@ class Kind(abc.ABC):
     rows = tf.reshape(stored, [batch_size, num_blocks * length, *shape])
     rows = tf.transpose(rows, [1, 0, *range(2, rows.shape.rank)])
     return rows[-self._num_rows :]
+
+  def adapt_torso(self, make_torso: Callable[[Any], snt.Module]) -> snt.Module:
+    """Returns a user's module from inputs [N, ...] to features, see `make_torso`.
+
+    Args:
+      make_torso: makes the module from the spec of an input, without a batch axis.
+    """
+    return make_torso(self.input_spec)
 
   @abc.abstractmethod
   def make_torso(self, dtype: tf.DType) -> snt.Module:

@@ -6,6 +6,8 @@ added to `_KINDS` here, and whose specs `layouts` lets through.
 
 from typing import Any
 
+from acme import specs
+
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.observations import layouts
 from r2d2_acme.observations.base import Kind
@@ -27,10 +29,9 @@ def make(observation_spec: Any, config: R2D2Config) -> Kind:
   layouts.check_observations(observation_spec)
   if not Nested.fits(observation_spec):
     return _make_leaf(observation_spec, config)
-  leaves = layouts.numeric_leaves(observation_spec)
-  return Nested(leaves, [_make_leaf(leaf.value, config) for leaf in leaves], config)
+  return Nested(observation_spec, lambda spec: _make_leaf(spec, config), config)
 
 
-def _make_leaf(spec: Any, config: R2D2Config) -> Kind:
+def _make_leaf(spec: specs.Array, config: R2D2Config) -> Kind:
   (kind,) = (kind for kind in _KINDS if kind.fits(spec))
   return kind(spec, config)

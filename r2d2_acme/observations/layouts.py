@@ -267,6 +267,21 @@ def get(nest: Any, path: Sequence[Any]) -> Any:
   return nest
 
 
+def rebuild(
+  nest: Any, values: Mapping[tuple[Any, ...], Any], path: tuple[Any, ...] = ()
+) -> Any:
+  """Returns a nest of values by path; a leaf of `nest` without a value is left out."""
+  if path in values:
+    return values[path]
+  is_mapping = isinstance(nest, Mapping)
+  parts = {
+    key: rebuild(part, values, (*path, key))
+    for key, part in (nest.items() if is_mapping else enumerate(nest))
+    if is_nest(part) or (*path, key) in values
+  }
+  return parts if is_mapping else tuple(parts.values())
+
+
 def numeric_leaves(spec: Any) -> Sequence[Leaf]:
   """Returns the leaves that the agent reads: all of a nest but texts."""
   if not is_nest(spec):

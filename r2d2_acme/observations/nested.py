@@ -1,11 +1,12 @@
 """Observations that are dicts and tuples, nested: each leaf is of a kind of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import sonnet as snt
 import tensorflow as tf
+from acme import specs
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.observations import layouts
@@ -20,9 +21,12 @@ class Nested(Kind):
   """
 
   def __init__(
-    self, leaves: Sequence[layouts.Leaf], kinds: Sequence[Kind], config: R2D2Config
+    self, spec: Any, make_kind: Callable[[specs.Array], Kind], config: R2D2Config
   ):
-    """Constructs the kind; `kinds` are those of the leaves."""
+    """Constructs the kind; `make_kind` makes that of a leaf's spec."""
+    leaves = layouts.numeric_leaves(spec)
+    kinds = [make_kind(leaf.value) for leaf in leaves]
+    self._spec = spec
     self._paths = [leaf.path for leaf in leaves]
     self._kinds = kinds
     self._config = config
@@ -64,9 +68,35 @@ class Nested(Kind):
       kind.rebuild_inputs(part) for kind, part in zip(self._kinds, stored, strict=True)
     )
 
+  def adapt_torso(self, make_torso: Callable[[Any], snt.Module]) -> snt.Module:
+    def nest(parts: Sequence[Any]) -> Any:
+      seen = {self._paths[i]: parts[i] for i in self._seen}
+      return layouts.rebuild(self._spec, seen)
+
+    return NestTorso(make_torso(nest(self.input_spec)), nest)
+
   def make_torso(self, dtype: tf.DType) -> snt.Module:
     torsos = {i: kind.make_torso(dtype) for i, kind in self._seen.items()}
     return JoinedTorso(torsos, self._config.torso_size)
+
+
+class NestTorso(snt.Module):
+  """A module that takes a nest as the environment has it, without texts and mask."""
+
+  def __init__(
+    self,
+    torso: snt.Module,
+    nest: Callable[[Sequence[Any]], Any],
+    name: str | None = None,
+  ):
+    """Constructs the torso from one that takes what `nest` makes of a tuple."""
+    super().__init__(name=name)
+    self._torso = torso
+    self._nest = nest
+
+  def __call__(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Turns a tuple of inputs [N, ...] into what the module makes of them."""
+    return self._torso(self._nest(inputs))
 
 
 class JoinedTorso(snt.Module):
