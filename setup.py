@@ -78,6 +78,13 @@ GPU = [
   'nvidia-cudnn-cu11==8.6.0.163',  # libcudnn.so.8
 ]
 
+# Environments that people bring to a recurrent agent: `pip install -e .[envs]`.
+ENVS = [
+  'minigrid==3.1.0',  # grid worlds; its MemoryS7 needs memory
+  'popgym==1.0.7',  # tasks that need memory, with published baselines
+  'vizdoom==1.3.2',  # 3D mazes seen from within
+]
+
 
 def require_supported_platform():
   """Exits with one line where no wheels exist, before pip fails with a vague error."""
@@ -101,5 +108,5 @@ setup(
   packages=find_packages(include=['r2d2_acme', 'r2d2_acme.*']),
   package_data={'r2d2_acme': ['py.typed']},
   install_requires=RUNTIME,
-  extras_require={'test': TEST, 'bench': BENCH, 'ray': RAY, 'gpu': GPU},
+  extras_require={'test': TEST, 'bench': BENCH, 'ray': RAY, 'gpu': GPU, 'envs': ENVS},
 )
