@@ -57,7 +57,7 @@ lock: .venv/.home ## resolve requirements*.txt again from setup.py
 	$$pip install -qq wheel; \
 	echo 'Resolving requirements.txt ...'; $$pip install -qq .; \
 	(echo '$(LOCK_HEADER)'; freeze) > requirements.txt; \
-	for file in dev:test,bench gpu:gpu; do \
+	for file in dev:test,bench gpu:gpu envs:envs; do \
 	  freeze > $$new/before; name=requirements-$${file%:*}.txt; \
 	  echo "Resolving $$name ..."; \
 	  $$pip install -qq -c requirements.txt ".[$${file#*:}]"; \

@@ -87,6 +87,13 @@ GPU = [
   'nvidia-cudnn-cu11==8.6.0.163',  # libcudnn.so.8
 ]
 
+# Environments that people bring to a recurrent agent: `pip install -e .[envs]`.
+ENVS = [
+  'minigrid==3.1.0',  # grid worlds; its MemoryS7 needs memory
+  'popgym==1.0.7',  # tasks that need memory, with published baselines
+  'vizdoom==1.3.2',  # 3D mazes seen from within
+]
+
 
 def require_supported_platform():
   """Exits with one line where no wheels exist, before pip fails with a vague error."""
@@ -115,6 +122,7 @@ setup(
     'bench': BENCH,
     'ray': RAY,
     'gpu': GPU,
+    'envs': ENVS,
     'wandb': WANDB,
     'mlflow': MLFLOW,
   },

@@ -74,13 +74,21 @@ class R2D2Builder:
       ValueError: R2D2 does not fit the environment, see `layouts.check`.
     """
     layouts.check(
-      environment_spec.observations, environment_spec.actions, environment_spec.rewards
+      environment_spec.observations,
+      environment_spec.actions,
+      environment_spec.rewards,
+      config.max_actions,
     )
     self._config = config
     self._spec = environment_spec
     self._stream = stream
     is_bfloat16 = config.torso_dtype == 'auto' and runtime.multiplies_bfloat16()
     self._torso_dtype = 'bfloat16' if is_bfloat16 else 'float32'
+
+  @property
+  def _make_torso(self) -> Callable[[Any], Any] | None:
+    torso = self._config.torso
+    return environments.import_function(torso) if torso else None
 
   def with_stream(self, stream: int) -> 'R2D2Builder':
     """Returns this builder with another stream of random numbers."""
@@ -111,7 +119,9 @@ class R2D2Builder:
       before = tf_context.global_seed()
       tf.random.set_seed(derive_seed(self._config.seed, _NETWORK))
       try:
-        return networks.make_network(self._config, self._spec, torso_dtype)
+        return networks.make_network(
+          self._config, self._spec, torso_dtype, self._make_torso
+        )
       finally:
         # Else whatever draws TensorFlow's random numbers draws the same at each start.
         tf.random.set_seed(before)

@@ -122,6 +122,9 @@ class R2D2Config:
   # Network: the torso of Mnih et al. 2015 for images, an MLP for vectors.
   conv_channels: tuple[int, int, int] = _three_widths(32, 64, 64)  # paper: 32, 64, 64
   torso_size: int = _at_least_1(512)  # units of the torso's last layer; paper: 512
+  # 'my_module:make_torso', a function from the spec of the network's inputs to a Sonnet
+  # module, which replaces the torso; see `Experiment.torso_factory`.
+  torso: str = ''
   # Whether to centre images and to layer-normalise the torso's output; paper: False.
   normalize_images: bool = False
   # Precision of matrix products and convolutions.
@@ -153,6 +156,10 @@ class R2D2Config:
   # Rewards, of any environment. Whether the network and the learner see them clipped to
   # [-1, 1], as in Mnih et al. 2015; logs and evaluations have them as they are.
   clip_rewards: bool = False  # paper: False
+
+  # Actions, or combinations of a MultiDiscrete's; each step of a batch has a Q-value
+  # for each of them.
+  max_actions: int = _at_least_1(10_000)
 
   # Evaluation. The program's evaluator plays an episode, pauses, and plays again.
   # Seconds of pause. On few cores, evaluation takes time from acting and learning.
@@ -380,6 +387,7 @@ def laptop() -> R2D2Config:
 def memory() -> R2D2Config:
   """For memory tasks and other vectors: minutes of training on one core."""
   return R2D2Config(
+    frame_stack=1,  # grids and images: what is past, the LSTM is to remember
     # A window holds a whole episode of the tasks with up to 30 steps to remember, so
     # that the gradient reaches from the question back to the cue.
     burn_in_length=0,

@@ -70,6 +70,12 @@ class Experiment:
     logger_factory: makes the logger of a node from the workdir, the node's role
       ('learner', 'actor' or 'evaluator') and its index; must pickle. By default rows go
       to the terminal, to CSV files and to TensorBoard, see `loggers.make_logger`.
+    torso_factory: makes the part of the network in front of the LSTM: a Sonnet module
+      from the agent's inputs [N, ...] to float32 [N, D]. It is given the spec of an
+      input, without N: an array's, with stacked frames if it is an image, or the nest
+      of the environment without texts and without `action_mask`. Inputs have the
+      environment's dtypes and are not scaled. It must be a function of a module,
+      because it goes into `config.torso`, where `evaluate.py` finds it.
     evaluator: whether to evaluate beside, or between, the training.
     max_actor_steps, max_learner_steps: training ends at the first one reached. Steps
       are counted over all sittings.
@@ -84,6 +90,7 @@ class Experiment:
   environment_spec: specs.EnvironmentSpec | None = None
   workdir: str | None = None
   logger_factory: LoggerFactory | None = None
+  torso_factory: Callable[[Any], Any] | None = None
   evaluator: bool = True
   max_actor_steps: int | None = None
   max_learner_steps: int | None = None
@@ -161,7 +168,10 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   except ValueError as error:
     raise BadInput(str(error)) from error
   _check_tracker(experiment)
-  experiment = _with_spec(_with_limits(experiment))
+  experiment = _with_spec(_with_limits(_with_torso(experiment)))
+  assert experiment.environment_spec is not None
+  for line in layouts.notes(experiment.environment_spec.observations):
+    print(f'Note: {line}.', flush=True)
   if num_processes:
     _check_devices(experiment.config)
     _check_memory(experiment, num_processes)
@@ -221,8 +231,8 @@ def from_workdir(workdir: str) -> Experiment:
   """Returns the experiment of a run, which may be going on; writes nothing.
 
   Raises:
-    BadInput: there is no such run, it is of another version, or its environments can
-      no longer be made.
+    BadInput: there is no such run, it is of another version, or its environments or
+      its torso can no longer be made.
     BadWorkdir: no folder can have that path.
   """
   workdir = paths.resolve(workdir)
@@ -242,7 +252,7 @@ def from_workdir(workdir: str) -> Experiment:
   factory = environments.NamedFactory(
     kind, name, config.atari, stored.get('env_kwargs', {})
   )
-  return _with_spec(Experiment(config, factory, workdir=workdir))
+  return _with_spec(_with_torso(Experiment(config, factory, workdir=workdir)))
 
 
 def check_workdir(workdir: str):
@@ -332,6 +342,25 @@ def _check_resumed(
       )
 
 
+def _with_torso(experiment: Experiment) -> Experiment:
+  """Returns the experiment with the path of its torso in the config."""
+  config, factory = experiment.config, experiment.torso_factory
+  if factory is not None:
+    path = environments.describe(factory)['environment']
+    if not path or config.torso not in ('', path):
+      raise BadInput(
+        f'torso_factory={factory} must be a function of a module, and the only torso '
+        f'beside config.torso={config.torso!r}'
+      )
+    config = dataclasses.replace(config, torso=path)
+  if config.torso:
+    try:
+      environments.import_function(config.torso)
+    except ValueError as error:
+      raise BadInput(f'bad torso: {error}') from error
+  return dataclasses.replace(experiment, config=config, torso_factory=None)
+
+
 def _with_limits(experiment: Experiment) -> Experiment:
   """Returns the experiment with limits that are integers."""
   for name, limit in experiment.limits.items():
@@ -360,7 +389,7 @@ def _with_spec(experiment: Experiment) -> Experiment:
     _check_atari(config, factory)
     if spec is None:
       spec = builder_lib.make_environment_spec(config, factory)
-    layouts.check(spec.observations, spec.actions, spec.rewards)
+    layouts.check(spec.observations, spec.actions, spec.rewards, config.max_actions)
   except ValueError as error:
     raise BadInput(str(error)) from error
   return dataclasses.replace(

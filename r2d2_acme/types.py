@@ -8,13 +8,18 @@ from acme import specs, types
 
 from r2d2_acme.config import R2D2Config
 
+# The Q-value of an action that the environment's mask forbids: less than any other, and
+# finite, so that a difference of two is 0 and not NaN.
+INVALID_Q = -1e9
+
 
 class Observation(NamedTuple):
   """What the network sees at step t, with leading axes [], [B] or [T, B].
 
   Attributes:
     observation: the input made of o_t and of earlier frames if they are stacked, for
-      example uint8 [..., H, W, C x frame_stack] or float32 [..., D].
+      example uint8 [..., H, W, C x frame_stack] or float32 [..., D]; of an environment
+      with nested observations a tuple, see `observations.nested`.
     action: int32 [...], a_{t-1}; 0 at an episode's first step.
     reward: float32 [...], r_{t-1}, unclipped; 0 at an episode's first step.
   """

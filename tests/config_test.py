@@ -63,6 +63,7 @@ _JUST_REFUSED = {
       'trace_length',
       'sequence_period',
       'frame_stack',
+      'max_actions',
       'n_step',
       'batch_size',
       'target_update_period',

@@ -608,8 +608,6 @@ def test_unknown_checkpoint_is_refused(refuse, workdir):
     (['--env=Pong-v5'], ['Pong-v5', 'use --game=pong']),
     (['--env=pong'], ["'pong'", 'use --game=pong']),
     (['--env=PongDeterministic-v4'], ['use --game=pong']),
-    (['--env=FrozenLake-v1'], ['a Discrete observation', 'FlattenObservation']),
-    (['--env=Blackjack-v1'], ['[0] (Discrete)', 'FlattenObservation']),
     (['--env=memory/maze'], ["'maze'", 'cue_recall', 't_maze']),
     (['--env=bsuite/memory_len/23'], ["'memory_len/23'", 'memory_len/0 … 22']),
     (['--env=Pendulum-v1'], ['Pendulum-v1', 'continuous actions']),

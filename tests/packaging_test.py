@@ -53,7 +53,15 @@ def test_gpu_lock_is_the_extra(monkeypatch):
   assert _pins(extras['gpu']) == _lock('requirements-gpu.txt')
 
 
-@pytest.mark.parametrize('name', ['requirements-dev.txt', 'requirements-gpu.txt'])
+def test_lock_of_environments_holds_the_extra(monkeypatch):
+  extras = _setup_arguments(monkeypatch)['extras_require']
+  assert _pins(extras['envs']).items() <= _lock('requirements-envs.txt').items()
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['requirements-dev.txt', 'requirements-gpu.txt', 'requirements-envs.txt'],
+)
 def test_lock_adds_to_the_runtime_lock_and_repeats_nothing(name):
   text = (_ROOT / name).read_text()
   assert text.splitlines()[1] == '-r requirements.txt'

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from r2d2_acme.config import R2D2Config
+from r2d2_acme.types import INVALID_Q
 
 _NUM_DRAWS = 256  # steps whose random numbers are drawn together
 
@@ -23,7 +24,7 @@ def epsilon_ladder(config: R2D2Config) -> np.ndarray:
 
 
 class EpsilonGreedy:
-  """Chooses the greedy action or, with probability epsilon, any one at random.
+  """Chooses the greedy action or, with probability epsilon, any valid one at random.
 
   Attributes:
     epsilons: one for each of E environments.
@@ -37,11 +38,16 @@ class EpsilonGreedy:
     self._explorations: list[list[tuple[int, int]]] = []
 
   def __call__(self, q: np.ndarray) -> np.ndarray:
-    """Returns actions, int32 [E], by Q-values, float32 [E, A]."""
+    """Returns actions, int32 [E], by Q-values, float32 [E, A].
+
+    An action with the Q-value `INVALID_Q` is not valid.
+    """
     if not self._explorations:
       self._explorations = self._draw()
     actions = q.argmax(axis=-1).astype(np.int32)
     for i, action in self._explorations.pop():
+      if q[i, action] == INVALID_Q:  # a second draw makes valid ones equally likely
+        action = self._rngs[i].choice(np.flatnonzero(q[i] != INVALID_Q))
       actions[i] = action
     return actions
 

@@ -51,7 +51,8 @@ class BatchedActor:
   network's input, which may hold earlier frames. Both start as zeros.
 
   Attributes:
-    q: float32 [E, A], the Q-values of the latest step.
+    q: float32 [E, A], the Q-values of the latest step; `types.INVALID_Q` where an
+      action is not valid.
   """
 
   def __init__(
@@ -82,19 +83,22 @@ class BatchedActor:
     num_envs = len(epsilons)
     self._kind = kinds.make(environment_spec.observations, config)
     self._inputs = self._kind.make_inputs(num_envs)
+    self._flat_inputs = tree.flatten(self._inputs)  # the same arrays
     self._core_state = tree.map_structure(np.array, network.initial_state(num_envs))
     self._is_over = [True] * num_envs  # whether the next timestep starts an episode
     self.q = np.zeros((num_envs, num_actions), np.float32)
 
-    def policy(inputs, actions, rewards, *core_state):
+    def policy(*args):
+      *inputs, actions, rewards, hidden, cell = args
+      inputs = tree.unflatten_as(self._inputs, inputs)
       q, next_state = network(
-        Observation(inputs, actions, rewards), snt.LSTMState(*core_state)
+        Observation(inputs, actions, rewards), snt.LSTMState(hidden, cell)
       )
       return [q, *next_state]
 
     self._policy = calls.Traced(
       policy,
-      tf.TensorSpec(self._inputs.shape, self._inputs.dtype),
+      *(tf.TensorSpec(x.shape, x.dtype) for x in self._flat_inputs),
       tf.TensorSpec([num_envs], tf.int32),
       tf.TensorSpec([num_envs], tf.float32),
       *(tf.TensorSpec(x.shape, x.dtype) for x in self._core_state),
@@ -157,7 +161,7 @@ class BatchedActor:
     frames = [timestep.observation for timestep in timesteps]
     self._kind.push_frames(self._inputs, frames, is_first)
     self.q, *next_state = self._policy(
-      self._inputs, actions, rewards, *self._core_state
+      *self._flat_inputs, actions, rewards, *self._core_state
     )
     if self._adders is not None:
       self._add(actions, rewards, timesteps, is_first)

@@ -84,9 +84,10 @@ def make_atari(
     frame_skip=frame_skip,
     frame_size=frame_size,
   )
+  keywords: dict[str, Any] = {'frames_per_step': frame_skip, 'has_mask': False}
   if life_loss_discount == 1.0:
-    return GymnasiumAdapter(env, seed=seed, frames_per_step=frame_skip)
-  return _LivesAdapter(env, life_loss_discount, seed=seed, frames_per_step=frame_skip)
+    return GymnasiumAdapter(env, seed=seed, **keywords)
+  return _LivesAdapter(env, life_loss_discount, seed=seed, **keywords)
 
 
 class _LivesAdapter(GymnasiumAdapter):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -32,6 +32,7 @@ def checked(environment: dm_env.Environment, name: str = '') -> 'Checked':
   | ... a value that is not finite                        | `EnvironmentFailed` |
   | observation of another type, shape or dtype           | `EnvironmentFailed` |
   | ... with a float that is not finite                   | `EnvironmentFailed` |
+  | `action_mask` without a valid action, unless terminal | `EnvironmentFailed` |
   | first time step of `reset` that is not FIRST          | `EnvironmentFailed` |
   | error or `sys.exit` in `reset`, `step` or `close`     | `EnvironmentFailed` |
 
@@ -40,7 +41,7 @@ def checked(environment: dm_env.Environment, name: str = '') -> 'Checked':
   wrapped again.
 
   Args:
-    environment: an environment whose observation is one array.
+    environment: an environment whose observation is an array or a nest of arrays.
     name: its name in errors; by default its Gymnasium id or its class.
 
   Raises:
@@ -63,10 +64,12 @@ class Checked(base.Environment):
     self._environment = environment
     self._name = name
     self._spec = environment.observation_spec()
-    # A nested spec has neither; the builder refuses it.
+    # A nest has neither, and single numbers come as Python's or as NumPy's.
+    self._is_array = getattr(self._spec, 'shape', ()) != ()
     self._shape = getattr(self._spec, 'shape', ())
     self._dtype = getattr(self._spec, 'dtype', None)
     self._dot_zeros = _make_dot_zeros(self._shape, self._dtype)
+    self._has_mask = layouts.has_mask(self._spec)
     action_dtype = getattr(environment.action_spec(), 'dtype', np.int32)
     self._to_action = None if action_dtype == np.int32 else np.dtype(action_dtype).type
     self._num_episodes = 0
@@ -131,19 +134,23 @@ class Checked(base.Environment):
         'GymnasiumAdapter makes one of what a Gymnasium environment returns',
       )
     step_type, reward, discount, observation = timestep
-    if (
+    if not self._is_array:
+      observation = self._check_nest(self._spec, observation)
+      timestep = timestep._replace(observation=observation)
+    elif (
       not isinstance(observation, _NDARRAY)
       or observation.dtype != self._dtype
       or observation.shape != self._shape
     ):
-      raise self._failed(
-        f'the observation is {base.describe_value(observation)}, but '
-        f'observation_spec() says {self._dtype} of shape {list(self._shape)}'
-      )
+      raise self._unlike('', observation, f'{self._dtype} of shape {list(self._shape)}')
     if self._dot_zeros is not None and not _is_finite(self._dot_zeros(observation)):
       raise self._failed(
         f'the observation contains {observation[~np.isfinite(observation)][0]}'
       )
+    # After a termination no action follows, and its Q-values are not used.
+    if self._has_mask and (step_type != _LAST or discount):
+      if not observation[layouts.ACTION_MASK].any():
+        raise self._failed('its action_mask has no valid action')
     if step_type == _FIRST:
       self._num_episodes += 1
       self._num_steps = 0
@@ -161,6 +168,45 @@ class Checked(base.Environment):
     self._num_steps += 1
     self._is_over = step_type == _LAST
     return timestep
+
+  def _check_nest(self, spec: Any, value: Any, name: str = '') -> Any:
+    """Checks a nested observation; returns dicts and tuples of arrays."""
+    if isinstance(spec, Mapping):
+      if not isinstance(value, Mapping) or not spec.keys() <= value.keys():
+        raise self._unlike(name, value, f'a dict with the keys {", ".join(spec)}')
+      return {
+        key: self._check_nest(spec[key], value[key], f'{name}[{key!r}]') for key in spec
+      }
+    if isinstance(spec, (tuple, list)):
+      if not isinstance(value, (tuple, list)) or len(value) != len(spec):
+        raise self._unlike(name, value, f'a {type(spec).__name__} of {len(spec)}')
+      return tuple(
+        self._check_nest(spec[i], value[i], f'{name}[{i}]') for i in range(len(spec))
+      )
+    if isinstance(spec, specs.StringArray):
+      return value  # the agent does not read it
+    array = value
+    if not spec.shape and isinstance(value, (bool, int, float, np.generic)):
+      array = np.asarray(value)
+      if array.dtype.kind == spec.dtype.kind:
+        array = array.astype(spec.dtype)
+    if (
+      not isinstance(array, _NDARRAY)
+      or array.dtype != spec.dtype
+      or array.shape != spec.shape
+    ):
+      raise self._unlike(name, value, f'{spec.dtype} of shape {list(spec.shape)}')
+    if array.dtype.kind == 'f' and not np.isfinite(array).all():
+      raise self._failed(
+        f'the observation{name} contains {array[~np.isfinite(array)][0]}'
+      )
+    return array
+
+  def _unlike(self, name: str, value: Any, spec: str) -> EnvironmentFailed:
+    return self._failed(
+      f'the observation{name} is {base.describe_value(value)}, but '
+      f'observation_spec() says {spec}'
+    )
 
   def _failed(self, reason: str) -> EnvironmentFailed:
     """Returns the error to raise, which says in which step it occurred."""

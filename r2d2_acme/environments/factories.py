@@ -79,7 +79,7 @@ class NamedFactory:
       ValueError: there is no such environment, or R2D2 does not fit it.
     """
     if self.kind == 'environment':
-      function = _import_function(self.name)
+      function = import_function(self.name)
       try:
         return function(seed)
       except base.FAULTS as error:  # whatever the user's code raises
@@ -137,11 +137,11 @@ def starts_fresh(factory: EnvironmentFactory) -> bool:
     ValueError: there is no such function; one line.
   """
   if isinstance(factory, NamedFactory) and factory.kind == 'environment':
-    factory = _import_function(factory.name)
+    factory = import_function(factory.name)
   return getattr(factory, 'starts_fresh', False)
 
 
-def _import_function(path: str) -> EnvironmentFactory:
+def import_function(path: str) -> Callable[..., Any]:
   """Imports `my_module:make_environment`; the module may be in the current folder.
 
   Raises:

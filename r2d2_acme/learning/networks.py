@@ -7,6 +7,7 @@ duelling head of Wang et al. 2016.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import sonnet as snt
@@ -18,7 +19,8 @@ from acme.tf import utils as tf_utils
 from r2d2_acme import types
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.learning import lstm
-from r2d2_acme.observations import images, kinds, layouts
+from r2d2_acme.observations import kinds, layouts
+from r2d2_acme.observations.base import Kind
 
 
 class DuellingHead(snt.Module):
@@ -53,6 +55,7 @@ class R2D2Network(snt.RNNCore):
     core_size: int,
     head_size: int,
     recurrent: bool = True,
+    action_mask: int | None = None,
     name: str = 'r2d2_network',
   ):
     """Constructs the network.
@@ -63,11 +66,14 @@ class R2D2Network(snt.RNNCore):
       core_size: the number of LSTM units.
       head_size: the number of hidden units in each stream of the duelling head.
       recurrent: False makes the baseline without memory, see `lstm.MemorylessLSTM`.
+      action_mask: which part of the observations, then a tuple, is the mask of valid
+        actions [N, A]; None without masks.
       name: of the module.
     """
     super().__init__(name=name)
     self._num_actions = num_actions
     self._torso = torso
+    self._action_mask = action_mask
     make_core = lstm.LSTM if recurrent else lstm.MemorylessLSTM
     self._core = make_core(core_size)
     self._head = DuellingHead(num_actions, head_size)
@@ -82,10 +88,11 @@ class R2D2Network(snt.RNNCore):
       core_state: the state before the step.
 
     Returns:
-      Q-values, float32 [B, A], and the next state.
+      Q-values, float32 [B, A], and the next state. An action that is not valid has
+      `types.INVALID_Q`, so that it is never the best one.
     """
     output, next_state = self._core(self.features(observation), core_state)
-    return self._head(output), next_state
+    return self._masked(self._head(output), observation), next_state
 
   def unroll(
     self,
@@ -106,7 +113,7 @@ class R2D2Network(snt.RNNCore):
     """
     features = _batch_apply(self.features, observations)  # [T, B, D + A + 1]
     outputs, final_state = self._core.unroll(features, core_state, keep)
-    return _batch_apply(self._head, outputs), final_state
+    return self._masked(_batch_apply(self._head, outputs), observations), final_state
 
   def burn_in(
     self,
@@ -131,6 +138,18 @@ class R2D2Network(snt.RNNCore):
     reward = tf.tanh(observation.reward)[:, tf.newaxis]  # [N, 1]
     return tf.concat([self._torso(observation.observation), action, reward], axis=-1)
 
+  def _masked(self, q: tf.Tensor, observation: types.Observation) -> tf.Tensor:
+    """Gives `types.INVALID_Q` to actions that a mask [..., A] forbids.
+
+    Where no action is valid, as after an episode's end and in padding, none is masked:
+    these Q-values are not used.
+    """
+    if self._action_mask is None:
+      return q
+    is_valid = tf.cast(observation.observation[self._action_mask], tf.bool)
+    is_valid |= ~tf.reduce_any(is_valid, axis=-1, keepdims=True)
+    return tf.where(is_valid, q, types.INVALID_Q)
+
   def initial_state(self, batch_size: int) -> snt.LSTMState:
     """Returns the state before an episode, zeros [B, H] each."""
     return self._core.initial_state(batch_size)
@@ -140,6 +159,7 @@ def make_network(
   config: R2D2Config,
   environment_spec: specs.EnvironmentSpec,
   torso_dtype: tf.DType = tf.float32,
+  make_torso: Callable[[Any], snt.Module] | None = None,
 ) -> R2D2Network:
   """Builds the network that fits an environment, variables included.
 
@@ -150,19 +170,26 @@ def make_network(
     environment_spec: of a single environment, with discrete actions. The kind of its
       observations decides the torso, see `observations.kinds`.
     torso_dtype: of the products in the torso, see `observations.base.Kind.make_torso`.
+    make_torso: makes another torso instead, see `observations.base.Kind.adapt_torso`.
 
   Raises:
     ValueError: no network here fits the environment.
   """
   actions = environment_spec.actions
-  layouts.check(environment_spec.observations, actions, environment_spec.rewards)
+  layouts.check(
+    environment_spec.observations,
+    actions,
+    environment_spec.rewards,
+    config.max_actions,
+  )
   kind = kinds.make(environment_spec.observations, config)
   network = R2D2Network(
     actions.num_values,
-    kind.make_torso(torso_dtype),
+    _make_own_torso(kind, make_torso) if make_torso else kind.make_torso(torso_dtype),
     config.core_size,
     config.head_size,
     config.recurrent,
+    kind.action_mask,
   )
   inputs = types.Observation(
     observation=kind.input_spec,
@@ -173,6 +200,28 @@ def make_network(
   return network
 
 
+def _make_own_torso(kind: Kind, make_torso: Callable[[Any], snt.Module]) -> snt.Module:
+  """Makes a user's torso, and raises ValueError, one line, if it cannot be one."""
+
+  def make_module(spec: Any) -> snt.Module:
+    module = make_torso(spec)
+    if not isinstance(module, tf.Module):  # its variables would not be found
+      raise ValueError(f'a torso must be a Sonnet module, not {type(module).__name__}')
+    return module
+
+  torso = kind.adapt_torso(make_module)
+  inputs = tree.map_structure(
+    lambda spec: tf.zeros([1, *spec.shape], spec.dtype), kind.input_spec
+  )
+  features = torso(inputs)
+  if features.dtype != tf.float32 or features.shape.rank != 2:
+    raise ValueError(
+      'a torso must turn inputs [N, ...] into features, float32 [N, D], not into '
+      f'{features.dtype.name} {features.shape}'
+    )
+  return torso
+
+
 def estimate_parameters(
   config: R2D2Config, environment_spec: specs.EnvironmentSpec
 ) -> int:
@@ -181,13 +230,7 @@ def estimate_parameters(
   It counts the matrices of the linear layers, of the LSTM and of the duelling head;
   convolutions and biases have few.
   """
-  frame = kinds.make(environment_spec.observations, config).input_spec.shape
-  inputs = frame[-1]
-  if len(frame) == 3:
-    height, width = frame[:2]
-    for kernel, stride in images.CONVOLUTIONS:
-      height, width = ((x - kernel) // stride + 1 for x in (height, width))
-    inputs = height * width * config.conv_channels[-1]
+  inputs = kinds.make(environment_spec.observations, config).torso_inputs
   num_actions = environment_spec.actions.num_values
   core_inputs = config.torso_size + num_actions + 1 + config.core_size
   return (

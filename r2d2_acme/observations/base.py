@@ -6,7 +6,8 @@ learning need to handle them without knowing what they are.
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import sonnet as snt
@@ -45,14 +46,24 @@ class Kind(abc.ABC):
     num_frames: the number of frames that an input is made of.
     num_blocks: the number of blocks that hold a window's frames.
     block_length: the number of rows in a block.
+    action_mask: where a tuple of inputs has the mask of valid actions; None without
+      one.
   """
 
-  def __init__(self, frame_spec: specs.Array, config: R2D2Config, num_frames: int = 1):
+  action_mask: int | None = None
+
+  def __init__(
+    self,
+    frame_spec: specs.Array,
+    config: R2D2Config,
+    num_frames: int = 1,
+    input_shape: Sequence[int] | None = None,
+  ):
+    """Constructs the kind; by default an input has a frame's shape."""
     self._config = config
     self.frame_spec = frame_spec
     self.num_frames = num_frames
-    *shape, size = frame_spec.shape
-    self.input_spec = specs.Array((*shape, size * num_frames), frame_spec.dtype)
+    self.input_spec = specs.Array(input_shape or frame_spec.shape, frame_spec.dtype)
     self._num_rows = config.sequence_length + num_frames
     self.block_length = max(
       n for n in range(1, _MAX_BLOCK_LENGTH + 1) if config.sequence_period % n == 0
@@ -64,18 +75,22 @@ class Kind(abc.ABC):
   def fits(cls, frame_spec: specs.Array) -> bool:
     """Returns whether a spec that `layouts.check` lets through is of this kind."""
 
-  def make_inputs(self, num_envs: int) -> np.ndarray:
+  def flatten(self, observation: Any) -> Sequence[np.ndarray]:
+    """Returns the frames in an observation of the environment: here it is the one."""
+    return (observation,)
+
+  def make_inputs(self, num_envs: int) -> Any:
     """Returns the inputs of E environments before any episode, zeros [E, ...]."""
     return np.zeros((num_envs, *self.input_spec.shape), self.input_spec.dtype)
 
   def push_frames(
-    self, inputs: np.ndarray, frames: Sequence[np.ndarray], is_first: Sequence[bool]
+    self, inputs: np.ndarray, frames: Sequence[Any], is_first: Sequence[bool]
   ):
     """Moves the inputs of E environments on by one step, in place.
 
     Args:
       inputs: [E, ...], from `make_inputs`.
-      frames: the E newest frames.
+      frames: the E newest observations.
       is_first: whether each of these is the first of an episode; frames before an
         episode's first count as zeros.
     """
@@ -84,7 +99,12 @@ class Kind(abc.ABC):
       inputs[i] = frame
 
   @property
-  def stored_spec(self) -> tf.TensorSpec:
+  def torso_inputs(self) -> int:
+    """How many numbers the torso's linear layer takes."""
+    return math.prod(self.input_spec.shape)
+
+  @property
+  def stored_spec(self) -> Any:
     """Spec of a window's frames in replay: [num_blocks, block_length, ...]."""
     shape = (self.num_blocks, self.block_length, *self.frame_spec.shape)
     return tf.TensorSpec(shape, tf.as_dtype(self.frame_spec.dtype), 'observation')
@@ -94,7 +114,7 @@ class Kind(abc.ABC):
     """Bytes that a frame is expected to take in replay."""
     return float(np.prod(self.frame_spec.shape)) * self.frame_spec.dtype.itemsize
 
-  def rebuild_inputs(self, stored: tf.Tensor) -> tf.Tensor:
+  def rebuild_inputs(self, stored: Any) -> Any:
     """Turns stored frames [B, num_blocks, block_length, ...] into [L + 1, B, ...]."""
     return self._newest_rows(stored)
 
@@ -104,6 +124,14 @@ class Kind(abc.ABC):
     rows = tf.reshape(stored, [batch_size, num_blocks * length, *shape])
     rows = tf.transpose(rows, [1, 0, *range(2, rows.shape.rank)])
     return rows[-self._num_rows :]
+
+  def adapt_torso(self, make_torso: Callable[[Any], snt.Module]) -> snt.Module:
+    """Returns a user's module from inputs [N, ...] to features, see `make_torso`.
+
+    Args:
+      make_torso: makes the module from the spec of an input, without a batch axis.
+    """
+    return make_torso(self.input_spec)
 
   @abc.abstractmethod
   def make_torso(self, dtype: tf.DType) -> snt.Module:

@@ -1,6 +1,8 @@
-"""Observations that are images [H, W, C]: stacked, then seen by three convolutions."""
+"""Observations that are images: stacked, then seen by three convolutions."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sonnet as snt
@@ -15,26 +17,38 @@ from r2d2_acme.observations.scaling import Scaling
 # reach, rounded up.
 _COMPRESSION = 0.35
 
-CONVOLUTIONS = ((8, 4), (4, 2), (3, 1))  # kernel and stride, Mnih et al. 2015
+# Kernel and stride, each a number or one for height and one for width.
+Convolutions = Sequence[tuple[Any, Any]]
+CONVOLUTIONS: Convolutions = ((8, 4), (4, 2), (3, 1))  # Mnih et al. 2015
 
 
 class Images(base.Kind):
   """Images [H, W, C]; an input is the newest `frame_stack` ones, the oldest first.
 
-  Stacks lie along the channels: [H, W, frame_stack x C].
+  Stacks lie along the channels: [H, W, frame_stack x C]. Frames may also be images
+  [C, H, W] or [H, W]; so they are stored.
   """
 
   def __init__(self, frame_spec: specs.Array, config: R2D2Config):
-    super().__init__(frame_spec, config, num_frames=config.frame_stack)
+    image_shape = layouts.image_shape(frame_spec)
+    assert image_shape is not None
+    *shape, self._channels = image_shape
+    num_frames = config.frame_stack
+    input_shape = (*shape, self._channels * num_frames)
+    super().__init__(frame_spec, config, num_frames, input_shape)
+    self._is_moved = frame_spec.shape != (*shape, self._channels)
 
   @classmethod
   def fits(cls, frame_spec: specs.Array) -> bool:
-    return layouts.is_image(frame_spec)
+    is_image = layouts.image_shape(frame_spec) is not None
+    return is_image and not layouts.is_grid(frame_spec)
 
   def push_frames(
     self, inputs: np.ndarray, frames: Sequence[np.ndarray], is_first: Sequence[bool]
   ):
-    new = self.frame_spec.shape[-1]  # channels of a frame
+    new = self._channels
+    if self._is_moved:
+      frames = [layouts.as_image(frame) for frame in frames]
     # All memory moves by one frame's channels. Within each pixel this drops the oldest
     # frame; what comes in from the next pixel lies where the newest frame goes.
     flat = inputs.reshape(-1)
@@ -45,11 +59,22 @@ class Images(base.Kind):
         inputs[i, ..., :-new] = 0
 
   @property
+  def torso_inputs(self) -> int:
+    size = self.input_spec.shape[:2]
+    positions = math.prod(_output_size(size, convolutions(*size)))
+    return positions * self._config.conv_channels[-1]
+
+  @property
   def stored_bytes(self) -> float:
     return super().stored_bytes * _COMPRESSION
 
   def rebuild_inputs(self, stored: tf.Tensor) -> tf.Tensor:
-    return stack_frames(self._newest_rows(stored), self.num_frames)
+    frames = self._newest_rows(stored)
+    if self._is_moved and len(self.frame_spec.shape) == 2:
+      frames = frames[..., tf.newaxis]
+    elif self._is_moved:
+      frames = tf.transpose(frames, [0, 1, 3, 4, 2])
+    return stack_frames(frames, self.num_frames)
 
   def make_torso(self, dtype: tf.DType) -> snt.Module:
     return AtariTorso(
@@ -57,8 +82,44 @@ class Images(base.Kind):
       self._config.torso_size,
       self._config.normalize_images,
       dtype,
-      scaling=scaling.stack(scaling.by_bounds(self.frame_spec), self.num_frames),
+      scaling=scaling.stack(self._scaling_of_images(), self.num_frames),
+      convolutions=convolutions(*self.input_spec.shape[:2]),
     )
+
+  def _scaling_of_images(self) -> Scaling | None:
+    by_bounds = scaling.by_bounds(self.frame_spec)
+    if by_bounds is None or not self._is_moved:
+      return by_bounds
+    return Scaling(*(layouts.as_image(x) if x.ndim else x for x in by_bounds))
+
+
+def convolutions(height: int, width: int) -> Convolutions:
+  """Returns kernels and strides for images of a size.
+
+  Images that are too small for the kernels of Mnih et al. 2015 get kernels of 3x3, with
+  stride 2 along an axis of more than 12 pixels.
+  """
+  size = [height, width]
+  if min(size) >= layouts.MIN_ATARI_SIZE:
+    return CONVOLUTIONS
+  layers = []
+  for _ in CONVOLUTIONS:
+    kernel = tuple(min(3, x) for x in size)
+    stride = tuple(2 if x > 12 else 1 for x in size)
+    layers.append((kernel, stride))
+    size = _output_size(size, layers[-1:])
+  return tuple(layers)
+
+
+def _output_size(size: Sequence[int], layers: Convolutions) -> list[int]:
+  """Returns height and width of what convolutions leave of an image."""
+  height, width = size
+  for kernel, stride in layers:
+    kernel_height, kernel_width = np.broadcast_to(kernel, 2).tolist()
+    stride_height, stride_width = np.broadcast_to(stride, 2).tolist()
+    height = (height - kernel_height) // stride_height + 1
+    width = (width - kernel_width) // stride_width + 1
+  return [height, width]
 
 
 def stack_frames(frames: tf.Tensor, num_frames: int) -> tf.Tensor:
@@ -101,6 +162,7 @@ class AtariTorso(snt.Module):
     name: str | None = None,
     *,
     scaling: Scaling | None = None,
+    convolutions: Convolutions = CONVOLUTIONS,
   ):
     """Constructs the torso.
 
@@ -115,13 +177,15 @@ class AtariTorso(snt.Module):
       name: of the module.
       scaling: of the images' numbers; None divides uint8 by 255 and takes floats as
         they are.
+      convolutions: kernel and stride of each.
     """
     super().__init__(name=name)
     self._scaling = scaling
+    self._layers = convolutions
     self._convolutions = [
       snt.Conv2D(width, kernel, stride, padding='VALID', name=f'conv_{i}')
       for i, (width, (kernel, stride)) in enumerate(
-        zip(channels, CONVOLUTIONS, strict=True), start=1
+        zip(channels, convolutions, strict=True), start=1
       )
     ]
     self._linear = snt.Linear(size)
@@ -135,10 +199,10 @@ class AtariTorso(snt.Module):
       ValueError: images are too small, or of integers whose scaling is not known.
     """
     height, width = images.shape[1:3]
-    if min(height, width) < layouts.MIN_IMAGE_SIZE:
+    if min(_output_size((height, width), self._layers)) < 1:
       raise ValueError(
         f'images of {height}x{width} pixels are too small for the convolutions: resize '
-        f'them to at least {layouts.MIN_IMAGE_SIZE}x{layouts.MIN_IMAGE_SIZE}'
+        f'them to at least {layouts.MIN_ATARI_SIZE}x{layouts.MIN_ATARI_SIZE}'
       )
     if images.dtype.is_integer and images.dtype != tf.uint8 and self._scaling is None:
       raise ValueError(f'images must be uint8 or float, not {images.dtype.name}')

@@ -1,61 +1,131 @@
 """Which specs of an environment R2D2 takes, and what to do about the others.
 
 Specs come in. If one does not fit, a line that names fault and cure goes out.
-Observations must be images [H, W, C] or vectors [D] of numbers, and actions a
+Observations must be numbers of any shape, or dicts and tuples of these, and actions a
 `DiscreteArray`. Environments import this module, so it does not import TensorFlow.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from dm_env import specs
 
-MIN_IMAGE_SIZE = 36  # pixels; smaller ones leave nothing after three convolutions
+from r2d2_acme.config import R2D2Config
+
+MIN_ATARI_SIZE = 36  # pixels; smaller images leave nothing after Atari's convolutions
+MIN_IMAGE_SIZE = 3  # pixels; what is smaller is flattened to a vector
+MAX_GRID_SIZE = 16  # cells; larger images of integers show brightness
+_MAX_GRID_SPAN = 255  # between the least and the greatest symbol of a cell
+_MAX_ONE_HOTS = 10_000  # numbers in all one-hot vectors of an observation together
 
 MAX_SPAN = 2.0**31 - 1  # bounds as far apart only tell the dtype
 MAX_LISTED_ACTIONS = 10_000  # a greater number only tells the dtype
-_MAX_ACTIONS = 100_000  # a batch has a Q-value for each action in each step
 _MAX_LEAVES = 8  # leaves of a nested observation that an error lists
 
+# The key of a dict of observations that holds the mask of valid actions [A], in which
+# other numbers than 0 stand for valid ones.
+ACTION_MASK = 'action_mask'
 
-@dataclasses.dataclass(frozen=True)
-class Cures:
-  """What to do about a shape that does not fit, in the words of one interface.
 
-  Attributes:
-    scalar: if there is no axis.
-    empty: if an axis has size 0.
-    flatten: if there are two axes that make no image, or more than three.
-    add_channels: if it is an image [H, W].
-    move_channels: if it is an image [C, H, W].
-    unstack: if axis 0 is a stack of frames.
-    resize: if it is an image of too few pixels.
+class Categories(specs.BoundedArray):
+  """Integers, each from 0 to its maximum, that are numbers of categories.
+
+  They are to `DiscreteArray` what MultiDiscrete is to Discrete.
   """
 
-  scalar: str
-  empty: str
-  flatten: str
-  add_channels: str
-  move_channels: str
-  unstack: str
-  resize: str
+  def __reduce__(self):  # that of the base class makes one of the base class
+    return type(self), (self.shape, self.dtype, self.minimum, self.maximum, self.name)
 
 
-def is_image(observation_spec: specs.Array) -> bool:
-  """Returns whether a spec has the three axes of an image."""
-  return len(observation_spec.shape) == 3
+class Leaf(NamedTuple):
+  """A part of a nest that is no nest.
+
+  Attributes:
+    name: how Python writes its place, such as "['eyes'][0]".
+    value: such as a spec.
+    path: the keys and indices that lead to it, see `get`.
+  """
+
+  name: str
+  value: Any
+  path: tuple[Any, ...]
 
 
-def check(observations: Any, actions: Any, rewards: Any) -> None:
-  """Checks the specs of an environment.
+def is_categorical(spec: specs.Array) -> bool:
+  """Returns whether a spec's integers are numbers of categories."""
+  return isinstance(spec, (specs.DiscreteArray, Categories))
+
+
+def image_shape(spec: specs.Array) -> tuple[int, int, int] | None:
+  """Returns the shape [H, W, C] of images, or None if a spec's values are vectors.
+
+  Images are what has three axes, of which the first may hold the channels, and what has
+  two and is large or holds integers with bounds.
+  """
+  shape = spec.shape
+  if is_categorical(spec):
+    return None
+  if len(shape) == 2:
+    min_size = MIN_ATARI_SIZE if integer_range(spec) is None else MIN_IMAGE_SIZE
+    return (*shape, 1) if min(shape) >= min_size else None
+  if len(shape) != 3:
+    return None
+  if _has_channels_first(shape):
+    shape = (*shape[1:], shape[0])
+  return shape if min(shape[:2]) >= MIN_IMAGE_SIZE else None
+
+
+def as_image(array: np.ndarray) -> np.ndarray:
+  """Turns an image [C, H, W] or [H, W], see `image_shape`, into [H, W, C]."""
+  if array.ndim == 2:
+    return array[..., np.newaxis]
+  return np.moveaxis(array, 0, -1) if _has_channels_first(array.shape) else array
+
+
+def is_grid(spec: specs.Array) -> bool:
+  """Returns whether a spec is of small images of integers, which are symbols.
+
+  Images of zeros and ones are none, because numbers say the same as one-hot planes.
+  """
+  shape = image_shape(spec)
+  low_and_high = integer_range(spec)
+  if shape is None or max(shape[:2]) > MAX_GRID_SIZE or low_and_high is None:
+    return False
+  low, high = low_and_high
+  return 1 < high - low <= _MAX_GRID_SPAN
+
+
+def integer_range(spec: specs.Array) -> tuple[int, int] | None:
+  """Returns the least and the greatest of integers with bounds; None for others."""
+  low_and_span = bounds(spec)
+  if low_and_span is None or np.dtype(spec.dtype).kind not in 'iub':
+    return None
+  low, span = low_and_span
+  return (int(low.min()), int((low + span).max())) if span.max() < MAX_SPAN else None
+
+
+def _has_channels_first(shape: Sequence[int]) -> bool:
+  first, *others = shape
+  size = min(others)
+  return first < MIN_ATARI_SIZE <= size or first <= 4 < size
+
+
+def check(
+  observations: Any,
+  actions: Any,
+  rewards: Any,
+  max_actions: int = R2D2Config.max_actions,
+) -> None:
+  """Checks the specs of an environment, which may have at most `max_actions`.
 
   Raises:
     ValueError: R2D2 does not fit them; one line that says why and what to do.
   """
   check_observations(observations)
-  _check_actions(actions)
+  _check_actions(actions, max_actions)
+  if has_mask(observations):
+    _check_mask(observations[ACTION_MASK], actions.num_values)
   if not is_one_number(rewards):
     raise ValueError(
       f'rewards must be single numbers, not {_describe(rewards)}: make one of each'
@@ -68,24 +138,45 @@ def check_observations(spec: Any) -> None:
   Raises:
     ValueError: R2D2 does not fit it; one line that says why and what to do.
   """
-  if not isinstance(spec, specs.Array):
-    raise ValueError(f'observations must be one array: {_nest_fault(spec)}')
-  if isinstance(spec, specs.DiscreteArray):
-    raise ValueError(
-      f'observations must be images or vectors, not one of {spec.num_values} numbers: '
-      f'return a one-hot vector of shape [{spec.num_values}]'
-    )
-  if isinstance(spec, specs.StringArray):
-    raise ValueError('observations must be numbers, not text: encode it as a vector')
-  fault = number_fault(spec)
+  fault = _nest_fault(spec)
   if fault is not None:
     raise ValueError(f'observations cannot be used: {fault}')
-  fault = shape_fault(spec.shape, _dm_env_cures(spec.shape))
+  for leaf in numeric_leaves(spec):
+    if leaf.path != (ACTION_MASK,):
+      _check_leaf(leaf.name, leaf.value)
+
+
+def notes(spec: Any) -> Sequence[str]:
+  """Returns a line on each leaf of an observation's spec that is not taken as it is."""
+  lines = []
+  for name, leaf, _ in leaves(spec):
+    if isinstance(leaf, specs.StringArray):
+      lines.append(f'observations{name} are texts, which the agent does not see')
+    elif len(leaf.shape) == 3 and _has_channels_first(leaf.shape):
+      lines.append(
+        f'observations{name} of shape {list(leaf.shape)} are taken for images of '
+        f'{leaf.shape[0]} channels, held by axis 0; if it is a stack of frames, take '
+        'it off, because the agent stacks frames itself'
+      )
+  return lines
+
+
+def _check_leaf(name: str, spec: specs.Array):
+  if isinstance(spec, specs.StringArray):
+    fault: str | None = 'they are text: encode it as a vector'
+  elif is_categorical(spec):
+    depth = int(np.max(spec.maximum, initial=0)) + 1
+    number = depth * int(np.prod(spec.shape))
+    fault = None if 0 not in spec.shape else shape_fault(spec.shape)
+    if number > _MAX_ONE_HOTS:
+      fault = (
+        f'their one-hot vectors have {number:,} numbers: return a vector of at most '
+        f'{_MAX_ONE_HOTS:,} instead'
+      )
+  else:
+    fault = number_fault(spec) or shape_fault(spec.shape)
   if fault is not None:
-    raise ValueError(
-      'observations must be images [H, W, C] or vectors [D], not of shape '
-      f'{list(spec.shape)}: {fault}'
-    )
+    raise ValueError(f'observations{name}, {_describe(spec)}, cannot be used: {fault}')
 
 
 def is_one_number(spec: Any) -> bool:
@@ -97,45 +188,21 @@ def is_one_number(spec: Any) -> bool:
   return spec.shape in ((), (1,)) and np.dtype(spec.dtype).kind in 'biuf'
 
 
-def shape_fault(shape: Sequence[int], cures: Cures) -> str | None:
+def shape_fault(shape: Sequence[int]) -> str | None:
   """Returns what is wrong with an observation's shape, with its cure, or None."""
-  if not shape:
-    return f'it has no axis: {cures.scalar}'
   if 0 in shape:
-    return f'axis {list(shape).index(0)} has size 0: {cures.empty}'
-  if len(shape) == 1:
-    return None
-  if len(shape) == 2:
-    if min(shape) < MIN_IMAGE_SIZE:
-      return f'two axes make no image: {cures.flatten}'
-    return f'it has no axis for channels: {cures.add_channels}'
-  if len(shape) > 3:
-    if shape[0] < MIN_IMAGE_SIZE <= max(shape[1:3]):
-      return f'axis 0, of size {shape[0]}, is a stack of frames: {cures.unstack}'
-    return f'{len(shape)} axes make no image: {cures.flatten}'
-  first, second, third = shape
-  if first < MIN_IMAGE_SIZE <= min(second, third):
-    if first in (1, 3):
-      return f'axis 0, of size {first}, holds the channels: {cures.move_channels}'
+    return f'axis {list(shape).index(0)} has size 0: give every axis a size'
+  if len(shape) == 4 and shape[0] < MIN_ATARI_SIZE <= max(shape[1:3]):
     return (
-      f'axis 0, of size {first}, is a stack of frames or the channels: '
-      f'{cures.unstack}; or {cures.move_channels}'
+      f'axis 0, of size {shape[0]}, is a stack of frames: return single ones (without '
+      "Gymnasium's FrameStackObservation), because the agent stacks frames itself"
     )
-  if min(first, second) >= MIN_IMAGE_SIZE:
-    return None
-  if second <= 4 and min(first, third) >= MIN_IMAGE_SIZE:
+  if len(shape) == 3 and shape[1] <= 4 and min(shape[0], shape[2]) >= MIN_ATARI_SIZE:
     return (
-      f'axis 1, of size {second}, holds the channels: move it to the end, as '
+      f'axis 1, of size {shape[1]}, holds the channels: move it to the end, as '
       'numpy.moveaxis(x, 1, -1) does'
     )
-  channels = ''
-  if first <= 4 < min(second, third):
-    channels = f'axis 0, of size {first}, holds the channels, and '
-    first, second = second, third
-  return (
-    f'{channels}images of {first}x{second} pixels are too small for the convolutions: '
-    f'{cures.resize}'
-  )
+  return None
 
 
 def number_fault(spec: specs.Array) -> str | None:
@@ -143,13 +210,12 @@ def number_fault(spec: specs.Array) -> str | None:
   dtype = np.dtype(spec.dtype)
   if dtype.kind not in 'biuf' or dtype.itemsize > 8:
     return f'the network takes no {dtype}: make them float32 or uint8'
-  if is_image(spec) and dtype.kind in 'iu':
-    low_and_span = bounds(spec)
-    if low_and_span is None or (low_and_span[1] >= MAX_SPAN).any():
-      return (
-        f'images of {dtype} need bounds, by which the network scales them: give them '
-        'the low and high of a Box, or the minimum and maximum of a BoundedArray'
-      )
+  is_image = image_shape(spec) is not None
+  if is_image and dtype.kind in 'iu' and integer_range(spec) is None:
+    return (
+      f'images of {dtype} need bounds, by which the network scales them: give them '
+      'the low and high of a Box, or the minimum and maximum of a BoundedArray'
+    )
   return None
 
 
@@ -157,10 +223,12 @@ def bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
   """Returns minimum and span of each element, or None if the spec has no bounds.
 
   Both are float64 of the spec's shape. The span of an unbounded element is infinite.
-  uint8 has the bounds 0 and 255 if the spec does not say otherwise.
+  uint8 has the bounds 0 and 255 if the spec does not say otherwise, and bool 0 and 1.
   """
   if isinstance(spec, specs.BoundedArray):
     low, high = spec.minimum, spec.maximum
+  elif np.dtype(spec.dtype) == bool:
+    low, high = np.array(0), np.array(1)
   elif np.dtype(spec.dtype) == np.uint8:
     low, high = np.array(0), np.array(255)
   else:
@@ -171,66 +239,106 @@ def bounds(spec: specs.Array) -> tuple[np.ndarray, np.ndarray] | None:
   return low, np.where(np.isfinite(span), span, np.inf)
 
 
-def leaves(nest: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-  """Yields path and leaf for each leaf of a nest, such as ("['eyes'][0]", leaf)."""
-  if isinstance(nest, Mapping):
-    items = [(f'[{key!r}]', value) for key, value in nest.items()]
-  elif isinstance(nest, tuple) and hasattr(nest, '_fields'):
-    items = [(f'.{key}', getattr(nest, key)) for key in nest._fields]
-  elif isinstance(nest, (tuple, list)):
-    items = [(f'[{index}]', value) for index, value in enumerate(nest)]
-  else:
-    yield path, nest
+def is_nest(value: Any) -> bool:
+  """Returns whether a value is a dict, a tuple or a list."""
+  return isinstance(value, (Mapping, tuple, list))
+
+
+def leaves(nest: Any, name: str = '', path: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+  """Yields each leaf of a nest."""
+  if not is_nest(nest):
+    yield Leaf(name, nest, path)
     return
-  for key, value in items:
-    yield from leaves(value, path + key)
+  if isinstance(nest, Mapping):
+    items = [(f'[{key!r}]', key, value) for key, value in nest.items()]
+  else:
+    names = getattr(nest, '_fields', None)
+    items = [
+      (f'.{names[i]}' if names else f'[{i}]', i, value) for i, value in enumerate(nest)
+    ]
+  for suffix, key, value in items:
+    yield from leaves(value, name + suffix, (*path, key))
+
+
+def get(nest: Any, path: Sequence[Any]) -> Any:
+  """Returns what is in a nest at a path of keys and indices."""
+  for key in path:
+    nest = nest[key]
+  return nest
+
+
+def rebuild(
+  nest: Any, values: Mapping[tuple[Any, ...], Any], path: tuple[Any, ...] = ()
+) -> Any:
+  """Returns a nest of values by path; a leaf of `nest` without a value is left out."""
+  if path in values:
+    return values[path]
+  is_mapping = isinstance(nest, Mapping)
+  parts = {
+    key: rebuild(part, values, (*path, key))
+    for key, part in (nest.items() if is_mapping else enumerate(nest))
+    if is_nest(part) or (*path, key) in values
+  }
+  return parts if is_mapping else tuple(parts.values())
+
+
+def numeric_leaves(spec: Any) -> Sequence[Leaf]:
+  """Returns the leaves that the agent reads: all of a nest but texts."""
+  if not is_nest(spec):
+    return [Leaf('', spec, ())]
+  return [
+    leaf for leaf in leaves(spec) if not isinstance(leaf.value, specs.StringArray)
+  ]
+
+
+def has_mask(spec: Any) -> bool:
+  """Returns whether observations hold the mask of valid actions."""
+  return isinstance(spec, Mapping) and ACTION_MASK in spec
 
 
 def describe_leaves(described: Sequence[tuple[str, str]]) -> str:
-  """Returns "['a'] (uint8 [3]), ['b'] (…)" from paths and descriptions."""
-  parts = [f'{path} ({what})' for path, what in described[:_MAX_LEAVES]]
+  """Returns "['a'] (uint8 [3]), ['b'] (…)" from names and descriptions."""
+  parts = [f'{name} ({what})' for name, what in described[:_MAX_LEAVES]]
   more = ['…'] if len(described) > _MAX_LEAVES else []
   return ', '.join([*parts, *more]) or 'nothing'
 
 
-def _nest_fault(nest: Any) -> str:
-  """Returns what is wrong with an observation spec that is no array, with its cure."""
+def _nest_fault(nest: Any) -> str | None:
+  """Returns what is wrong with the structure of an observation spec, with its cure."""
   if getattr(nest, '_fields', None) == ('observation', 'action', 'reward'):
     return (
       'take ObservationActionRewardWrapper off the environment, because the agent '
       'feeds the previous action and reward itself'
     )
-  if not isinstance(nest, (Mapping, tuple, list)):
-    return f'observation_spec() must be a dm_env.specs.Array, not {_describe(nest)}'
-  found = list(leaves(nest))
-  if not found:
-    return f'the {type(nest).__name__} of observation_spec() is empty'
-  fitting = [(not is_image(leaf), path) for path, leaf in found if _fits(leaf)]
-  alone = f'{min(fitting)[1]} alone, or ' if fitting else ''
-  cure = f'return {alone}all of it as one vector'
-  described = describe_leaves([(path, _describe(leaf)) for path, leaf in found])
-  return f'this is a {type(nest).__name__} of {described}; {cure}'
+  for name, leaf, _ in leaves(nest):
+    if not isinstance(leaf, specs.Array):
+      return (
+        f'observation_spec(){name} must be a dm_env.specs.Array, not {_describe(leaf)}'
+      )
+  if not any(leaf.path != (ACTION_MASK,) for leaf in numeric_leaves(nest)):
+    return f'the {type(nest).__name__} of observation_spec() holds no numbers'
+  return None
 
 
-def _fits(spec: Any) -> bool:
-  try:
-    check_observations(spec)
-  except ValueError:
-    return False
-  return True
+def _check_mask(spec: specs.Array, num_actions: int):
+  if spec.shape != (num_actions,) or np.dtype(spec.dtype).kind not in 'biu':
+    raise ValueError(
+      f'observations[{ACTION_MASK!r}] must be integers [{num_actions}], 1 for each '
+      f'valid action and else 0, not {_describe(spec)}'
+    )
 
 
-def _check_actions(spec: Any) -> None:
+def _check_actions(spec: Any, max_actions: int) -> None:
   if isinstance(spec, specs.DiscreteArray):
-    if spec.num_values > _MAX_ACTIONS:
+    if spec.num_values > max_actions:
       raise ValueError(
         f'there are {spec.num_values:,} actions, and R2D2 has a Q-value for each: '
-        f'leave at most {_MAX_ACTIONS:,}'
+        f'leave at most max_actions={max_actions:,}, or raise --config.max_actions'
       )
     return
   fault = 'actions must be discrete (dm_env.specs.DiscreteArray), not'
   if isinstance(spec, (Mapping, tuple, list)):
-    described = describe_leaves([(p, _describe(leaf)) for p, leaf in leaves(spec)])
+    described = describe_leaves([(n, _describe(leaf)) for n, leaf, _ in leaves(spec)])
     raise ValueError(
       f'{fault} a {type(spec).__name__} of {described}: make each combination one '
       'action'
@@ -258,21 +366,3 @@ def _describe(spec: Any) -> str:
   if isinstance(spec, specs.Array):
     return f'{spec.dtype} {list(spec.shape)}'
   return f'a {type(spec).__name__}'
-
-
-def _dm_env_cures(shape: Sequence[int]) -> Cures:
-  others = [*shape[1:], 1] if len(shape) < 4 else list(shape[1:])
-  return Cures(
-    scalar='give it the shape [1]',
-    empty='give every axis a size',
-    flatten=f'flatten it to [{int(np.prod(shape))}]',
-    add_channels=f'give it the shape {[*shape, 1]}',
-    move_channels=f'move that axis to the end, as in {[*shape[1:], *shape[:1]]}',
-    unstack=(
-      f'return single frames, as in {others}, because the agent stacks them itself'
-    ),
-    resize=(
-      f'resize them to at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}, or flatten them to '
-      f'[{int(np.prod(shape))}]'
-    ),
-  )

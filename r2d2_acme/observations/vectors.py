@@ -1,16 +1,18 @@
-"""Observations that are vectors [D]: one linear layer turns them into features."""
+"""Observations that are vectors: one linear layer turns them into features."""
+
+import math
 
 import numpy as np
 import sonnet as snt
 import tensorflow as tf
 from acme import specs
 
-from r2d2_acme.observations import base, scaling
+from r2d2_acme.observations import base, layouts, scaling
 from r2d2_acme.observations.scaling import Scaling
 
 
 class Vectors(base.Kind):
-  """Vectors [D] of any numbers; an input is the newest one.
+  """Vectors [D] of any numbers, or what is flattened to one; an input is the newest.
 
   Integers are scaled by their bounds. Floats stay as they are: their bounds are often
   so wide that little would be left of them.
@@ -18,7 +20,8 @@ class Vectors(base.Kind):
 
   @classmethod
   def fits(cls, frame_spec: specs.Array) -> bool:
-    return len(frame_spec.shape) == 1
+    is_vector = layouts.image_shape(frame_spec) is None
+    return is_vector and not layouts.is_categorical(frame_spec)
 
   def make_torso(self, dtype: tf.DType) -> snt.Module:
     del dtype  # the product is too small to gain from another one
@@ -47,5 +50,8 @@ class MLPTorso(snt.Module):
     self._scaling = scaling
 
   def __call__(self, vectors: tf.Tensor) -> tf.Tensor:
-    """Turns numbers [N, D] into features, float32 [N, size]."""
-    return tf.nn.relu(self._linear(scaling.scale(vectors, self._scaling)))
+    """Turns numbers [N, ...] into features, float32 [N, size]."""
+    x = scaling.scale(vectors, self._scaling)
+    if x.shape.rank != 2:
+      x = tf.reshape(x, [-1, math.prod(x.shape[1:])])
+    return tf.nn.relu(self._linear(x))

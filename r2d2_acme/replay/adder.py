@@ -80,9 +80,10 @@ class WindowAdder:
     self._config = config
     self._priority_fn = priority_fn
     self._writer = _EpisodeWriter(client, config, environment_spec, should_stop)
-    frame = environment_spec.observations
     self._padding = Step(
-      observation=np.zeros(frame.shape, frame.dtype),
+      observation=tree.map_structure(
+        lambda spec: np.zeros(spec.shape, spec.dtype), environment_spec.observations
+      ),
       action=np.int32(0),
       reward=np.float32(0),
       discount=np.float32(0),
@@ -257,11 +258,24 @@ class _EpisodeWriter:
   ):
     self._should_stop = should_stop
     self._has_gate = config.num_replay_shards > 1
-    frame = environment_spec.observations
-    kind = kinds.make(frame, config)
-    self._num_blocks = kind.num_blocks
-    self._block = np.zeros((kind.block_length, *frame.shape), frame.dtype)
-    self.rows_per_window = kind.num_blocks * kind.block_length
+    kind = kinds.make(environment_spec.observations, config)
+    self._flatten = kind.flatten
+    # Nested observations have blocks for each leaf, all of the same length.
+    self._stored_spec = kind.stored_spec
+    self._block = tree.map_structure(
+      lambda spec: np.zeros(spec.shape[1:], spec.dtype.as_numpy_dtype),
+      self._stored_spec,
+    )
+    self._block_length = kind.block_length
+    # By row of the block, where its frame goes, or its tuple of frames.
+    self._slots = [
+      tree.map_structure(lambda x, i=i: x[i, ...], self._block)
+      for i in range(kind.block_length)
+    ]
+    self._is_nested = isinstance(self._block, tuple)
+    num_blocks = tree.map_structure(lambda spec: spec.shape[0], self._stored_spec)
+    self._num_blocks = max(tree.flatten(num_blocks))
+    self.rows_per_window = self._num_blocks * self._block_length
     # A row comes with at most one block, one state and one window; an episode's first
     # rows also with the padding before them.
     self._writer = client.trajectory_writer(
@@ -269,7 +283,7 @@ class _EpisodeWriter:
       get_signature_timeout_ms=_SIGNATURE_TIMEOUT_MS,
     )
     keep_alive = {
-      'frames': self._num_blocks,
+      'frames': num_blocks,
       'core_state': tree.map_structure(
         lambda _: self.rows_per_window, core_state_spec(config)
       ),
@@ -298,15 +312,14 @@ class _EpisodeWriter:
       self._num_rows //= 2
       self._rows[: self._num_rows] = self._rows[self._num_rows :]
     self._rows[self._num_rows] = (*step[1:], q)
-    frame = self._block[self._num_rows % len(self._block)]
-    if step.observation.shape != frame.shape:
-      raise ValueError(
-        f'an observation has shape {step.observation.shape}, but the environment spec '
-        f'says {frame.shape}'
-      )
-    np.copyto(frame, step.observation, casting='no')
+    slot = self._slots[self._num_rows % self._block_length]
+    if self._is_nested:
+      for frame, part in zip(self._flatten(step.observation), slot, strict=True):
+        _copy(frame, part)
+    else:
+      _copy(step.observation, slot)
     self._num_rows += 1
-    if self._num_rows % len(self._block) == 0:
+    if self._num_rows % self._block_length == 0:
       self._blocks.append(self._write({'frames': self._block}))
 
   def newest_rows(self, num: int) -> np.ndarray:
@@ -341,9 +354,15 @@ class _EpisodeWriter:
     states = [self._states[row] for row in state_rows]
     history = self._writer.history
     hidden, cell = history['core_state']
+    blocks = list(self._blocks)
     window = Window(
       steps=Step(
-        observation=history['frames'][list(self._blocks)],
+        observation=tree.map_structure_up_to(
+          self._stored_spec,
+          lambda spec, column: column[blocks[-spec.shape[0] :]],
+          self._stored_spec,
+          history['frames'],
+        ),
         **{field: history['window'][field][at] for field in _WINDOW_FIELDS},
       ),
       core_state=tuple(snt.LSTMState(hidden[i], cell[i]) for i in states),
@@ -389,3 +408,17 @@ class _EpisodeWriter:
     """Hands cells to Reverb's writer; returns their place in its history."""
     self._writer.append(cells)
     return self._writer.episode_steps - 1
+
+
+def _copy(frame: np.ndarray, slot: np.ndarray):
+  """Copies a frame to its place in a block.
+
+  Raises:
+    ValueError, TypeError: its shape or dtype is not that of the environment's spec.
+  """
+  if frame.shape != slot.shape:
+    raise ValueError(
+      f'an observation has shape {frame.shape}, but the environment spec says '
+      f'{slot.shape}'
+    )
+  np.copyto(slot, frame, casting='no')

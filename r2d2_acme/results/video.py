@@ -7,9 +7,9 @@ from typing import Any
 import cv2
 import dm_env
 import numpy as np
-from dm_env import specs
 
-from r2d2_acme.observations import scaling
+from r2d2_acme.observations import layouts, scaling
+from r2d2_acme.types import INVALID_Q
 from r2d2_acme.workdir import paths
 
 _MIN_HEIGHT = 420  # pixels: an Atari screen, doubled
@@ -108,12 +108,12 @@ def compose(
   )
   frame[: screen.shape[0], : screen.shape[1]] = screen
   left = frame.shape[1] - _PANEL_WIDTH + 8
-  low, high = float(q.min()), float(q.max())
+  low, high = float(q[q != INVALID_Q].min(initial=q.max())), float(q.max())
   _write(frame, f'return {total:g}   max Q {high:.3f}', left, 0, _WHITE)
   for i, (name, value) in enumerate(zip(names, q, strict=True)):
     color = _GREEN if i == action else _GREY
     _write(frame, name, left, i + 1, _GREEN if i == action else _WHITE)
-    length = (value - low) / (high - low) if high > low else 0.0
+    length = max(0.0, (value - low) / (high - low)) if high > low else 0.0
     top = (i + 1) * _ROW_HEIGHT + 4
     start = left + _NAME_WIDTH
     end = start + 1 + round(float(length) * (_PANEL_WIDTH - _NAME_WIDTH - 24))
@@ -167,15 +167,19 @@ def _innermost(environment: dm_env.Environment) -> Any:
   return getattr(getattr(environment, 'gymnasium_env', None), 'unwrapped', None)
 
 
-def _draw(observation: np.ndarray, spec: specs.Array) -> np.ndarray:
+def _draw(observation: Any, spec: Any) -> np.ndarray:
   """Draws an image scaled by its bounds, or a vector as a row of grey fields.
 
-  The larger a number of the vector is, the brighter is its field.
+  The larger a number of the vector is, the brighter is its field. Of a nest the first
+  image is drawn, or else the first leaf.
   """
-  x = observation.astype(np.float32)
-  if observation.ndim == 3:
+  leaves = layouts.numeric_leaves(spec)
+  images = [leaf for leaf in leaves if layouts.image_shape(leaf.value) is not None]
+  _, spec, path = (images or leaves)[0]
+  x = layouts.get(observation, path).astype(np.float32)
+  if images:
     minimum, span = scaling.by_bounds(spec) or (0.0, 1.0)
-    x = (x - minimum) / span
+    x = layouts.as_image((x - minimum) / span)
     low, high = min(x.min(), 0.0), max(x.max(), 1.0)  # not 0 and 1 only if unbounded
     image = (255 * (x - low) / (high - low)).round().astype(np.uint8)
   else:

@@ -33,12 +33,11 @@ class Task(gymnasium.Env):
     self.observation_space, self.action_space = observations, actions
 BOX = spaces.Box(0, 1, [3])
 def continuous(seed): return Task(BOX, spaces.Box(-1, 1, [2]))
-def many_actions(seed): return Task(BOX, spaces.MultiDiscrete([2, 3]))
-def binary_actions(seed): return Task(BOX, spaces.MultiBinary(2))
-def dict_observation(seed): return Task(spaces.Dict(a=BOX), spaces.Discrete(2))
+def tuple_actions(seed): return Task(BOX, spaces.Tuple([spaces.Discrete(2)]))
+def many_actions(seed): return Task(BOX, spaces.MultiDiscrete([200, 300]))
+def binary_actions(seed): return Task(BOX, spaces.MultiBinary(99))
+def sequence(seed): return Task(spaces.Dict(a=spaces.Sequence(BOX)), spaces.Discrete(2))
 def text(seed): return Task(spaces.Text(5), spaces.Discrete(2))
-def discrete(seed): return Task(spaces.Discrete(4), spaces.Discrete(2))
-def scalar(seed): return Task(spaces.Box(0, 1, []), spaces.Discrete(2))
 def empty(seed): return Task(spaces.Box(0, 1, [0]), spaces.Discrete(2))
 def no_spaces(seed):
   class Bare(gymnasium.Env): pass
@@ -51,6 +50,7 @@ _FIELDS = {
   **dict.fromkeys(('checkpoint_keep_period', 'value_rescaling_epsilon'), '-1'),
   **dict.fromkeys(('seed', 'max_restarts', 'max_environment_failures'), '-1'),
   'learner_devices': '-1',
+  'max_actions': '0',
   **dict.fromkeys(('trace_length', 'sequence_period', 'frame_stack', 'n_step'), '0'),
   **dict.fromkeys(('batch_size', 'target_update_period', 'max_replay_size'), '0'),
   **dict.fromkeys(('num_actors', 'envs_per_actor', 'variable_update_period'), '0'),
@@ -92,12 +92,11 @@ _FLAGS = [
   ('--environment=task:nothing', 'None'),
   ('--environment=task:number', 'int'),
   ('--environment=task:continuous', 'continuous actions'),
-  ('--environment=task:many_actions', 'MultiDiscrete'),
-  ('--environment=task:binary_actions', 'MultiBinary'),
-  ('--environment=task:dict_observation', 'Dict'),
-  ('--environment=task:text', 'Text'),
-  ('--environment=task:discrete', 'Discrete'),
-  ('--environment=task:scalar', 'observation'),
+  ('--environment=task:tuple_actions', 'Tuple actions'),
+  ('--environment=task:many_actions', '60,000 actions'),
+  ('--environment=task:binary_actions', '99 actions at a time'),
+  ('--environment=task:sequence', "observations['a'] of a Sequence space"),
+  ('--environment=task:text', 'text'),
   ('--environment=task:empty', 'observation'),
   ('--environment=task:no_spaces', 'has no action_space'),
   ('--environment=broken:make', 'SyntaxError'),

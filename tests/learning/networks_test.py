@@ -268,10 +268,9 @@ class MakeNetworkTest(parameterized.TestCase):
     self.assertEqual(sum(differs), 4 + 2 + 4)  # all but the biases
 
   @parameterized.parameters(
-    ([84, 84], r'images \[H, W, C\] or vectors \[D\], not of shape \[84, 84\]'),
-    ([], r'not of shape \[\]'),
-    ([3, 84, 84], 'axis 0, of size 3, holds the channels'),
-    ([20, 36, 1], '20x36 pixels.*resize'),
+    ([0], 'axis 0 has size 0'),
+    ([84, 3, 84], 'axis 1, of size 3, holds the channels'),
+    ([4, 84, 84, 3], 'axis 0, of size 4, is a stack of frames'),
   )
   def test_unsupported_observations_raise(self, shape, message):
     frame = specs.Array(shape, np.uint8)

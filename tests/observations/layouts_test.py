@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import pickle
 import subprocess
 import sys
 
@@ -58,75 +59,50 @@ def _image(*shape, dtype=np.uint8):
 
 # A spec, and words of the error: what is wrong, and what to do.
 _OBSERVATIONS = {
-  'dict': (
-    {'speed': _VECTOR, 'image': _RGB},
-    ["a dict of ['speed'] (float32 [3]), ['image'] (uint8 [84, 84, 3])"],
-    ["return ['image'] alone, or all of it as one vector"],
+  'complex in a dict in a list': (
+    [{'a': {'b': _image(3, dtype=complex)}}],
+    ["[0]['a']['b'], complex128 [3], cannot be used: the network takes no complex128"],
+    ['make them float32'],
   ),
-  'dict in dict in list': (
-    [{'a': {'b': _VECTOR}}],
-    ["a list of [0]['a']['b'] (float32 [3])"],
-    ["return [0]['a']['b'] alone"],
+  'no size in a named tuple': (
+    _Senses(_image(84, 0, 3), _VECTOR),
+    ['observations.eye, uint8 [84, 0, 3], cannot be used: axis 1 has size 0'],
+    [],
   ),
-  'tuple': ((_VECTOR, _VECTOR), ['a tuple of [0] (float32 [3]), [1]'], ['[0] alone']),
-  'named tuple': (
-    _Senses(_image(84, 84), _VECTOR),
-    ['a _Senses of .eye (uint8 [84, 84]), .ear (float32 [3])'],
-    ['.ear alone'],
-  ),
-  'nothing that fits': (
-    {'name': specs.StringArray(()), 'grid': _image(7, 7)},
-    ["['name'] (text []), ['grid'] (uint8 [7, 7])"],
-    ['return all of it as one vector'],
-  ),
-  'many keys': ({str(i): _VECTOR for i in range(99)}, ["['7'] (float32 [3]), …;"], []),
-  'empty dict': ({}, ['the dict of observation_spec() is empty'], []),
+  'no spec in a dict': ({'a': None}, ["observation_spec()['a'] must be a dm_env"], []),
+  'text alone in a dict': ({'a': specs.StringArray(())}, ['holds no numbers'], []),
+  'mask alone': ({'action_mask': _image(3)}, ['holds no numbers'], []),
+  'empty dict': ({}, ['the dict of observation_spec() holds no numbers'], []),
   'no spec': (None, ['must be a dm_env.specs.Array, not a NoneType'], []),
   'Gymnasium space': (
     gymnasium.spaces.Box(0, 1, (3,)),
     ['must be a dm_env.specs.Array, not a Box'],
     [],
   ),
-  'one of a few numbers': (
-    specs.DiscreteArray(5),
-    ['not one of 5 numbers'],
-    ['one-hot vector of shape [5]'],
-  ),
-  'text': (specs.StringArray((3,)), ['not text'], ['encode it as a vector']),
+  'text': (specs.StringArray((3,)), ['they are text'], ['encode it as a vector']),
   'complex': (_image(3, dtype=np.complex64), ['no complex64'], ['make them float32']),
   'objects': (_image(3, dtype=object), ['no object'], ['make them float32']),
   'dates': (_image(3, dtype='datetime64[s]'), ['datetime64'], ['make them float32']),
-  'no axis': (_image(), ['shape []: it has no axis'], ['the shape [1]']),
   'no size': (_image(84, 0, 3), ['axis 1 has size 0'], ['give every axis a size']),
-  'matrix': (_image(4, 8), ['two axes make no image'], ['flatten it to [32]']),
-  'no channels': (_image(84, 84), ['no axis for channels'], ['[84, 84, 1]']),
-  'channels first': (_image(3, 84, 80), ['axis 0, of size 3'], ['[84, 80, 3]']),
-  'one channel first': (_image(1, 84, 80), ['axis 0, of size 1'], ['[84, 80, 1]']),
-  'stack of grey frames': (
-    _image(4, 84, 80),
-    ['axis 0, of size 4, is a stack of frames or the channels'],
-    ['[84, 80, 1], because the agent stacks them itself', '[84, 80, 4]'],
-  ),
   'stack of images': (
     _image(4, 84, 80, 3),
     ['axis 0, of size 4, is a stack of frames'],
-    ['return single frames, as in [84, 80, 3]'],
+    ['return single ones', 'the agent stacks frames itself'],
   ),
-  'five axes': (_image(2, 2, 2, 2, 2), ['5 axes'], ['flatten it to [32]']),
   'channels in the middle': (
     _image(84, 3, 84),
     ['axis 1, of size 3, holds the channels'],
     ['numpy.moveaxis(x, 1, -1)'],
   ),
-  'small': (
-    _image(20, 84, 1),
-    ['20x84 pixels are too small'],
-    ['resize them to at least 36x36, or flatten them to [1680]'],
-  ),
   'integers without bounds': (
     _image(84, 84, 1, dtype=np.int32),
     ['images of int32 need bounds'],
     ['BoundedArray'],
+  ),
+  'one of very many': (
+    specs.DiscreteArray(10**6),
+    ['one-hot vectors have 1,000,000 numbers'],
+    ['return a vector'],
   ),
 }
 
@@ -139,7 +115,17 @@ _FIT = {
   'halves': _image(3, dtype=np.float16),
   'integers': _image(3, dtype=np.int64),
   'image of integers': specs.BoundedArray((84, 84, 1), np.int64, 0, 9),
-  'smallest': _image(36, 36, 1),
+  'large matrix': _image(36, 36),
+  'number': _image(dtype=np.float32),
+  'one of a few numbers': specs.DiscreteArray(5, np.uint8),
+  'some of a few numbers': layouts.Categories((2,), np.int64, 0, [3, 4]),
+  'five axes': _image(2, 2, 2, 2, 2),
+  'channels first': _image(3, 84, 80),
+  'small': _image(3, 3, 3),
+  'dict in tuple': (_VECTOR, {'speed': _VECTOR, 'image': _RGB}),
+  'named tuple': _Senses(_RGB, _VECTOR),
+  'dict with text': {'name': specs.StringArray(()), 'speed': _VECTOR},
+  'dict with mask': {'action_mask': specs.Array((3,), bool), 'speed': _VECTOR},
 }
 
 
@@ -192,11 +178,59 @@ def test_what_fits_is_let_through(kind):
   layouts.check(_FIT[kind], _ACTIONS, _REWARDS)
 
 
+@pytest.mark.parametrize(
+  ('spec', 'shape', 'is_grid'),
+  [
+    (_RGB, (84, 84, 3), False),
+    (_image(84, 80), (84, 80, 1), False),
+    (_image(3, 84, 80), (84, 80, 3), False),
+    (_image(4, 84, 80, dtype=np.float32), (84, 80, 4), False),
+    (_image(3, 7, 8), (7, 8, 3), True),
+    (_image(7, 8, 20), (7, 8, 20), True),
+    (_image(7, 8), (7, 8, 1), True),
+    (_image(16, 16, 1), (16, 16, 1), True),
+    (_image(17, 16, 1), (17, 16, 1), False),
+    (_image(10, 10, 4, dtype=bool), (10, 10, 4), False),  # planes as they are
+    (_image(10, 10, 4, dtype=np.float32), (10, 10, 4), False),
+    (specs.BoundedArray((7, 7, 3), np.int64, -3, 9), (7, 7, 3), True),
+    (specs.BoundedArray((7, 7, 3), np.int64, 0, 256), (7, 7, 3), False),
+    (_image(2, 84, 3), None, False),
+    (_image(7, 7, dtype=np.float32), None, False),
+    (_image(7), None, False),
+    (_image(), None, False),
+    (layouts.Categories((7, 7), np.uint8, 0, 3), None, False),
+  ],
+  ids=str,
+)
+def test_images_and_grids_are_told_by_shape_and_bounds(spec, shape, is_grid):
+  assert layouts.image_shape(spec) == shape
+  assert layouts.is_grid(spec) == is_grid
+  if shape is not None:
+    image = np.arange(np.prod(spec.shape)).reshape(spec.shape)
+    assert layouts.as_image(image).shape == shape
+
+
+def test_categories_survive_pickling():
+  spec = pickle.loads(pickle.dumps(_FIT['some of a few numbers']))
+  assert layouts.is_categorical(spec)
+  np.testing.assert_array_equal(spec.maximum, [3, 4])
+
+
+def test_what_is_not_taken_as_it_is_is_said():
+  spec = {'a': _image(3, 84, 80), 'b': (specs.StringArray(()),), 'c': _RGB}
+  channels_first, text = layouts.notes(spec)
+  assert (
+    "observations['a'] of shape [3, 84, 80] are taken for images of 3 channels"
+    in (channels_first)
+  )
+  assert text == "observations['b'][0] are texts, which the agent does not see"
+
+
 @pytest.mark.parametrize('kind', _OBSERVATIONS)
 def test_observations_that_cannot_work_name_fault_and_cure(kind):
   spec, faults, cures = _OBSERVATIONS[kind]
   message = _message(layouts.check, spec, _ACTIONS, _REWARDS)
-  assert message.startswith('observations ')
+  assert message.startswith('observations')
   assert all(words in message for words in faults + cures), message
 
 
@@ -215,6 +249,9 @@ def test_actions_beyond_number_are_refused():
     spec = specs.DiscreteArray(number, np.int64)
     message = _message(layouts.check, _VECTOR, spec, _REWARDS)
     assert message.startswith(f'there are {number:,} actions')
+  with pytest.raises(ValueError, match='at most max_actions=7, or raise --config'):
+    layouts.check(_VECTOR, specs.DiscreteArray(8), _REWARDS, max_actions=7)
+  layouts.check(_VECTOR, specs.DiscreteArray(7), _REWARDS, max_actions=7)
 
 
 @pytest.mark.parametrize(
@@ -253,8 +290,8 @@ def _start_agent(environment):
 @pytest.mark.parametrize(
   ('environment', 'words'),
   [
-    (_Silent(observations={'image': _RGB}), "['image'] (uint8 [84, 84, 3])"),
-    (_Silent(observations=_image(3, 84, 84)), 'holds the channels'),
+    (_Silent(observations={'a': _image(3, dtype=complex)}), "observations['a']"),
+    (_Silent(observations=_image(84, 3, 84)), 'holds the channels'),
     (_Silent(observations=_image(84, 84, 1, dtype=complex)), 'complex128'),
     (_Silent(actions=specs.BoundedArray((), np.int32, 0, 3)), 'DiscreteArray(4)'),
     (_Silent(actions={'legs': _ACTIONS}), "a dict of ['legs']"),

@@ -41,3 +41,10 @@ class MLPTorsoTest(parameterized.TestCase):
       features = torso(tf.constant([[1, 3], [-1, -3]], dtype))
       self.assertEqual(features.dtype, tf.float32)
       np.testing.assert_allclose(features, expected)
+
+  def test_other_shapes_are_flattened(self):
+    torso = vectors.MLPTorso(2)
+    x = np.random.default_rng(0).normal(size=[5, 2, 3, 2]).astype(np.float32)
+    features = torso(tf.constant(x))
+    np.testing.assert_array_equal(features, torso(tf.constant(x.reshape(5, 12))))
+    self.assertEqual(vectors.MLPTorso(2)(tf.ones([5])).shape, [5, 2])
