@@ -14,10 +14,10 @@ import numpy as np
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory, NamedFactory
-from r2d2_acme.results import plotting
+from r2d2_acme.results import plotting, tables
 from r2d2_acme.system import runtime
 from r2d2_acme.workdir import paths, sittings
-from studies import cue_recall, runner, tables
+from studies import arguments, cue_recall, runner
 from studies.runner import Case, Study
 
 NUM_BINS = 20  # points of a curve over training
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser, results: str):
   """Adds the flags; `results` names the default folders in `runs/` and `results/`."""
   runner.add_flags(parser, results)
   parser.add_argument(
-    '--seeds', type=runner.positive_int, default=3, help='how many; by default 3'
+    '--seeds', type=arguments.positive_int, default=3, help='how many; by default 3'
   )
   parser.add_argument('--cases', help='such as one,another; by default all')
   parser.add_argument(

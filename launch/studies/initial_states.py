@@ -20,8 +20,8 @@ from r2d2_acme import config as config_lib
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import Experiment
-from r2d2_acme.results import plotting
-from studies import cue_recall, curves, drawing, tables
+from r2d2_acme.results import plotting, tables
+from studies import cue_recall, curves, drawing
 from studies.runner import Case, Study
 
 _ITEMS = 'items.csv'

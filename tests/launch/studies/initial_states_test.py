@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 import study
-from studies import cue_recall, initial_states, tables
+from studies import cue_recall, initial_states
 
+from r2d2_acme.results import tables
 from tests.launch.studies import study_helpers
 
 

@@ -93,7 +93,7 @@ def test_runs_of_another_length_are_others(run):
 
 def test_failed_run_is_said_and_tried_again(run, tmp_path, capsys):
   assert run('--seeds=1', fail='a/0') == (1, ['a/0', 'b/0'])
-  assert 'a/0: code 1, see ' in capsys.readouterr().out
+  assert 'a/0: not finished, code 1, see ' in capsys.readouterr().out
   assert not (tmp_path / 'out').exists()
   assert run('--seeds=1') == (0, ['a/0'])
 
