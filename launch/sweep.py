@@ -173,7 +173,7 @@ def _tasks(args: argparse.Namespace, suite: str | None) -> list[tuple[str, str]]
     return [('game', game) for game in atari_scores.SUITES[chosen]]
   if not args.games:
     runtime.exit_with_error('give --games=, --suite=, --env= or --environment=')
-  games = {}
+  games: dict[tuple[str, str], None] = {}
   for name in args.games.split(','):
     game = atari_scores.find_game(name.strip())
     if game is None:

@@ -5,11 +5,12 @@ Scores of Atari games stand beside the human's and the paper's.
 
 import csv
 import dataclasses
+import functools
 import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import numpy as np
 from rich import console, table
@@ -117,30 +118,15 @@ def summarize(rows: Sequence[Row]) -> list[Statistic]:
       np.array([atari_scores.human_normalized(game, atari_scores.GAMES[game].paper)])
       for game in games
     ]
-
-    def of_games(
-      reduce: Callable[[np.ndarray], np.ndarray], of: Sequence[np.ndarray]
-    ) -> Estimate:
-      return aggregates.estimate(of, aggregates.over_tasks(reduce, list(map(len, of))))
-
-    reductions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-      'median': lambda x: np.median(x, axis=-1),
-      'mean': lambda x: np.mean(x, axis=-1),
-    }
-    for suite, weights in atari_scores.WEIGHTS.items():
-      if games.keys() == weights.keys():
-        order = [list(games).index(game) for game in weights]
-        reductions['predicted median of 57 games'] = (
-          lambda x, suite=suite, order=order: atari_scores.predict_median(
-            suite, x[..., order]
-          )
-        )
     ours, theirs = aggregates.estimate(scores), aggregates.estimate(paper)
     statistics.append(
       Statistic(setting, 'interquartile mean', ours, float(theirs.value))
     )
-    for name, reduce in reductions.items():
-      ours, theirs = of_games(reduce, scores), of_games(reduce, paper)
+    for name, reduce in _reductions(list(games)).items():
+      ours, theirs = (
+        aggregates.estimate(x, aggregates.over_tasks(reduce, list(map(len, x))))
+        for x in (scores, paper)
+      )
       statistics.append(Statistic(setting, name, ours, float(theirs.value)))
   return statistics
 
@@ -201,6 +187,24 @@ def draw_profiles(path: pathlib.Path, rows: Sequence[Row]):
   axes.legend(fontsize='small')
   figure.savefig(path, dpi=120)
   plt.close(figure)
+
+
+def _reductions(games: Sequence[str]) -> dict[str, Callable[[np.ndarray], Any]]:
+  """Returns what is made of the games' mean scores, float64 [..., number of games]."""
+  reductions: dict[str, Callable[[np.ndarray], Any]] = {
+    'median': functools.partial(np.median, axis=-1),
+    'mean': functools.partial(np.mean, axis=-1),
+  }
+  subsets = [x for x, weights in atari_scores.WEIGHTS.items() if {*weights} == {*games}]
+  if subsets:
+    (subset,) = subsets
+    order = [games.index(game) for game in atari_scores.WEIGHTS[subset]]
+
+    def predict(scores: np.ndarray) -> np.ndarray:
+      return atari_scores.predict_median(subset, scores[..., order])
+
+    reductions['predicted median of 57 games'] = predict
+  return reductions
 
 
 def _group(rows: Sequence[Row]) -> Mapping[tuple[str, str], list[Row]]:

@@ -28,7 +28,7 @@ _LAUNCH = helpers.LAUNCH
 # with the given number of steps.
 _PROGRAM = """
 import json, os, shutil, signal, sys, time
-flags = dict(flag.lstrip('-').split('=') for flag in sys.argv[1:])
+flags = dict(flag.lstrip('-').split('=', 1) for flag in sys.argv[1:])
 os.makedirs(flags['workdir'], exist_ok=True)
 if not os.path.exists(os.path.join(flags['workdir'], 'config.json')):
   with open(os.path.join(flags['workdir'], 'config.json'), 'w') as file:
