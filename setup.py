@@ -64,6 +64,7 @@ TEST = (
   + RAY
   + [
     'rlax==0.1.7',  # reference values for the losses
+    'rliable==1.2.0',  # reference values for aggregates over runs
     'bsuite==0.3.6',  # reference environments
     'pytest==9.2.0',
     'pytest-timeout==2.4.0',  # ends a test whose Reverb call blocks for ever

@@ -47,7 +47,7 @@ def _parse() -> argparse.Namespace:
     nargs='+',
     metavar='WORKDIR',
     help='workdirs of runs, or patterns; runs that differ only in the seed\n'
-    'become one curve: their mean in a band of one standard deviation',
+    'become one curve: their interquartile mean in its 95 %% interval',
   )
   parser.add_argument(
     '--out',

@@ -12,7 +12,7 @@ except ModuleNotFoundError:
   sys.exit('r2d2_acme is not in this Python: run `make install`, then .venv/bin/python')
 
 # Programs that have nothing to save before they train: to be stopped is no failure.
-_TRAIN = ('atari57.py', 'atari_distributed.py', 'single_process.py')
+_TRAIN = ('atari57.py', 'atari_distributed.py', 'single_process.py', 'sweep.py')
 _FORKS = 'atari_distributed.py'
 _CLEANS_UP = 'benchmark.py'  # when Ctrl-C raises KeyboardInterrupt, as Python has it
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks import end_to_end
 from benchmarks.measuring import progress
 from benchmarks.report import Comparison
-from r2d2_acme.results import plotting
+from r2d2_acme.results import plotting, tables
 
 _PERIOD = 20.0  # seconds between samples
 _MEASURED = 3600.0  # seconds
@@ -111,13 +111,12 @@ def read(path: pathlib.Path) -> Series:
 
 
 def write(path: pathlib.Path, series: Series):
-  with path.open('w', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(_COLUMNS)
-    for name, samples in series.items():
-      writer.writerows(
-        (int(t), name, int(rss)) for t, rss in zip(*samples, strict=True)
-      )
+  rows = (
+    (int(t), name, int(rss))
+    for name, samples in series.items()
+    for t, rss in zip(*samples, strict=True)
+  )
+  tables.write_csv(path, _COLUMNS, rows)
 
 
 def growth(seconds: np.ndarray, rss: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Studies whose results are curves: their flags, arithmetic and files.
 
-A curve has for each x the mean and the standard deviation over the seeds of a case.
+A curve has for each x the interquartile mean over the seeds of a case, and its 95 %
+bootstrap interval.
 """
 
 import argparse
@@ -14,14 +15,14 @@ import numpy as np
 from r2d2_acme import config as config_lib
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory, NamedFactory
-from r2d2_acme.results import plotting
+from r2d2_acme.results import aggregates, plotting, tables
 from r2d2_acme.system import runtime
 from r2d2_acme.workdir import paths, sittings
-from studies import cue_recall, runner, tables
+from studies import arguments, cue_recall, runner
 from studies.runner import Case, Study
 
 NUM_BINS = 20  # points of a curve over training
-COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'std', 'seeds')
+COLUMNS = ('case', 'metric', 'over', 'x', 'mean', 'low', 'high', 'seeds')
 
 Configs = Mapping[str, R2D2Config]  # by case
 Runs = Mapping[str, Sequence[pathlib.Path]]  # the workdirs of each case's runs
@@ -31,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser, results: str):
   """Adds the flags; `results` names the default folders in `runs/` and `results/`."""
   runner.add_flags(parser, results)
   parser.add_argument(
-    '--seeds', type=runner.positive_int, default=3, help='how many; by default 3'
+    '--seeds', type=arguments.positive_int, default=3, help='how many; by default 3'
   )
   parser.add_argument('--cases', help='such as one,another; by default all')
   parser.add_argument(
@@ -97,7 +98,7 @@ def make_study(
     out.mkdir(parents=True, exist_ok=True)
     rows = summarize(runs, max_steps)
     tables.write_csv(out / 'curves.csv', COLUMNS, rows)
-    spread = f'mean and standard deviation of {args.seeds} seeds'
+    spread = f'interquartile mean and 95 % interval of {args.seeds} seeds'
     title = f'{name}: {spread if args.seeds > 1 else "one seed"}'
     for file_name, plot in plots.items():
       plot(rows, title, out / file_name)
@@ -140,15 +141,14 @@ def returns_by_steps(workdir: pathlib.Path, max_steps: int) -> dict[float, float
 def over_seeds(
   case: str, metric: str, over: str, seeds: Sequence[Mapping[float, float]]
 ) -> list[tuple]:
-  """Returns rows of `COLUMNS`: mean and standard deviation of the seeds that have x.
+  """Returns rows of `COLUMNS`: mean and interval of the seeds that have x.
 
-  Where only one has it, the standard deviation is NaN.
+  Where only one has it, the interval is NaN.
   """
   rows = []
   for x in sorted(set().union(*seeds)):
-    ys = [seed[x] for seed in seeds if x in seed]
-    std = np.std(ys, ddof=1) if len(ys) > 1 else np.nan
-    rows.append((case, metric, over, x, np.mean(ys), std, len(ys)))
+    ys = np.array([seed[x] for seed in seeds if x in seed])
+    rows.append((case, metric, over, x, *aggregates.estimate([ys]), len(ys)))
   return rows
 
 

@@ -9,27 +9,27 @@ import numpy as np
 
 from r2d2_acme.results import plotting
 
-# By metric and x-axis, then by case: (x, mean, std).
-Curves = Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, float, float]]]]
+# By metric and x-axis, then by case: (x, mean, low, high).
+Curves = Mapping[tuple[str, str], Mapping[str, Sequence[tuple[float, ...]]]]
 
 
 def by_curve(rows: Iterable[tuple]) -> Curves:
   """Groups rows of `curves.COLUMNS` by what is drawn as one line."""
   curves: dict = collections.defaultdict(lambda: collections.defaultdict(list))
-  for case, metric, over, x, mean, std, _ in rows:
-    curves[metric, over][case].append((x, mean, std))
+  for case, metric, over, *point, _ in rows:
+    curves[metric, over][case].append(tuple(point))
   return curves
 
 
 def draw(
   axis, curves: Mapping[str, Sequence[tuple]], styles: Mapping[str, Mapping[str, Any]]
 ):
-  """Draws a line for each case, in its style, and a band of one standard deviation."""
+  """Draws a line for each case, in its style, and a band of its interval."""
   for case, points in curves.items():
-    x, mean, std = np.array(points).T
+    x, mean, low, high = np.array(points).T
     (line,) = axis.plot(x, mean, label=case, **styles[case])
     color = line.get_color()
-    axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.12, lw=0)
+    axis.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
   axis.grid(True, alpha=0.3)
 
 

@@ -20,8 +20,8 @@ from r2d2_acme import config as config_lib
 from r2d2_acme.agent import R2D2
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.experiment import Experiment
-from r2d2_acme.results import plotting
-from studies import cue_recall, curves, drawing, tables
+from r2d2_acme.results import plotting, tables
+from studies import cue_recall, curves, drawing
 from studies.runner import Case, Study
 
 _ITEMS = 'items.csv'
@@ -150,8 +150,9 @@ def plot_delta_q(rows: Sequence[tuple], title: str, path: pathlib.Path):
     overall, steps, ages = axes[:, column]
     overall.set_title(f'at the {end} trained step', fontsize=10)
     for i, (case, style) in enumerate(styles.items()):
-      ((_, mean, std),) = lines[metric, 'all'][case]
-      overall.bar(i, mean, yerr=std, color=style['color'], capsize=3)
+      ((_, mean, low, high),) = lines[metric, 'all'][case]
+      error = np.maximum(0, [[mean - low], [high - mean]])  # rounding may go below
+      overall.bar(i, mean, yerr=error, color=style['color'], capsize=3)
     overall.set_xticks(range(len(styles)), styles, rotation=30, fontsize=8)
     drawing.draw(steps, lines[metric, 'steps'], styles)
     drawing.draw(ages, lines[metric, 'age'], styles)

@@ -30,10 +30,10 @@ from r2d2_acme.acting.policy import BatchedActor
 from r2d2_acme.agent import R2D2
 from r2d2_acme.environments import NamedFactory
 from r2d2_acme.experiment import Experiment
-from r2d2_acme.results import evaluation, plotting
+from r2d2_acme.results import evaluation, plotting, tables
 from r2d2_acme.system import runtime
 from r2d2_acme.workdir import paths
-from studies import drawing, runner, tables
+from studies import drawing, runner
 from studies.runner import Case, Study
 
 _SHARE_OF_MAX = 0.95  # of the maximal return, where the task knows it

@@ -6,9 +6,9 @@ its config has changed. A run that was interrupted starts from nothing.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -21,8 +21,9 @@ from r2d2_acme import agent
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import EnvironmentFactory
 from r2d2_acme.experiment import Experiment
-from r2d2_acme.system import machine, processes, runtime, stopping
+from r2d2_acme.system import machine, runtime, stopping
 from r2d2_acme.workdir import description, loggers, paths
+from studies import arguments, jobs
 
 _FINISHED = 'finished.json'  # the last file that a run writes
 
@@ -90,10 +91,13 @@ class Study:
 def add_flags(parser: argparse.ArgumentParser, results: str):
   """Adds the flags of all studies; by default runs are in the folder `runs/results`."""
   parser.add_argument(
-    '--max_steps', type=positive_int, help='environment steps of each run'
+    '--max_steps', type=arguments.positive_int, help='environment steps of each run'
   )
   parser.add_argument(
-    '--processes', type=positive_int, default=1, help='runs at once; by default 1'
+    '--processes',
+    type=arguments.positive_int,
+    default=1,
+    help='runs at once; by default 1',
   )
   parser.add_argument(
     '--workdir',
@@ -102,13 +106,6 @@ def add_flags(parser: argparse.ArgumentParser, results: str):
     help=f'where finished runs stay; by default runs/{results}',
   )
   parser.add_argument('--run', help=argparse.SUPPRESS)  # trains one, in this process
-
-
-def positive_int(text: str) -> int:
-  """Parses a count; an `ArgumentTypeError` says what is wrong with it."""
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError('must be a number, at least 1')
-  return int(text)
 
 
 def main(study: Study, args: argparse.Namespace) -> int:
@@ -122,7 +119,8 @@ def main(study: Study, args: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr):
       train_one(study, args.run)
     return 0
-  if not _train_all(study, args.processes):
+  study.workdir.mkdir(parents=True, exist_ok=True)
+  if jobs.run(_chains(study), args.processes):
     return 1
   return study.report(
     {
@@ -201,35 +199,22 @@ def train_one(study: Study, run: str):
   os.replace(new, workdir / _FINISHED)
 
 
-def _train_all(study: Study, num_processes: int) -> bool:
-  """Returns whether all runs are finished at the end."""
-
-  def train_missing(runs: Sequence[str]) -> bool:
-    return all(_is_finished(study, run) or train_in_process(run) for run in runs)
-
-  def train_in_process(run: str) -> bool:
-    output = study.workdir / f'{run.replace("/", "_")}.txt'
-    with open(output, 'w') as file:
-      code = family.run(run, [sys.executable, *sys.argv, f'--run={run}'], stderr=file)
-    where = paths.shown(str(output))
-    print(f'{run}: code {code}, see {where}' if code else f'{run}: finished')
-    return code == 0
-
-  study.workdir.mkdir(parents=True, exist_ok=True)
-  with (
-    processes.Family(patience=0.0) as family,  # an unfinished run keeps nothing
-    concurrent.futures.ThreadPoolExecutor(num_processes) as pool,
-  ):
-    return all(list(pool.map(train_missing, _chains(study))))
-
-
-def _chains(study: Study) -> Iterator[list[str]]:
-  """Yields the names of runs of which each waits for the first.
+def _chains(study: Study) -> Iterator[list[jobs.Job]]:
+  """Yields runs of which each waits for the first.
 
   Seed follows seed, so that an interrupted study compares all cases.
   """
+
+  def make_job(run: str) -> jobs.Job:
+    return jobs.Job(
+      run,
+      [sys.executable, *sys.argv, f'--run={run}'],
+      functools.partial(_is_finished, study, run),
+      study.workdir / f'{run.replace("/", "_")}.txt',
+    )
+
   for seed in study.seeds:
     for name, case in study.cases.items():
       if case.as_long_as is None:
         others = [n for n, c in study.cases.items() if c.as_long_as == name]
-        yield [f'{case_name}/{seed}' for case_name in (name, *others)]
+        yield [make_job(f'{case_name}/{seed}') for case_name in (name, *others)]

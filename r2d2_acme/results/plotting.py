@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from r2d2_acme.results import aggregates
 from r2d2_acme.workdir import description, paths, sittings
 
 LOW_EPSILON = 0.05  # actors with at most this epsilon are drawn: nearly greedy
@@ -54,17 +55,19 @@ class Run:
 
 
 class Curve(NamedTuple):
-  """The mean of several runs; each array is float64 [_NUM_POINTS].
+  """What several runs come to; each array is float64 [_NUM_POINTS].
 
   Attributes:
     x: positions on the x-axis.
-    mean: mean return of the runs that cover x; NaN where none does.
-    spread: standard deviation over these runs; NaN where there are fewer than two.
+    mean: interquartile mean of the returns of the runs that cover x; NaN where none
+      does.
+    low, high: its 95 % bootstrap interval; NaN where fewer than two runs cover x.
   """
 
   x: np.ndarray
   mean: np.ndarray
-  spread: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
 
 
 def pyplot():
@@ -122,7 +125,7 @@ def average(runs: Sequence[Episodes], axis: str) -> Curve:
   """Averages the runs' moving means.
 
   A run counts between its first and its last episode. Beyond the end of a shorter run
-  the curve is the mean of the others.
+  the curve is that of the others.
 
   Args:
     runs: the episodes of each run, at least one each.
@@ -138,9 +141,12 @@ def average(runs: Sequence[Episodes], axis: str) -> Curve:
     np.interp(x, position, smooth(run.episode_return), left=np.nan, right=np.nan)
     for run, position in zip(runs, positions, strict=True)
   ]
-  covered = np.ma.masked_invalid(values)  # float64 [runs, _NUM_POINTS]
-  mean, spread = covered.mean(axis=0), covered.std(axis=0, ddof=1)
-  return Curve(x, mean.filled(np.nan), spread.filled(np.nan))
+  points = [  # [_NUM_POINTS], each float64 [runs that cover it]
+    column[np.isfinite(column)] for column in np.transpose(values)
+  ]
+  nothing = 3 * (np.nan,)
+  estimates = [aggregates.estimate([y]) if len(y) else nothing for y in points]
+  return Curve(x, *np.array(estimates).T)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -215,8 +221,7 @@ def draw_group(
     curve = average(evaluated, axis)
     x = curve.x / unit
     axes.plot(x, curve.mean, color=color, linewidth=2, label=label)
-    low, high = curve.mean - curve.spread, curve.mean + curve.spread
-    axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
     if len(evaluated) == 1:
       position = getattr(evaluated[0], axis) / unit
       points = evaluated[0].episode_return

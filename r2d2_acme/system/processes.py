@@ -122,13 +122,6 @@ class Family:
       **keywords,
     )
 
-  def run(self, name: str, command: Sequence[str], **keywords) -> int:
-    """Starts a child as `start` does, waits for its end and returns its exit code."""
-    child = self.start(name, command, **keywords)
-    while child.poll() is None:  # an endless wait would delay signals: see `ask`
-      time.sleep(_POLL_PERIOD)
-    return child.returncode
-
   def kill(self, name: str | None = None):
     """Kills a child and all that it has started, or what is left of them.
 

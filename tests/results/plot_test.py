@@ -121,13 +121,14 @@ def test_each_preset_has_actors_that_are_drawn(preset):
 # Curves.
 
 
-def test_mean_and_spread_over_seeds():
+def test_mean_and_interval_over_seeds():
   runs = [_episodes([0, 2, 4], [1, 2, 3]), _episodes([2, 4, 6], [1, 2, 3])]
   curve = plotting.average(runs, 'actor_frames')
   assert (curve.x[0], curve.x[-1]) == (1, 3)
-  # Lines from 0 to 4 and from 2 to 6; deviations of -1 and 1, over 2 - 1 runs.
+  # Lines from 0 to 4 and from 2 to 6; a quarter of the resamples has one of them twice.
   np.testing.assert_allclose(curve.mean, np.linspace(1, 5, len(curve.x)))
-  np.testing.assert_allclose(curve.spread, np.sqrt(2))
+  np.testing.assert_allclose(curve.low, np.linspace(0, 4, len(curve.x)))
+  np.testing.assert_allclose(curve.high, np.linspace(2, 6, len(curve.x)))
 
 
 def test_where_one_run_is_over_the_mean_is_of_the_others():
@@ -137,8 +138,17 @@ def test_where_one_run_is_over_the_mean_is_of_the_others():
   for part, mean in zip(parts, (0, 3, 6), strict=True):
     assert part.any()
     np.testing.assert_allclose(curve.mean[part], mean)
-  assert np.isnan(curve.spread[~parts[1]]).all()
-  assert not np.isnan(curve.spread[parts[1]]).any()
+  for end in (curve.low, curve.high):
+    assert np.isnan(end[~parts[1]]).all()
+    assert not np.isnan(end[parts[1]]).any()
+
+
+def test_where_no_run_is_there_is_no_curve():
+  runs = [_episodes([0, 0], [0, 5]), _episodes([6, 6], [15, 20])]
+  curve = plotting.average(runs, 'actor_frames')
+  is_between = (curve.x > 5) & (curve.x < 15)
+  assert np.isnan(curve.mean[is_between]).all()
+  assert np.isfinite(curve.mean[~is_between]).all()
 
 
 def test_axis_is_the_one_asked_for():

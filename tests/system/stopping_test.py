@@ -173,6 +173,7 @@ _LAUNCH = helpers.LAUNCH
 _PROGRAMS = {
   'atari_distributed.py': 0,
   'single_process.py': 0,
+  'sweep.py': 0,
   'atari57.py': 0,
   'evaluate.py': 143,
   'plot.py': 143,

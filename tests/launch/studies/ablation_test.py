@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import study
-from studies import ablation, cue_recall, runner, tables
+from studies import ablation, cue_recall, runner
 
 from r2d2_acme import config as config_lib
+from r2d2_acme.results import tables
 from tests.launch.studies import study_helpers
 
 

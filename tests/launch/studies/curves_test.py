@@ -91,12 +91,12 @@ def test_no_nearly_greedy_episode_is_one_line_and_code_2(tmp_path, capsys):
     (tmp_path / 'logs' / 'actor' / 'logs.csv').write_text('')  # no episode at all
 
 
-def test_a_curve_is_mean_and_spread_of_the_seeds_that_are_there():
+def test_a_curve_is_mean_and_interval_of_the_seeds_that_are_there():
   rows = curves.over_seeds('a', 'm', 'steps', [{1.0: 2.0, 3.0: 5.0}, {1.0: 4.0}])
   assert rows == [
-    ('a', 'm', 'steps', 1.0, 3.0, pytest.approx(2**0.5), 2),
-    ('a', 'm', 'steps', 3.0, 5.0, pytest.approx(np.nan, nan_ok=True), 1),
+    ('a', 'm', 'steps', 1.0, 3.0, 2.0, 4.0, 2),
+    ('a', 'm', 'steps', 3.0, 5.0, *2 * [pytest.approx(np.nan, nan_ok=True)], 1),
   ]
   ((first, second),) = drawing.by_curve(rows)['m', 'steps'].values()
-  assert first == (1.0, 3.0, pytest.approx(2**0.5))
+  assert first == (1.0, 3.0, 2.0, 4.0)
   assert second[:2] == (3.0, 5.0)

@@ -260,7 +260,7 @@ def test_a_process_that_dies_is_an_error_that_names_the_run(
   study_helpers.run_in_this_process(monkeypatch, main)
   assert main() == 1
   out = capsys.readouterr().out
-  assert 'memory/cue_recall/1/memory/4: code 1, see ' in out
+  assert 'memory/cue_recall/1/memory/4: not finished, code 1, see ' in out
   assert 'memoryless' not in out
 
 

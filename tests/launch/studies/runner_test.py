@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path):
 
     def summarize(runs, max_steps):
       return [
-        (case, 'metric', 'steps', max_steps, i, 0, len(workdirs))
+        (case, 'metric', 'steps', max_steps, i, 0, 1, len(workdirs))
         for case, workdirs in runs.items()
         for i, workdir in enumerate(workdirs)
         if workdir.is_dir()
@@ -70,8 +70,8 @@ def test_finished_runs_are_skipped_seed_by_seed(run, tmp_path):
   out = tmp_path / 'out' / 'cue_recall'
   assert (out / 'plot.png').read_text().endswith('of 3 seeds, 6 rows')
   rows = (out / 'curves.csv').read_text().split()
-  assert rows[0] == 'case,metric,over,x,mean,std,seeds'
-  assert rows[1:4] == [f'b,metric,steps,100,{i},0,3' for i in range(3)]
+  assert rows[0] == 'case,metric,over,x,mean,low,high,seeds'
+  assert rows[1:4] == [f'b,metric,steps,100,{i},0,1,3' for i in range(3)]
 
 
 def test_runs_of_another_config_are_trained_again(run, tmp_path):
@@ -93,7 +93,7 @@ def test_runs_of_another_length_are_others(run):
 
 def test_failed_run_is_said_and_tried_again(run, tmp_path, capsys):
   assert run('--seeds=1', fail='a/0') == (1, ['a/0', 'b/0'])
-  assert 'a/0: code 1, see ' in capsys.readouterr().out
+  assert 'a/0: not finished, code 1, see ' in capsys.readouterr().out
   assert not (tmp_path / 'out').exists()
   assert run('--seeds=1') == (0, ['a/0'])
 

@@ -4,11 +4,13 @@ import argparse
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Sequence
 
 import study
-from studies import runner, tables
+from studies import runner
 
+from r2d2_acme.results import tables
 from r2d2_acme.system import processes
 from tests import helpers
 
@@ -37,16 +39,17 @@ def run_in_this_process(monkeypatch, main: Callable[[], int]):
   If it raises, the process counts as failed.
   """
 
-  def run(unused_family, unused_name, command, **unused_keywords) -> int:
+  def start(unused_family, unused_name, command, **unused_keywords):
     flags, sys.argv = sys.argv, command[1:]
     try:
-      return main()
+      code = main()
     except RuntimeError:
-      return 1
+      code = 1
     finally:
       sys.argv = flags
+    return types.SimpleNamespace(poll=lambda: code, returncode=code)
 
-  monkeypatch.setattr(processes.Family, 'run', run)
+  monkeypatch.setattr(processes.Family, 'start', start)
 
 
 def run_program(*flags: str, cwd: str | None = None) -> subprocess.CompletedProcess:

@@ -1,7 +1,8 @@
-"""CSV files of the studies."""
+"""CSV files of results."""
 
 import collections
 import csv
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -9,12 +10,17 @@ import numpy as np
 
 
 def write_csv(path: pathlib.Path, columns: Sequence[str], rows: Iterable[Sequence]):
-  """Writes a header and rows; fractions get six significant digits."""
-  with open(path, 'w', newline='') as file:
+  """Writes a header and rows, replacing the file in one step.
+
+  Fractions get six significant digits.
+  """
+  new = path.with_name(f'{path.name}.new')
+  with open(new, 'w', newline='') as file:
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(columns)
     for row in rows:
       writer.writerow(x if isinstance(x, str) else _shorten(x) for x in row)
+  os.replace(new, path)
 
 
 def read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
-"""`launch/studies/tables.py`: what is written is read again."""
+"""`results/tables.py`: what is written is read again."""
 
 import numpy as np
 import pytest
-from studies import tables
+
+from r2d2_acme.results import tables
 
 
 def test_large_counts_keep_all_digits_and_fractions_six(tmp_path):
