@@ -21,7 +21,7 @@ _LAYERS = (
   {'acting', 'workdir'},
   {'builder'},
   {'experiment'},
-  {'results'},
+  {'results', 'policies'},
   {'running'},
   {'agent', 'program'},
   {'launch'},

@@ -79,20 +79,20 @@ class GymnasiumAdapter(base.Environment):
     observation, _ = _unpack(self.gymnasium_env.reset(seed=self._next_seed), _RESET)
     self._next_seed = None
     self._reset_next_step = False
-    return dm_env.restart(self._to_observation(observation))
+    return dm_env.restart(self.to_observation(observation))
 
   def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
     if self._reset_next_step:
       return self.reset()
     observation, reward, terminated, truncated, _ = _unpack(
-      self.gymnasium_env.step(int(action) + self._first_action), _STEP
+      self.gymnasium_env.step(self.to_action(action)), _STEP
     )
     self._reset_next_step = terminated or truncated
     return dm_env.TimeStep(
       dm_env.StepType.LAST if self._reset_next_step else dm_env.StepType.MID,
       base.to_float32(reward, 'reward'),
       np.float32(0.0 if terminated else 1.0),
-      self._to_observation(observation),
+      self.to_observation(observation),
     )
 
   def observation_spec(self) -> specs.BoundedArray:
@@ -104,7 +104,16 @@ class GymnasiumAdapter(base.Environment):
   def close(self) -> None:
     self.gymnasium_env.close()
 
-  def _to_observation(self, observation: Any) -> np.ndarray:
+  def to_action(self, action: int | np.integer | np.ndarray) -> int:
+    """Turns an action of `action_spec` into one of the Gymnasium environment's."""
+    return int(action) + self._first_action
+
+  def to_observation(self, observation: Any) -> np.ndarray:
+    """Turns an observation of the Gymnasium environment into one of the spec's dtype.
+
+    Raises:
+      base.BadValue: it is not made of numbers that the dtype can hold.
+    """
     dtype = self._observation_spec.dtype
     if getattr(observation, 'dtype', None) == dtype:
       return np.array(observation)
