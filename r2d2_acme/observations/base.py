@@ -83,6 +83,11 @@ class Kind(abc.ABC):
     for i, frame in enumerate(frames):
       inputs[i] = frame
 
+  def next_inputs(self, inputs: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+    """Is `push_frames` within episodes, for tensors [B, ...]; returns new inputs."""
+    del inputs
+    return frames
+
   @property
   def stored_spec(self) -> tf.TensorSpec:
     """Spec of a window's frames in replay: [num_blocks, block_length, ...]."""

@@ -44,6 +44,9 @@ class Images(base.Kind):
       if is_first[i]:
         inputs[i, ..., :-new] = 0
 
+  def next_inputs(self, inputs: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+    return tf.concat([inputs[..., self.frame_spec.shape[-1] :], frames], axis=-1)
+
   @property
   def stored_bytes(self) -> float:
     return super().stored_bytes * _COMPRESSION
