@@ -17,6 +17,7 @@ _PUBLIC = {
   'R2D2': 'r2d2_acme.agent',
   'R2D2Builder': 'r2d2_acme.builder',
   'R2D2Config': 'r2d2_acme.config',
+  'load_policy': 'r2d2_acme.policies.loading',
   'make_program': 'r2d2_acme.program',
   'run_experiment': 'r2d2_acme.agent',
 }

@@ -21,7 +21,7 @@ _LAYERS = (
   {'acting', 'workdir'},
   {'builder', 'tracking'},
   {'experiment'},
-  {'results'},
+  {'results', 'policies'},
   {'running'},
   {'agent', 'program'},
   {'launch'},

@@ -21,9 +21,11 @@ from r2d2_acme.environments.factories import (
 )
 from r2d2_acme.environments.gymnasium_adapter import GymnasiumAdapter
 from r2d2_acme.environments.gymnasium_ids import make_gymnasium
+from r2d2_acme.environments.gymnasium_loop import make_for_gymnasium
 from r2d2_acme.environments.lifetime import (
   EpisodeLost,
   TooManyFailures,
+  make_dm_env,
   opened,
 )
 from r2d2_acme.environments.memory import (
@@ -50,6 +52,8 @@ __all__ = [
   'make_atari',
   'make_bsuite',
   'make_cue_recall',
+  'make_dm_env',
+  'make_for_gymnasium',
   'make_gymnasium',
   'make_memory_task',
   'make_t_maze',

@@ -66,7 +66,9 @@ class GymnasiumAdapter(base.Environment):
     for space in ('action_space', 'observation_space'):
       if getattr(env, space, None) is None:
         raise ValueError(f'{name} has no {space}: set it in its __init__')
-    num_actions, self._undo = gymnasium_spaces.number_actions(env.action_space, name)
+    num_actions, self._to_action = gymnasium_spaces.number_actions(
+      env.action_space, name
+    )
     self.gymnasium_env = env
     self.frames_per_step = frames_per_step
     self._next_seed = seed
@@ -89,7 +91,7 @@ class GymnasiumAdapter(base.Environment):
     observation, info = _unpack(self.gymnasium_env.reset(seed=self._next_seed), _RESET)
     if self._has_mask is None:
       self._has_mask = layouts.ACTION_MASK in info
-    timestep = dm_env.restart(self._to_observation(observation, info))
+    timestep = dm_env.restart(self.to_observation(observation, info))
     self._next_seed = None
     self._reset_next_step = False
     return timestep
@@ -98,14 +100,14 @@ class GymnasiumAdapter(base.Environment):
     if self._reset_next_step:
       return self.reset()
     observation, reward, terminated, truncated, info = _unpack(
-      self.gymnasium_env.step(self._undo(action)), _STEP
+      self.gymnasium_env.step(self.to_action(action)), _STEP
     )
     self._reset_next_step = terminated or truncated
     return dm_env.TimeStep(
       dm_env.StepType.LAST if self._reset_next_step else dm_env.StepType.MID,
       base.to_float32(reward, 'reward'),
       np.float32(0.0 if terminated else 1.0),
-      self._to_observation(observation, info, terminated),
+      self.to_observation(observation, info, terminated),
     )
 
   def observation_spec(self) -> Any:
@@ -123,9 +125,24 @@ class GymnasiumAdapter(base.Environment):
   def close(self) -> None:
     self.gymnasium_env.close()
 
-  def _to_observation(
+  def to_action(self, action: int | np.integer | np.ndarray) -> Any:
+    """Turns an action of `action_spec` into one of the Gymnasium environment's."""
+    return self._to_action(action)
+
+  def to_observation(
     self, observation: Any, info: Mapping[str, Any], terminated: bool = False
   ) -> Any:
+    """Turns an observation of the Gymnasium environment into one of the spec's.
+
+    Args:
+      observation: as `reset` and `step` of the environment return it.
+      info: that came with it, which may hold the mask of valid actions.
+      terminated: whether the episode has ended, so that no mask is needed.
+
+    Raises:
+      base.BadValue: it is not made of numbers that the dtype can hold, or the mask is
+        not there or not one.
+    """
     observation = self._read(observation)
     if not self._has_mask:
       return observation

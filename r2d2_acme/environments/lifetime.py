@@ -141,12 +141,26 @@ class _Budget:
     return EpisodeLost(str(failure))
 
 
+def make_dm_env(factory: EnvironmentFactory, seed: int) -> dm_env.Environment:
+  """Makes an environment from a seed, a Gymnasium one behind a `GymnasiumAdapter`.
+
+  Raises:
+    ValueError: R2D2 does not fit it.
+  """
+  environment = factory(seed)
+  if not isinstance(environment, gymnasium.Env):
+    return environment
+  try:
+    return adapt(environment, name_of(environment), seed)
+  except BaseException:
+    _close(environment)
+    raise
+
+
 def _make(factory: EnvironmentFactory, seed: int) -> Checked:
   """Makes a checked environment."""
-  environment = factory(seed)
+  environment = make_dm_env(factory, seed)
   try:
-    if isinstance(environment, gymnasium.Env):
-      environment = adapt(environment, name_of(environment), seed)
     return checked(environment)
   except BaseException:
     _close(environment)

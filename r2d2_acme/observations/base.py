@@ -98,6 +98,11 @@ class Kind(abc.ABC):
     for i, frame in enumerate(frames):
       inputs[i] = frame
 
+  def next_inputs(self, inputs: Any, frames: Any) -> Any:
+    """Is `push_frames` within episodes, for tensors [B, ...]; returns new inputs."""
+    del inputs
+    return frames
+
   @property
   def torso_inputs(self) -> int:
     """How many numbers the torso's linear layer takes."""

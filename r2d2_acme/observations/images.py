@@ -58,6 +58,10 @@ class Images(base.Kind):
       if is_first[i]:
         inputs[i, ..., :-new] = 0
 
+  def next_inputs(self, inputs: tf.Tensor, frames: tf.Tensor) -> tf.Tensor:
+    new = self._to_images(frames)
+    return tf.concat([inputs[..., self._channels :], new], axis=-1)
+
   @property
   def torso_inputs(self) -> int:
     size = self.input_spec.shape[:2]
@@ -69,12 +73,16 @@ class Images(base.Kind):
     return super().stored_bytes * _COMPRESSION
 
   def rebuild_inputs(self, stored: tf.Tensor) -> tf.Tensor:
-    frames = self._newest_rows(stored)
-    if self._is_moved and len(self.frame_spec.shape) == 2:
-      frames = frames[..., tf.newaxis]
-    elif self._is_moved:
-      frames = tf.transpose(frames, [0, 1, 3, 4, 2])
-    return stack_frames(frames, self.num_frames)
+    return stack_frames(self._to_images(self._newest_rows(stored)), self.num_frames)
+
+  def _to_images(self, frames: tf.Tensor) -> tf.Tensor:
+    """Turns frames [..., C, H, W] or [..., H, W] into images [..., H, W, C]."""
+    if not self._is_moved:
+      return frames
+    if len(self.frame_spec.shape) == 2:
+      return frames[..., tf.newaxis]
+    *batch, channels, height, width = range(frames.shape.rank)
+    return tf.transpose(frames, [*batch, height, width, channels])
 
   def make_torso(self, dtype: tf.DType) -> snt.Module:
     return AtariTorso(

@@ -30,6 +30,7 @@ class Nested(Kind):
     self._paths = [leaf.path for leaf in leaves]
     self._kinds = kinds
     self._config = config
+    self.frame_spec = layouts.rebuild(spec, {x.path: x.value for x in leaves})
     self.input_spec = tuple(kind.input_spec for kind in kinds)
     self.block_length = kinds[0].block_length  # all have the same
     if (layouts.ACTION_MASK,) in self._paths:
@@ -49,6 +50,12 @@ class Nested(Kind):
   def push_frames(self, inputs: Any, frames: Sequence[Any], is_first: Sequence[bool]):
     for kind, path, part in zip(self._kinds, self._paths, inputs, strict=True):
       kind.push_frames(part, [layouts.get(x, path) for x in frames], is_first)
+
+  def next_inputs(self, inputs: Any, frames: Any) -> Any:
+    return tuple(
+      kind.next_inputs(part, layouts.get(frames, path))
+      for kind, path, part in zip(self._kinds, self._paths, inputs, strict=True)
+    )
 
   @property
   def torso_inputs(self) -> int:

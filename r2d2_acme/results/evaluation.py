@@ -207,7 +207,7 @@ def evaluate(
     CheckpointError: there is no such checkpoint, or it is damaged.
   """
   network = builder_lib.R2D2Builder(config, environment_spec).make_network()
-  prefix, counts = checkpointing.restore_network(network, workdir, checkpoint)
+  prefix, moment = checkpointing.restore_network(network, workdir, checkpoint)
   seeds = [
     builder_lib.evaluation_seeds(seed, i)
     for i in range(min(num_episodes, _MAX_ENVIRONMENTS))
@@ -234,7 +234,7 @@ def evaluate(
     episodes = play(
       actor, played, num_episodes, tell, max_steps=config.max_evaluation_steps
     )
-  return Evaluation(prefix, counts, episodes)
+  return Evaluation(prefix, moment.counts, episodes)
 
 
 def play(

@@ -29,6 +29,7 @@ from r2d2_acme.workdir import (
 from r2d2_acme.workdir.checkpoint_files import CheckpointError, Damaged
 
 BEST = 'best'  # the name that stands for the best checkpoint
+NEWEST = 'newest'
 
 _BEST_FILE = 'best.json'
 _INDEX = re.compile(r'ckpt-(0|[1-9][0-9]*)\.index')
@@ -222,7 +223,7 @@ def read_counts(prefix: str) -> dict[str, float]:
 
 def restore_network(
   network: snt.Module, workdir: str, name: str | None = None
-) -> tuple[str, dict[str, float]]:
+) -> tuple[str, Moment]:
   """Sets the variables of `network` to those of a checkpoint's online network.
 
   It writes nothing. The program may be running in `workdir` and saving checkpoints.
@@ -233,7 +234,7 @@ def restore_network(
     name: of the checkpoint, see `choose`.
 
   Returns:
-    The checkpoint's prefix and its counts.
+    The checkpoint's prefix and what else it holds.
 
   Raises:
     CheckpointError: there is no such checkpoint, it is damaged, cannot be read, or is
@@ -245,10 +246,10 @@ def restore_network(
     prefix = choose(workdir, name)
     try:
       with reading(prefix) as path:
-        counts = read_moment(prefix, path).counts
+        moment = read_moment(prefix, path)
         checkpoint = tf.train.Checkpoint(network=network)
         read_variables(checkpoint, prefix, path).expect_partial()
-        return prefix, counts
+        return prefix, moment
     except Damaged as error:
       failure = error  # or the program has just deleted it as the oldest
   raise CheckpointError(
@@ -261,7 +262,8 @@ def choose(workdir: str, name: str | None) -> str:
 
   Args:
     workdir: of the run.
-    name: a name such as `ckpt-3`, or its path, or `best`, or None for the newest.
+    name: a name such as `ckpt-3`, or its path, or `best`; `newest` or None is the
+      newest.
 
   Returns:
     The checkpoint's prefix, as in `find`.
@@ -271,7 +273,7 @@ def choose(workdir: str, name: str | None) -> str:
   """
   prefixes = find(workdir)
   where = paths.shown(workdir)
-  if name is None:
+  if name is None or name == NEWEST:
     if not prefixes:
       raise CheckpointError(f'there is no checkpoint in {where} yet')
     return prefixes[-1]

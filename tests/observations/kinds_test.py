@@ -79,6 +79,18 @@ def test_rebuilt_inputs_are_those_that_the_actor_had(spec, stack):
 
 
 @pytest.mark.parametrize('spec', _SPECS, ids=str)
+@pytest.mark.parametrize('stack', [1, 4])
+def test_next_inputs_are_those_that_the_actor_pushes(spec, stack):
+  kind = kinds.make(spec, helpers.make_config(frame_stack=stack))
+  rng = np.random.default_rng(0)
+  inputs, tensors = kind.make_inputs(2), tf.constant(kind.make_inputs(2))
+  for frames in rng.integers(1, 256, [6, 2, *spec.shape]).astype(spec.dtype):
+    kind.push_frames(inputs, frames, [False, False])
+    tensors = kind.next_inputs(tensors, tf.constant(frames))
+    np.testing.assert_array_equal(tensors, inputs)
+
+
+@pytest.mark.parametrize('spec', _SPECS, ids=str)
 def test_torsos_turn_inputs_into_features(spec):
   tf.random.set_seed(0)
   kind = kinds.make(spec, helpers.make_config(torso_size=9))

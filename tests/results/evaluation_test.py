@@ -398,7 +398,13 @@ def _contents(workdir) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.parametrize(
   ('name', 'number'),
-  [(None, 2), ('ckpt-2', 2), ('ckpt-1', 1), ('checkpoints/learner/ckpt-1', 1)],
+  [
+    (None, 2),
+    ('newest', 2),
+    ('ckpt-2', 2),
+    ('ckpt-1', 1),
+    ('checkpoints/learner/ckpt-1', 1),
+  ],
 )
 def test_network_is_that_of_the_checkpoint_and_nothing_is_written(
   saved, _cues, name, number, monkeypatch
@@ -407,10 +413,10 @@ def test_network_is_that_of_the_checkpoint_and_nothing_is_written(
   before = _contents(saved.workdir)
   network = _make_network(_cues)
   assert not _equal(network, saved.networks[number - 1])
-  prefix, counts = checkpointing.restore_network(network, str(saved.workdir), name)
+  prefix, moment = checkpointing.restore_network(network, str(saved.workdir), name)
   assert _equal(network, saved.networks[number - 1])
   assert os.path.basename(prefix) == f'ckpt-{number}'
-  assert counts['actor_frames'] == 400 * number
+  assert moment.counts['actor_frames'] == 400 * number
   assert _contents(saved.workdir) == before
 
 
