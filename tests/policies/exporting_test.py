@@ -15,7 +15,11 @@ from tests.policies import runs
 
 _EXPORT = helpers.LAUNCH / 'export.py'
 _PLAY = pathlib.Path(__file__).with_name('only_tensorflow.py')
-_ENVIRONMENTS = {'game': runs.GAME, 'vector': runs.VECTOR, 'image': runs.IMAGE}
+_ENVIRONMENTS = {
+  'game': runs.GAME,
+  'vector': runs.VECTOR,
+  'image': runs.IMAGE,
+}
 
 
 @pytest.fixture(scope='module')

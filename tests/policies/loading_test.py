@@ -16,15 +16,15 @@ _FIRST_ACTION = {runs.IMAGE: 5}
 def _play(policy, env: gymnasium.Env, **reset) -> runs.Played:
   """Plays an episode as a user would."""
   steps, total, reward, done = [], 0.0, 0.0, False
-  observation, _ = env.reset(**reset)
+  observation, info = env.reset(**reset)
   while not done:
-    action = policy.step(observation, reward)
+    action = policy.step(observation, reward, info=info)
     steps.append((observation, reward, policy.q.copy(), action))
-    observation, reward, terminated, truncated, _ = env.step(action)
+    observation, reward, terminated, truncated, info = env.step(action)
     total += reward
     done = terminated or truncated
   env.close()
-  return runs.Played(*map(np.array, zip(*steps, strict=True)), total)
+  return runs.Played.of(steps, total)
 
 
 def _check_equal(played: runs.Played, evaluated: runs.Played, first_action: int = 0):
@@ -62,6 +62,27 @@ def test_episode_in_an_environment_that_r2d2_acme_has_not_made(
   seed, _ = builder.evaluation_seeds(runs.CONFIG.seed, 0)
   played = _play(policy, make(), seed=seed)
   _check_equal(played, evaluated, _FIRST_ACTION.get(environment, 0))
+
+
+def test_nests_and_masks_are_what_evaluate_sees(run_of):
+  for environment in (runs.NEST, runs.MASKED):
+    evaluated = runs.evaluate(run_of(environment), 0.5)
+    policy = r2d2_acme.load_policy(run_of(environment), epsilon=0.5)
+    played = _play(policy, policy.make_environment())  # which refuses what is not valid
+    np.testing.assert_allclose(played.q, evaluated.q, rtol=1e-5, atol=1e-5)
+    numbers = played.actions
+    if environment == runs.NEST:  # actions of two parts
+      numbers = np.ravel_multi_index(numbers.T, (7, 7))
+    assert numbers.tolist() == evaluated.actions.tolist()
+    assert len(set(evaluated.actions)) > 1
+
+
+def test_masks_of_a_batch_are_those_of_its_environments(run_of):
+  policy = r2d2_acme.load_policy(run_of(runs.MASKED), batch_size=2, epsilon=1.0)
+  masks = np.eye(6, dtype=np.int8)[[2, 4]]
+  for _ in range(5):
+    actions = policy.step(np.array([7, 8]), info={'action_mask': masks})
+    assert actions.tolist() == [2, 4]
 
 
 def test_reset_and_first_start_an_episode(run_of):

@@ -1,8 +1,10 @@
 """Workdirs as programs leave them, with networks that no training has made."""
 
+import copy
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import acme
@@ -48,13 +50,15 @@ GAME = ('game', 'pong')
 VECTOR = ('env', 'CartPole-v1')
 IMAGE = ('environment', 'tests.policies.runs:make_screen')
 DM_ENV = ('env', 'memory/cue_recall/60')
+NEST = ('environment', 'tests.spaces_test:make_grid')
+MASKED = ('environment', 'tests.spaces_test:make_taxi')
 
 
 def save(
   workdir: pathlib.Path, environment: tuple[str, str], *, number: int = 1
 ) -> pathlib.Path:
   """Saves checkpoints ckpt-1, ckpt-2 … of different networks."""
-  factory = environments.NamedFactory(*environment, CONFIG.full_action_space)
+  factory = environments.NamedFactory(*environment, CONFIG.atari)
   with environments.opened(factory, [0]) as (made,):
     spec = acme.make_environment_spec(made)
   learner = R2D2Builder(CONFIG, spec).make_learner(iter(()))
@@ -92,6 +96,11 @@ class Played(NamedTuple):
   actions: np.ndarray
   total: float
 
+  @classmethod
+  def of(cls, steps: Sequence[tuple], total: float) -> 'Played':
+    """Returns the episode of steps (observation, reward, Q-values, action)."""
+    return cls(*map(np.array, zip(*steps, strict=True)), total)
+
 
 def evaluate(workdir: pathlib.Path, epsilon: float) -> Played:
   """Plays the episode of `launch/evaluate.py --episodes=1 --epsilon=...`."""
@@ -106,8 +115,8 @@ def evaluate(workdir: pathlib.Path, epsilon: float) -> Played:
     seed=run.config.seed,
     make_watcher=lambda *_: (
       lambda timestep, q, action: steps.append(
-        (timestep.observation.copy(), timestep.reward or 0.0, q.copy(), action)
+        (copy.deepcopy(timestep.observation), timestep.reward or 0.0, q.copy(), action)
       )
     ),
   )
-  return Played(*map(np.array, zip(*steps, strict=True)), result.episodes[0].total)
+  return Played.of(steps, result.episodes[0].total)
