@@ -49,7 +49,7 @@ for line in sys.stdin:
     while not ended:
       time.sleep(0.01)
       ended, status = os.waitpid(pid, os.WNOHANG)
-      if time.time() > deadline:
+      if not ended and time.time() > deadline:
         os.kill(pid, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(status), flush=True)
     continue
