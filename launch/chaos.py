@@ -57,6 +57,7 @@ def main() -> int:
         if program.poll() is not None:  # a violation, which the table has
           program.start()
           _let(violations, lambda: checks.wait_for_progress(program))
+          num_samples = len(program.samples)
         names = names[1:] + names[:1] if args.in_turn else names
         name = names[-1] if args.in_turn else rng.choice(names)
         _befall(program, name, rng, violations, seconds, num_samples)
