@@ -51,14 +51,17 @@ def main() -> int:
     ):
       program.start()
       _let(violations, lambda: checks.wait_for_progress(program))
+      num_samples = len(program.samples)
       end = time.monotonic() + 60 * args.minutes
       while time.monotonic() < end:
         if program.poll() is not None:  # a violation, which the table has
           program.start()
           _let(violations, lambda: checks.wait_for_progress(program))
+          num_samples = len(program.samples)
         names = names[1:] + names[:1] if args.in_turn else names
         name = names[-1] if args.in_turn else rng.choice(names)
-        _befall(program, name, rng, violations, seconds)
+        _befall(program, name, rng, violations, seconds, num_samples)
+        num_samples = len(program.samples)
         time.sleep(rng.uniform(0, _MAX_PAUSE))
       _let(violations, lambda: checks.check_end(program))
       _let(violations, lambda: checks.check_rows(program))
@@ -79,9 +82,21 @@ def _befall(
   rng: random.Random,
   violations: list[str],
   seconds: Mapping[str, list[float]],
+  num_samples: int,
 ):
-  """Lets a fault happen, waits until the program has recovered, and prints a row."""
-  start, before, rows = time.monotonic(), list(program.samples), program.rows('learner')
+  """Lets a fault happen, waits until the program has recovered, and prints a row.
+
+  Args:
+    program: that runs.
+    name: of the fault.
+    rng: decides what else is left to chance.
+    violations: what is violated is added to these.
+    seconds: the time of the recovery is added to these, by fault.
+    num_samples: of the program when it had recovered from the fault before. What that
+      one has cost is no loss of this one.
+  """
+  start, rows = time.monotonic(), program.rows('learner')
+  before = program.samples[num_samples:]
   outcome = what = ''
   try:
     what = (kinds.KINDS | kinds.ON_RAY)[name](program, rng)

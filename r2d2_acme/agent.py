@@ -42,6 +42,8 @@ class R2D2(acme.Actor, acme.VariableSource):
   `samples_per_insert`, from `min_replay_size` windows on.
   """
 
+  _release: weakref.finalize | None = None  # of the workdir
+
   def __init__(
     self,
     environment_spec: specs.EnvironmentSpec,
@@ -53,7 +55,8 @@ class R2D2(acme.Actor, acme.VariableSource):
   ):
     """With a workdir it resumes from, and saves to, its checkpoints.
 
-    As long as the agent lives, other processes are kept out of the workdir.
+    As long as the agent lives, or until `close`, other processes are kept out of the
+    workdir.
 
     Args:
       environment_spec: of the environments to act in.
@@ -72,18 +75,16 @@ class R2D2(acme.Actor, acme.VariableSource):
     """
     _check_is_one_process(config)
     runtime.limit_threads(machine.num_cores())
-    counts = {}
-    if workdir is not None:
-      workdir = paths.resolve(workdir)
-      weakref.finalize(self, locking.hold(workdir, 'learner'))
-      counts = checkpointing.verify(workdir)
-    experiment = Experiment(
-      config, _make_nothing, environment_spec=environment_spec, workdir=workdir
-    )
-    run = experiment_lib.begin_sitting(experiment, counts)
-    if workdir is not None and logger is None:
-      logger = run.make_logger('learner')
-    self._build(run, counter, logger)
+    workdir = None if workdir is None else paths.resolve(workdir)
+    with self._holding(workdir):
+      counts = {} if workdir is None else checkpointing.verify(workdir)
+      experiment = Experiment(
+        config, _make_nothing, environment_spec=environment_spec, workdir=workdir
+      )
+      run = experiment_lib.begin_sitting(experiment, counts)
+      if workdir is not None and logger is None:
+        logger = run.make_logger('learner')
+      self._build(run, counter, logger)
 
   @classmethod
   def from_run(cls, run: Run, logger: acme_loggers.Logger | None) -> 'R2D2':
@@ -96,10 +97,28 @@ class R2D2(acme.Actor, acme.VariableSource):
     _check_is_one_process(run.experiment.config)
     runtime.limit_threads(machine.num_cores())
     agent = cls.__new__(cls)
-    if run.experiment.workdir is not None:
-      weakref.finalize(agent, locking.hold(run.experiment.workdir, 'learner'))
-    agent._build(run, None, logger)
+    with agent._holding(run.experiment.workdir):
+      agent._build(run, None, logger)
     return agent
+
+  @contextlib.contextmanager
+  def _holding(self, workdir: str | None):
+    """Keeps other programs out of the workdir until `close`, or this agent's end.
+
+    What is done inside `with` completes the agent; if it fails there is none.
+    """
+    if workdir is not None:
+      self._release = weakref.finalize(self, locking.hold(workdir, 'learner'))
+    try:
+      yield
+    except BaseException:
+      self.close()
+      raise
+
+  def close(self):
+    """Lets other programs write in the workdir; the agent must not be used after it."""
+    if self._release is not None:
+      self._release()
 
   def _build(
     self,
@@ -284,6 +303,7 @@ def _run(
       contextlib.closing(run.make_logger(role))
     )
     agent = R2D2.from_run(run, make_logger('learner'))
+    stack.callback(agent.close)  # garbage collection would do so some time
 
     def open_environments(*seeds: int) -> Sequence[dm_env.Environment]:
       return stack.enter_context(

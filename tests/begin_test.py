@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import acme
 import numpy as np
 import pytest
 from acme.utils import loggers as acme_loggers
@@ -16,7 +17,7 @@ from acme.utils import loggers as acme_loggers
 from r2d2_acme import config as config_lib
 from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
-from r2d2_acme.agent import run_experiment
+from r2d2_acme.agent import R2D2, run_experiment
 from r2d2_acme.environments import NamedFactory, describe
 from r2d2_acme.experiment import BadInput, Experiment
 from r2d2_acme.workdir import locking
@@ -185,6 +186,22 @@ def test_training_in_this_process_releases_all_that_it_took(tmp_path):
   assert sorted(Rows.closed) == ['actor', 'evaluator', 'learner']
   assert not os.path.exists(tmp_path / 'status.json')
   assert _is_free(workdir)
+
+
+def test_agent_that_could_not_be_made_lets_go_of_the_workdir(tmp_path):
+  (tmp_path / 'logs').write_text('in the place of a folder')
+  spec = acme.make_environment_spec(make_cue_recall(0))
+  with pytest.raises(OSError) as error:  # which keeps all that was there
+    R2D2(spec, _CONFIG, workdir=str(tmp_path))
+  assert _is_free(str(tmp_path)), error
+
+
+def test_closed_agent_lets_go_of_the_workdir(tmp_path):
+  spec = acme.make_environment_spec(make_cue_recall(0))
+  agent = R2D2(spec, _CONFIG, workdir=str(tmp_path))
+  assert not _is_free(str(tmp_path))
+  agent.close()
+  assert _is_free(str(tmp_path))
 
 
 def test_run_whose_checkpoints_do_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def check_steps(before: Sequence[Sample], now: float, first_row: float):
   """Checks that no more than a period of learning is lost.
 
   Args:
-    before: samples until the fault.
+    before: samples from the last recovery until the fault.
     now: the time of the fault.
     first_row: learner steps of the first row that was logged after it.
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -112,19 +112,26 @@ class Calls:
       ready, _ = ray.wait(refs, timeout=_POLL_PERIOD)
       if ready:
         ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+      for ref in ready:
+        with self._taken(ref) as call:
+          self._handle(ref, call)
       now = time.monotonic()
       with self.lock:
         late = [ref for ref, call in self._pending.items() if now > call.until]
-        for ref in dict.fromkeys([*ready, *late]):
-          try:
-            self._handle(ref, self._pending.pop(ref), is_late=ref not in ready)
-          except Exception:  # the other nodes must go on
-            traceback.print_exc()
+      for ref in late:
+        with self._taken(ref) as call:
+          call.again()
 
-  def _handle(self, ref: ray.ObjectRef, call: _Pending, is_late: bool):
-    if is_late:
-      call.again()
-      return
+  @contextlib.contextmanager
+  def _taken(self, ref: ray.ObjectRef) -> Iterator[_Pending]:
+    """Yields a call, which waits no more; prints errors, as other nodes must go on."""
+    with self.lock:
+      try:
+        yield self._pending.pop(ref)
+      except Exception:
+        traceback.print_exc()
+
+  def _handle(self, ref: ray.ObjectRef, call: _Pending):
     try:
       answer = ray.get(ref)
     except exceptions.RayError as error:

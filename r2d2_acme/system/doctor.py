@@ -170,8 +170,8 @@ def check_pins():
   checks = [Check('r2d2-acme', True, found)]
   for name, pin in _pins().items():
     found = installed_version(name)
-    detail = f'{found} is' if found else 'not'
-    detail = found if found == pin else f'{detail} installed, {pin} is needed'
+    state = f'{found} is installed' if found else 'not installed'
+    detail = found if found == pin else f'{state}, {pin} is needed'
     checks.append(Check(name, found == pin, detail, _pip_install(f'{name}=={pin}')))
   return checks
 

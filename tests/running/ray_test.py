@@ -27,6 +27,7 @@ _TIMEOUT = 400.0  # seconds, on a busy machine
 _ORPHAN_TIMEOUT = 30.0  # seconds; promised to the user
 _NEWS_TIMEOUT = 30.0  # seconds until the launcher knows of a death
 _LOST = 'was lost with its host'  # the cause of a restart
+_SHORT_CUT = 10.0  # seconds
 _CUT = 25.0  # seconds; servers keep a connection for 20 that does not answer
 _FLAGS = (
   '--game=pong',
@@ -69,7 +70,12 @@ class _Cluster:
       f'--resources={folder / "resources.yaml"}',
       '--noprogress',
     )
-    self._env = {**starts.ENVIRON, 'PYTHONPATH': str(helpers.ROOT)}
+    self._env = {
+      **starts.ENVIRON,
+      'PYTHONPATH': str(helpers.ROOT),
+      # Five, the default, may be too few for a cut of 25 s.
+      'RAY_health_check_failure_threshold': '10',
+    }
     self.start_ray(hosts[0])
     hosts[0].wait_for_ray()  # the others join it
     for host in hosts[1:]:
@@ -222,6 +228,17 @@ def test_lost_ray_worker_is_replaced(cluster):
   helpers.wait_until(lambda: not helpers.is_alive(before.pid), _ORPHAN_TIMEOUT)
 
 
+def test_network_that_is_cut_for_a_short_while_costs_nothing(cluster):
+  before = {name: node.restarts for name, node in cluster.status.nodes.items()}
+  host = cluster.host_of('replay/0')
+  with cluster.progress():
+    host.cut()
+    time.sleep(_SHORT_CUT)
+    host.connect()
+  after = {name: node.restarts for name, node in cluster.status.nodes.items()}
+  assert after == before, cluster.output
+
+
 def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
   """It is cut for longer than servers keep a connection, which clients do not notice.
 
@@ -247,16 +264,22 @@ def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
 def test_lost_host_of_the_learner_moves_it_and_others_learn_its_address(cluster):
   host = cluster.host_of('learner/0')
   steps = cluster.status.counts['learner_steps']
-  lost = [name for name, node in cluster.status.nodes.items() if node.host == host.ip]
-  assert 'replay/0' in lost or 'replay/1' in lost
+  nodes = cluster.status.nodes
+  lost = [name for name, node in nodes.items() if node.host == host.ip]
+  (other,) = {'replay/0', 'replay/1'} - set(lost)
   with cluster.progress():
     host.raylet().kill()
     cluster.wait_until(
       lambda: all(cluster.node(name).host not in ('', host.ip) for name in lost)
     )
   assert f'node=learner/0 cause="{_LOST} {host.ip}' in cluster.output
-  cause = 'node=evaluator/0 cause="must learn that learner/0 has moved to'
-  assert cause in cluster.output
+  for name in {'evaluator/0', 'cacher/0', 'cacher/1'} - set(lost):
+    cause = f'node={name} cause="must learn that learner/0 has moved to'
+    assert cause in cluster.output
+  for name in {'actor/0', 'actor/1'} - set(lost):  # of the replay, or of the learner
+    assert f'node={name} cause="must learn that ' in cluster.output
+  # The other shard does not know the learner.
+  assert cluster.node(other).restarts == nodes[other].restarts, cluster.output
   assert cluster.status.counts['learner_steps'] > 0.5 * steps
 
 
