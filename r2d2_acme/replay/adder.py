@@ -27,6 +27,7 @@ PriorityFn = Callable[..., float]
 # for each window, and with a gate another.
 _MAX_PENDING_ITEMS = 4
 _STALL_PERIOD = 30.0  # seconds of waiting between two warnings
+_PING_PERIOD = 5.0  # seconds of waiting until the server is asked whether it is there
 # For the server's first answer: Reverb's own 3 s are few on a machine that is busy.
 _SIGNATURE_TIMEOUT_MS = 30_000
 
@@ -256,6 +257,7 @@ class _EpisodeWriter:
     environment_spec: specs.EnvironmentSpec,
     should_stop: Callable[[], bool],
   ):
+    self._client = client
     self._should_stop = should_stop
     self._has_gate = config.num_replay_shards > 1
     kind = kinds.make(environment_spec.observations, config)
@@ -384,10 +386,14 @@ class _EpisodeWriter:
     `create_item` never waits, so without this the actor would run ahead of the rate
     limiter, filling its own memory.
 
+    A connection may be dead, as after a cut of the network. Who only waits for an
+    answer does not notice, and would wait for ever; who asks something does. Then
+    Reverb connects again, and writes again what was not confirmed.
+
     Raises:
       Stopped: the program stops.
     """
-    started = told = time.monotonic()
+    started = told = asked = time.monotonic()
     while True:
       try:
         self._writer.flush(max_pending, timeout_ms=500)
@@ -396,6 +402,9 @@ class _EpisodeWriter:
         if self._should_stop():
           raise Stopped() from None
         now = time.monotonic()
+        if now - asked >= _PING_PERIOD:
+          asked = now
+          tables.info(self._client)
         if now - told >= _STALL_PERIOD:
           told = now
           logging.warning(

@@ -61,6 +61,7 @@ class Sampler:
     self._ratio = Ratio(config)
     self._rng = np.random.default_rng()  # each start of a node draws anew
     self._is_drawing = False
+    self._is_allowed = False  # by the ratio, to draw
     self._closed = threading.Event()
     self._start(self._wait_until_filled)
     for client in clients:  # a client of its own, because it often waits in a call
@@ -76,8 +77,17 @@ class Sampler:
     return batches.prepare(samples, self._config, self._spec, prefetch)
 
   def is_starved(self) -> bool:
-    """Returns whether a learner that waits for a batch has to wait for servers."""
-    return self._is_drawing
+    """Returns whether a learner that waits for a batch has to wait for servers.
+
+    It has not where a server has what it was asked for. The answer may be lost where a
+    connection is dead, as after a cut of the network. This method asks all servers, and
+    by that Reverb notices, and connects again.
+    """
+    if not self._is_drawing:
+      return False
+    if self._is_allowed:
+      return not any(map(tables.size, self._clients))
+    return not any(map(tables.is_gate_ready, self._clients))
 
   def close(self):
     """Ends the threads and the dataset."""
@@ -135,10 +145,12 @@ class Sampler:
     while missing:
       allowed = self._ratio.take_samples(missing)
       missing -= allowed
+      self._is_allowed = True
       while allowed:
         drawn = self._draw(allowed, ask_all=not parts)
         allowed -= sum(len(part.info.key) for part in drawn)
         parts += drawn
+      self._is_allowed = False
     return tree.map_structure(lambda *tensors: tf.concat(tensors, axis=0), *parts)
 
   def _draw(self, number: int, ask_all: bool) -> list[reverb.ReplaySample]:

@@ -148,14 +148,22 @@ def is_starved(client: reverb.Client) -> bool:
   another window.
   """
   table = info(client)
-  if table is None:
-    return True
+  return table is None or not _may_sample(table)
+
+
+def is_gate_ready(client: reverb.Client) -> bool:
+  """Returns whether a shard's gate has a sample to take, which lets in more windows."""
+  gate = info(client, GATE)
+  return gate is not None and _may_sample(gate)
+
+
+def _may_sample(table: reverb_types.TableInfo) -> bool:
   limiter = table.rate_limiter_info
   inserted = limiter.insert_stats.completed
   sampled = limiter.sample_stats.completed
   # As Reverb's limiter decides.
   ahead = inserted * limiter.samples_per_insert - (sampled + 1)
-  return inserted < limiter.min_size_to_sample or ahead < limiter.min_diff
+  return inserted >= limiter.min_size_to_sample and ahead >= limiter.min_diff
 
 
 def sampled_to_inserted(clients: Sequence[reverb.Client]) -> float:
@@ -170,9 +178,9 @@ def sampled_to_inserted(clients: Sequence[reverb.Client]) -> float:
   return sampled / max(sum(x.insert_stats.completed for x in limiters), 1)
 
 
-def info(client: reverb.Client) -> reverb_types.TableInfo | None:
-  """Returns what the server says of the table; None if it does not answer in time."""
+def info(client: reverb.Client, table: str = TABLE) -> reverb_types.TableInfo | None:
+  """Returns what the server says of a table; None if it does not answer in time."""
   try:
-    return client.server_info(_SERVER_INFO_TIMEOUT)[TABLE]
+    return client.server_info(_SERVER_INFO_TIMEOUT)[table]
   except (reverb.errors.ReverbError, RuntimeError):
     return None

@@ -5,10 +5,12 @@ look every row of every window up in the environments' and the network's own acc
 """
 
 import contextlib
+import functools
 import threading
 import time
 
 import numpy as np
+import portpicker
 import pytest
 import reverb
 import sonnet as snt
@@ -24,6 +26,7 @@ from r2d2_acme.replay.priorities import PriorityUpdater
 from r2d2_acme.types import Step
 from tests import helpers, oracles
 from tests.helpers import Episode, Key
+from tests.replay import servers
 
 # S, T and n are the sequence period, the trace length and n_step.
 RUNS = {
@@ -551,3 +554,43 @@ def test_add_waits_for_the_limiter_says_so_and_stops_when_told(
     stop.set()
   thread.join(60)
   assert stopped
+
+
+def test_adder_that_waits_on_a_dead_connection_goes_on(config):
+  """The server may take more windows, but its answers do not come."""
+  port = portpicker.pick_unused_port()
+  make = functools.partial(tables.make_tables, config, COUNTING_SPEC)
+  max_inserts = config.min_replay_size + int(config.error_buffer)  # ratio 1
+  client, stop = reverb.Client(f'localhost:{port}'), threading.Event()
+
+  def size() -> int:
+    return helpers.table_info(client).current_size
+
+  def act(adder):
+    with contextlib.suppress(adder_lib.Stopped):
+      while True:
+        add_episode(adder, 100)
+
+  with (
+    servers.process(port, make) as (_, start),
+    contextlib.closing(servers.Relay(port)) as relay,
+  ):
+    start()
+    through = reverb.Client(f'localhost:{relay.port}')
+    adder = make_adder(config, through, should_stop=stop.is_set)
+    thread = threading.Thread(target=act, args=(adder,), daemon=True)
+    thread.start()
+    try:
+      helpers.wait_until(lambda: size() == max_inserts)
+      time.sleep(1.0)
+      relay.cut()
+      learner = threading.Thread(
+        target=lambda: list(client.sample(tables.TABLE, 100, emit_timesteps=False)),
+        daemon=True,
+      )
+      learner.start()
+      helpers.wait_until(lambda: size() > max_inserts + 50)
+    finally:
+      stop.set()
+    thread.join(60)
+    assert not thread.is_alive()

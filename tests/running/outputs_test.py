@@ -38,8 +38,8 @@ def test_output_stays_small_and_is_followed_to_its_end(small_output, capfd):
   printed = capfd.readouterr().out.splitlines()
   numbers = [int(line.split()[2]) for line in printed]
   assert numbers == sorted(set(numbers))  # none twice, in order
-  # What comes while a file is cut may be lost.
-  assert len(numbers) >= 19_900
+  # What comes while a file is cut may be lost: here some 300 times, on a busy machine.
+  assert len(numbers) >= 19_000
   assert numbers[0] == 0
   assert numbers[-1] == 19_999
   assert printed[-1] == '[actor/0] line 19999 \N{GREEK SMALL LETTER EPSILON}'

@@ -242,7 +242,7 @@ def test_network_that_is_cut_for_a_short_while_costs_nothing(cluster):
 def test_network_that_is_cut_for_a_while_costs_no_host(cluster):
   """It is cut for longer than servers keep a connection, which clients do not notice.
 
-  The learner waits for batches on such a connection, until it is started again.
+  They ask the servers while they wait, and so connect again.
   """
   host, before = cluster.host_of('replay/0'), cluster.node('replay/0').restarts
   num_lost = cluster.output.count(_LOST)
