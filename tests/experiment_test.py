@@ -79,6 +79,7 @@ _SHARES = (
   *('sticky_actions', 'life_loss_discount'),
 )
 _SPECIAL = {
+  'torso': 'sonnet:Flatten',
   'state_strategy': 'zero',
   'full_action_space': True,
   'recurrent': False,

@@ -81,7 +81,7 @@ def _newest(name):
     NamedFactory('env', 'Blackjack-v1'),
     NamedFactory('env', _newest('CliffWalking')),
   ],
-  ids=str,
+  ids=['Taxi', 'MiniGrid-like', 'FrozenLake', 'Blackjack', 'CliffWalking'],
 )
 def test_environment_trains_and_is_evaluated(factory, capfd):
   rows = collections.defaultdict(list)
