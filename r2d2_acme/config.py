@@ -165,7 +165,8 @@ class R2D2Config:
   # Seconds of pause. On few cores, evaluation takes time from acting and learning.
   evaluation_period: float = _not_negative(0.0)
   # Steps after which the evaluator and `evaluate.py` cut an episode off. Atari episodes
-  # end by themselves after max_episode_frames, by default 27,000 steps.
+  # end by themselves after max_episode_frames, by default 27,000 steps; if those are
+  # more steps, a note at the start says so.
   max_evaluation_steps: int = _at_least_1(27_000)
   # Seconds between videos of the evaluator's episodes; 0 for none.
   video_period: float = _not_negative(0.0)

@@ -7,7 +7,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import pickle
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -170,8 +173,9 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   _check_tracker(experiment)
   experiment = _with_spec(_with_limits(_with_torso(experiment)))
   assert experiment.environment_spec is not None
-  for line in layouts.notes(experiment.environment_spec.observations):
+  for line in _notes(experiment):
     print(f'Note: {line}.', flush=True)
+  _check_torso(experiment)
   if num_processes:
     _check_devices(experiment.config)
     _check_memory(experiment, num_processes)
@@ -182,9 +186,9 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
   stored = read_resumed(workdir)
   factory = experiment.environment_factory
   environment = environments.describe(factory)
-  env_kwargs = environments.env_kwargs(factory)
+  env_kwargs = _as_json(environments.env_kwargs(factory))
   if stored:
-    _check_resumed(workdir, stored, experiment.config, environment, env_kwargs)
+    _check_resumed(workdir, stored, experiment, environment, env_kwargs)
     if not all(environment.values()):  # but it had a name before, perhaps
       environment = stored['environment']
   if experiment.checkpoint is not None:
@@ -320,7 +324,7 @@ def check_environment(
 def _check_resumed(
   workdir: str,
   stored: Mapping[str, Any],
-  config: R2D2Config,
+  experiment: Experiment,
   environment: Mapping[str, str],
   env_kwargs: Mapping[str, Any],
 ):
@@ -334,8 +338,13 @@ def _check_resumed(
       'resume'
     )
   before = R2D2Config(**stored['config'])
-  for name, (old, new) in description.changes(before, config).items():
-    if name not in description.FREE_FIELDS:
+  assert experiment.environment_spec is not None
+  leaves = layouts.numeric_leaves(experiment.environment_spec.observations)
+  free = {*description.FREE_FIELDS}
+  if not any(layouts.is_image(leaf.value) for leaf in leaves):
+    free.add('frame_stack')  # nothing heeds it
+  for name, (old, new) in description.changes(before, experiment.config).items():
+    if name not in free:
       raise BadInput(
         f'{shown(workdir)} was started with {name}={old}, not {new}: give another '
         '--workdir, or leave the flag out to resume'
@@ -395,6 +404,62 @@ def _with_spec(experiment: Experiment) -> Experiment:
   return dataclasses.replace(
     experiment, environment_factory=factory, environment_spec=spec
   )
+
+
+def _notes(experiment: Experiment) -> Iterator[str]:
+  """Yields lines on what the user may not expect."""
+  assert experiment.environment_spec is not None
+  yield from layouts.notes(experiment.environment_spec.observations)
+  config = experiment.config
+  evaluated = config.max_evaluation_steps * config.frame_skip
+  is_default = config.max_evaluation_steps == R2D2Config.max_evaluation_steps
+  if is_default and evaluated < config.max_episode_frames:
+    yield (
+      f'evaluation cuts episodes off after {evaluated:,} frames, but '
+      f'max_episode_frames={config.max_episode_frames}: raise '
+      '--config.max_evaluation_steps'
+    )
+
+
+# A process of its own: this one has not sized TensorFlow's threads yet.
+_MAKE_NETWORK = """
+import pickle, sys
+sys.path[:] = pickle.load(sys.stdin.buffer)
+from r2d2_acme import builder
+from r2d2_acme.environments import base
+try:
+  builder.R2D2Builder(*pickle.load(sys.stdin.buffer)).make_network()
+except base.FAULTS as error:
+  print(str(error) if type(error) is ValueError else base.describe_error(error))
+  sys.exit(1)
+"""
+
+
+def _check_torso(experiment: Experiment):
+  """Makes the network once if it has a torso of the user's."""
+  config, spec = experiment.config, experiment.environment_spec
+  if not config.torso:
+    return
+  ended = subprocess.run(
+    [sys.executable, '-c', _MAKE_NETWORK],
+    input=pickle.dumps(sys.path) + pickle.dumps((config, spec)),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+  )
+  if ended.returncode:
+    *_, last = ended.stdout.decode().splitlines() or ['its process died']
+    raise BadInput(f'bad torso {config.torso}: {last}')
+
+
+def _as_json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns arguments as `config.json` keeps them."""
+  try:
+    return json.loads(json.dumps(kwargs))
+  except (TypeError, ValueError) as error:
+    raise BadInput(
+      f'the arguments of an environment must fit into JSON ({error}): name a function '
+      'of yours that makes it'
+    ) from error
 
 
 def _check_tracker(experiment: Experiment):

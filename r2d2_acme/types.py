@@ -21,7 +21,8 @@ class Observation(NamedTuple):
       example uint8 [..., H, W, C x frame_stack] or float32 [..., D]; of an environment
       with nested observations a tuple, see `observations.nested`.
     action: int32 [...], a_{t-1}; 0 at an episode's first step.
-    reward: float32 [...], r_{t-1}, unclipped; 0 at an episode's first step.
+    reward: float32 [...], r_{t-1}, clipped with `clip_rewards`; 0 at an
+      episode's first step.
   """
 
   observation: types.NestedArray

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from r2d2_acme import config as config_lib
-from r2d2_acme import experiment, tracking
+from r2d2_acme import environments, experiment, tracking
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import plotting
 from r2d2_acme.tracking import process
@@ -378,7 +378,8 @@ def test_second_start_may_change_a_free_field(describe, workdir, name):
 
 
 @pytest.mark.parametrize(
-  'name', sorted(_OTHERS.keys() - _FREE - (_ATARI - {'full_action_space'}))
+  'name',
+  sorted(_OTHERS.keys() - _FREE - (_ATARI - {'full_action_space'}) - {'frame_stack'}),
 )
 def test_second_start_cannot_change_the_experiment(refuse, workdir, name):
   before = (workdir / 'config.json').read_bytes()
@@ -387,6 +388,40 @@ def test_second_start_cannot_change_the_experiment(refuse, workdir, name):
   assert f'{name}=' in line
   assert f'not {value}' in line
   assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_second_start_may_stack_frames_otherwise_where_there_are_none(
+  describe, refuse, workdir
+):
+  described = describe('--workdir=run', '--config.frame_stack=1')
+  assert described.config.frame_stack == 1
+  describe('--game=pong', '--workdir=images')
+  line = refuse('--workdir=images', '--config.frame_stack=1')
+  assert 'frame_stack=4, not 1' in line
+
+
+def test_arguments_of_an_environment_are_compared_as_they_are_kept(tmp_path):
+  def begin(**kwargs):
+    factory = environments.NamedFactory('env', 'FrozenLake-v1', kwargs=kwargs)
+    described = experiment.Experiment(R2D2Config(), factory, workdir=str(tmp_path))
+    experiment.begin(described, num_processes=0)
+
+  begin(desc=('SF', 'FG'))
+  begin(desc=('SF', 'FG'))
+  with pytest.raises(experiment.BadInput, match='was started with --env_kwargs'):
+    begin(desc=('SF', 'HG'))
+  with pytest.raises(experiment.BadInput, match='must fit into JSON'):
+    begin(desc=object())
+
+
+def test_evaluation_that_is_shorter_than_the_game_is_told(start, tmp_path):
+  script = tmp_path / 'describe.py'
+  script.write_text(_DESCRIBE)
+  note = 'evaluation cuts episodes off after 54,000 frames'
+  for frame_skip in (2, 4):
+    workdir = f'--workdir={frame_skip}'
+    ended = start(workdir, f'--config.frame_skip={frame_skip}', script=script)
+    assert (note in ended.out) == (frame_skip == 2)
 
 
 def test_free_field_stays_when_the_preset_is_given_again(describe, tmp_path):

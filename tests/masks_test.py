@@ -193,8 +193,10 @@ def test_state_without_a_valid_action_is_a_fault_of_the_environment():
 @pytest.mark.parametrize(
   ('mask', 'words'),
   [
-    (specs.Array((3,), np.int8), r'integers \[4\], .* not int8 \[3\]'),
-    (specs.Array((4,), np.float32), 'not float32'),
+    (specs.Array((3,), np.int8), r'numbers \[4\], .* not int8 \[3\]'),
+    (specs.Array((4,), np.complex64), 'not complex64'),
+    ((specs.Array((2,), np.int8),) * 2, 'not a tuple'),
+    ({'a': specs.Array((4,), np.int8)}, 'not a dict'),
   ],
   ids=str,
 )

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import sonnet as snt
 import tensorflow as tf
-from acme import make_environment_spec
 
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.builder import R2D2Builder
@@ -40,6 +39,19 @@ class _Eye(snt.Module):
 
 def make_eye(spec):
   return _Eye()
+
+
+class _List(snt.Module):
+  def __call__(self, inputs):
+    return [inputs['ears'][0]]
+
+
+def make_list(spec):
+  return _List()
+
+
+def make_nothing(spec):
+  raise RuntimeError('a fault of its own')
 
 
 def make_function(spec):
@@ -102,9 +114,11 @@ def test_function_of_no_module_is_refused():
   [
     ('make_eye', r'float32 \[N, D\], not into uint8 \(1, 36, 36, 3\)'),
     ('make_function', 'must be a Sonnet module, not function'),
+    ('make_list', 'not into a list'),
+    ('make_nothing', 'RuntimeError: a fault of its own'),
   ],
 )
 def test_torso_that_is_none_is_refused(name, words):
   config = dataclasses.replace(_CONFIG, torso=f'tests.torso_test:{name}')
-  with pytest.raises(ValueError, match=words):
-    R2D2Builder(config, make_environment_spec(MaskedWorld())).make_network()
+  with pytest.raises(BadInput, match=words):
+    experiment_lib.begin(Experiment(config, MaskedWorld), num_processes=0)

@@ -97,7 +97,7 @@ class GymnasiumAdapter(base.Environment):
     return timestep
 
   def step(self, action: int | np.integer | np.ndarray) -> dm_env.TimeStep:
-    if self._reset_next_step:
+    if self._reset_next_step or self._first_timestep is not None:
       return self.reset()
     observation, reward, terminated, truncated, info = _unpack(
       self.gymnasium_env.step(self.to_action(action)), _STEP
@@ -149,11 +149,15 @@ class GymnasiumAdapter(base.Environment):
     mask = info.get(layouts.ACTION_MASK)
     if mask is None and terminated:  # no action follows
       mask = np.zeros(self._action_spec.num_values)
-    mask = np.asarray(mask)
+    try:
+      mask = np.asarray(mask)
+    except ValueError:  # a ragged nest: one mask for each part of an action
+      mask = np.asarray(None)
     if mask.shape != self._mask_spec.shape or mask.dtype.kind not in 'biuf':
       raise base.BadValue(
         f"info['{layouts.ACTION_MASK}'] is {base.describe_value(mask)}, not a number "
-        f'for each of the {self._action_spec.num_values} actions'
+        f'for each of the {self._action_spec.num_values} actions (with several parts, '
+        'for each combination)'
       )
     return self._with_mask(observation, (mask != 0).astype(np.uint8))
 

@@ -93,13 +93,15 @@ def _make_atari(
   """Makes the game of an ale-py id; see `make_gymnasium`."""
   for key in _PROTOCOL.keys() & kwargs.keys():
     raise ValueError(f'{key} of an Atari game is --config.{_PROTOCOL[key]}')
+  if 'game' in kwargs:
+    raise ValueError(f'{spec.id} is the id of one game: give --game= instead')
   changed = dict(kwargs)
   spec.max_episode_steps = changed.pop('max_episode_steps', spec.max_episode_steps)
   spec.kwargs.update(changed)
   _check_atari(spec)
   limit = atari_kwargs.get('max_episode_frames', atari.MAX_EPISODE_FRAMES)
-  limited = {'max_episode_frames': atari.limit_frames(spec, limit)}
   try:
+    limited = {'max_episode_frames': atari.limit_frames(spec, limit)}
     return atari.make_atari(spec, seed=seed, **{**atari_kwargs, **limited})
   except base.FAULTS as error:
     raise ValueError(_cannot_make(spec.id, error)) from error

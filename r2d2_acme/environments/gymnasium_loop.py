@@ -100,6 +100,8 @@ def _space(spec: Any) -> gymnasium.Space:
   high: Any = np.inf
   if np.dtype(spec.dtype).kind in 'iu':
     low, high = np.iinfo(spec.dtype).min, np.iinfo(spec.dtype).max
+  elif np.dtype(spec.dtype) == bool:
+    low, high = False, True
   if isinstance(spec, specs.BoundedArray):
     low, high = (np.broadcast_to(x, spec.shape) for x in (spec.minimum, spec.maximum))
   return gymnasium.spaces.Box(low, high, spec.shape, spec.dtype)

@@ -214,6 +214,11 @@ def _make_own_torso(kind: Kind, make_torso: Callable[[Any], snt.Module]) -> snt.
     lambda spec: tf.zeros([1, *spec.shape], spec.dtype), kind.input_spec
   )
   features = torso(inputs)
+  if not tf.is_tensor(features):
+    raise ValueError(
+      'a torso must turn inputs [N, ...] into features, float32 [N, D], not into a '
+      f'{type(features).__name__}'
+    )
   if features.dtype != tf.float32 or features.shape.rank != 2:
     raise ValueError(
       'a torso must turn inputs [N, ...] into features, float32 [N, D], not into '

@@ -74,5 +74,6 @@ class GridTorso(snt.Module):
     """Turns integers [N, H, W, C] into features, float32 [N, size]."""
     numbers = tf.cast(grids, tf.int32) - self._minimum
     numbers = tf.clip_by_value(numbers, 0, self._num_values - 1) + self._offsets
-    rows = tf.gather(self._w, numbers, axis=1)[0]  # [N, H, W, C, width]
-    return self._torso(tf.nn.relu(tf.reduce_sum(rows, axis=3) + self._b))
+    # Channel by channel: all rows at once would take C times the memory.
+    rows = [tf.gather(self._w, x, axis=1)[0] for x in tf.unstack(numbers, axis=-1)]
+    return self._torso(tf.nn.relu(tf.add_n(rows) + self._b))  # [N, H, W, width]

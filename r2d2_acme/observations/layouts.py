@@ -76,6 +76,11 @@ def image_shape(spec: specs.Array) -> tuple[int, int, int] | None:
   return shape if min(shape[:2]) >= MIN_IMAGE_SIZE else None
 
 
+def is_image(spec: specs.Array) -> bool:
+  """Returns whether a spec is of images, which are stacked."""
+  return image_shape(spec) is not None
+
+
 def as_image(array: np.ndarray) -> np.ndarray:
   """Turns an image [C, H, W] or [H, W], see `image_shape`, into [H, W, C]."""
   if array.ndim == 2:
@@ -152,7 +157,7 @@ def notes(spec: Any) -> Sequence[str]:
   for name, leaf, _ in leaves(spec):
     if isinstance(leaf, specs.StringArray):
       lines.append(f'observations{name} are texts, which the agent does not see')
-    elif len(leaf.shape) == 3 and _has_channels_first(leaf.shape):
+    elif is_image(leaf) and len(leaf.shape) == 3 and _has_channels_first(leaf.shape):
       lines.append(
         f'observations{name} of shape {list(leaf.shape)} are taken for images of '
         f'{leaf.shape[0]} channels, held by axis 0; if it is a stack of frames, take '
@@ -210,8 +215,7 @@ def number_fault(spec: specs.Array) -> str | None:
   dtype = np.dtype(spec.dtype)
   if dtype.kind not in 'biuf' or dtype.itemsize > 8:
     return f'the network takes no {dtype}: make them float32 or uint8'
-  is_image = image_shape(spec) is not None
-  if is_image and dtype.kind in 'iu' and integer_range(spec) is None:
+  if is_image(spec) and dtype.kind in 'iu' and integer_range(spec) is None:
     return (
       f'images of {dtype} need bounds, by which the network scales them: give them '
       'the low and high of a Box, or the minimum and maximum of a BoundedArray'
@@ -321,11 +325,16 @@ def _nest_fault(nest: Any) -> str | None:
 
 
 def _check_mask(spec: specs.Array, num_actions: int):
-  if spec.shape != (num_actions,) or np.dtype(spec.dtype).kind not in 'biu':
-    raise ValueError(
-      f'observations[{ACTION_MASK!r}] must be integers [{num_actions}], 1 for each '
-      f'valid action and else 0, not {_describe(spec)}'
-    )
+  if is_nest(spec):
+    described = f'a {type(spec).__name__}'
+  elif spec.shape == (num_actions,) and np.dtype(spec.dtype).kind in 'biuf':
+    return
+  else:
+    described = _describe(spec)
+  raise ValueError(
+    f'observations[{ACTION_MASK!r}] must be numbers [{num_actions}], 1 for each valid '
+    f'action and else 0, not {described}'
+  )
 
 
 def _check_actions(spec: Any, max_actions: int) -> None:

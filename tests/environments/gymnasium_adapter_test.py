@@ -265,6 +265,26 @@ def test_masks_of_the_infos_become_a_part_of_the_observation():
   assert inner.reset_seeds == [7, None]
 
 
+def test_spec_that_needs_a_reset_changes_no_episode():
+  """Also where `step` and not `reset` starts the first episode."""
+
+  def play(env) -> list[dm_env.StepType]:
+    return [env.step(0).step_type for _ in range(7)]
+
+  steps = [(0.0, False, False), (0.0, True, False)] * 3
+  env = GymnasiumAdapter(_Masked(list(steps)))
+  env.observation_spec()
+  assert play(env) == play(GymnasiumAdapter(_Masked(list(steps))))
+
+
+def test_masks_of_the_parts_of_an_action_are_named():
+  inner = _Masked(action_space=spaces.MultiDiscrete([2, 3]))
+  inner._info = lambda: {'action_mask': (np.ones(2), np.ones(3))}
+  message = _message(GymnasiumAdapter(inner).reset)
+  assert 'not a number for each of the 6 actions' in message
+  assert 'for each combination' in message
+
+
 def test_mask_of_another_size_is_named():
   env = GymnasiumAdapter(_Masked(action_space=spaces.Discrete(4)))
   message = _message(env.reset)

@@ -162,6 +162,21 @@ def test_arguments_that_are_fields_of_the_config_are_refused(argument, field):
   assert f'{argument} of an Atari game is --config.{field}' in message
 
 
+@pytest.mark.parametrize(
+  'kwargs',
+  [
+    {'game': 'breakout'},
+    {'max_episode_steps': 'a'},
+    {'max_num_frames_per_episode': [1]},
+    {'mode': 'a'},
+    {'nonsense': 1},
+  ],
+  ids=str,
+)
+def test_bad_arguments_of_an_atari_id_are_one_line(kwargs):
+  assert 'ALE/Pong-v5' in _message(make_gymnasium, 'ALE/Pong-v5', kwargs=kwargs)
+
+
 def test_the_smallest_limit_of_frames_counts():
   env = make_gymnasium('Limited-v0', atari_kwargs={'max_episode_frames': 400})
   assert env.gymnasium_env.get_wrapper_attr('_max_episode_steps') == 100
@@ -173,8 +188,9 @@ def test_limits_of_an_id_count_in_frames(id, num_steps):
   assert env.gymnasium_env.get_wrapper_attr('_max_episode_steps') == num_steps
 
 
-def test_an_id_with_its_own_preprocessing_is_taken_as_it_is():
-  env = make_gymnasium('Preprocessed-v0', seed=0)
+@pytest.mark.parametrize('id', ['Preprocessed-v0', 'PreprocessedFlat-v0'])
+def test_an_id_with_its_own_preprocessing_is_taken_as_it_is(id):
+  env = make_gymnasium(id, seed=0)
   assert env.frames_per_step == 3
   env.reset()
   before = _ale(env).getFrameNumber()
@@ -190,7 +206,6 @@ def test_an_id_with_its_own_preprocessing_is_taken_as_it_is():
     ('Sound-v0', 'sound_obs=True'),
     ('OnlyPong-v0', 'without its preprocessing'),
     ('Function-v0', 'gymnasium.wrappers.AtariPreprocessing'),
-    ('PreprocessedFlat-v0', 'ReshapeObservation(env, (84, 84, 1))'),
     ('Pong-v5', 'no Gymnasium environment'),
     ('Pong', 'no Gymnasium environment'),
     ('pong', 'no Gymnasium environment'),

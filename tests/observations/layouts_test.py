@@ -217,7 +217,12 @@ def test_categories_survive_pickling():
 
 
 def test_what_is_not_taken_as_it_is_is_said():
-  spec = {'a': _image(3, 84, 80), 'b': (specs.StringArray(()),), 'c': _RGB}
+  spec = {
+    'a': _image(3, 84, 80),
+    'b': (specs.StringArray(()),),
+    'c': _RGB,
+    'd': layouts.Categories((3, 7, 7), np.int32, 0, 4),
+  }
   channels_first, text = layouts.notes(spec)
   assert (
     "observations['a'] of shape [3, 84, 80] are taken for images of 3 channels"
