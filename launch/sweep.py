@@ -11,6 +11,7 @@ on to the program of each run.
 import preamble  # noqa: F401
 
 import argparse
+import os
 import pathlib
 import re
 import sys
@@ -49,6 +50,12 @@ def main(
   args, flags = _make_parser(name, description).parse_known_args(argv)
   _check(args, flags)
   runs = sweeping.make_runs(_tasks(args, suite), args.set, args.seeds, args.workdir)
+  for folder in {os.path.dirname(run.workdir) for run in runs}:
+    if os.path.exists(os.path.join(folder, 'config.json')):
+      runtime.exit_with_error(
+        f'{paths.shown(folder)} is a run, and not a folder of one run for each seed: '
+        'move what is in it to a folder 0 in it, or give another --workdir'
+      )
   root = pathlib.Path(args.workdir)
   try:
     paths.check_writable(args.workdir, folders=[], files=scoring.FILES)
@@ -151,8 +158,14 @@ def _check(args: argparse.Namespace, flags: list[str]):
     if (args.collect and flag in flags) or flag.lstrip('-').split('=')[0] in _OURS:
       runtime.exit_with_error(f'{flag!r} cannot be used here: see --help')
   values = {}
+  given_flags = {_field(flag) for flag in flags}
   for text in args.set:
     flag, _, given = text.lstrip('-').partition('=')
+    if _field(flag) in given_flags:
+      runtime.exit_with_error(
+        f'{flag} is given twice: give all its values in one --set'
+      )
+    given_flags.add(_field(flag))
     # Not at the commas of a tuple.
     values[flag] = list(dict.fromkeys(re.split(r',(?![^(]*\))', given)))
     if not all(values[flag]):
@@ -162,12 +175,19 @@ def _check(args: argparse.Namespace, flags: list[str]):
     flags.insert(0, '--lp_launch_type=local_mp')
 
 
+def _field(flag: str) -> str:
+  """Returns what a flag sets: --num_actors=2 is short for --config.num_actors=2."""
+  return flag.lstrip('-').partition('=')[0].removeprefix('config.')
+
+
 def _tasks(args: argparse.Namespace, suite: str | None) -> list[tuple[str, str]]:
   """Returns the kind and the name of each task."""
   for kind in ('env', 'environment'):
-    names = getattr(args, kind)
-    if names:
-      return [(kind, name) for name in dict.fromkeys(names.split(','))]
+    if getattr(args, kind):
+      names = [name.strip() for name in getattr(args, kind).split(',')]
+      if not all(names):
+        runtime.exit_with_error(f'--{kind} has an empty name: give names such as A,B')
+      return [(kind, name) for name in dict.fromkeys(names)]
   chosen = args.suite or (None if args.games else suite)
   if chosen:
     return [('game', game) for game in atari_scores.SUITES[chosen]]

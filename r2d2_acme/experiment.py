@@ -170,7 +170,7 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
     environments.check_is_not_imported()
   except ValueError as error:
     raise BadInput(str(error)) from error
-  _check_tracker(experiment)
+  check_tracker(experiment)
   experiment = _with_spec(_with_limits(_with_torso(experiment)))
   assert experiment.environment_spec is not None
   for line in _notes(experiment):
@@ -462,7 +462,12 @@ def _as_json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     ) from error
 
 
-def _check_tracker(experiment: Experiment):
+def check_tracker(experiment: Experiment):
+  """Checks that the experiment can be tracked, if it is to be.
+
+  Raises:
+    BadInput: the tracker is not installed, or there is no workdir for it to follow.
+  """
   if experiment.track is None:
     return
   if experiment.workdir is None:

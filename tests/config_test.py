@@ -185,6 +185,7 @@ def test_every_field_has_a_bound():
     'full_action_space',
     'clip_rewards',
     'recurrent',
+    'torso',
     'value_rescaling',
     'actor_priorities',
   }

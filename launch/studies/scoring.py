@@ -66,7 +66,11 @@ def play(
         is_atari = environments.is_atari(stored.environment_factory)
         protocol = stored.config.atari_protocol if is_atari else ''
         row = score_table.make_row(*key, result, protocol)
-    except (experiment.BadInput, checkpointing.CheckpointError) as error:
+    except (
+      experiment.BadInput,
+      checkpointing.CheckpointError,
+      environments.EnvironmentFailed,
+    ) as error:
       print(f'{run.name}: {error}', file=sys.stderr, flush=True)
       failed.append(run.name)
       continue

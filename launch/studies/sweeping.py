@@ -189,7 +189,8 @@ def _check_commands(commands: Sequence[Sequence[str]]) -> int:
 
   def main() -> int:
     described = experiment_flags.from_flags()
-    experiment.begin(dataclasses.replace(described, workdir=None))
+    experiment.check_tracker(described)
+    experiment.begin(dataclasses.replace(described, workdir=None, track=None))
     return 0
 
   for command in commands:

@@ -66,7 +66,10 @@ def export(
     'mean_return': statistics.mean(moment.returns) if moment.returns else None,
   }
   kind = kinds.make(spec.observations, run.config)
-  module, signatures = make_module(network, kind, run.config.clip_rewards)
+  try:
+    module, signatures = make_module(network, kind, run.config.clip_rewards)
+  except ValueError as error:
+    raise BadInput(str(error)) from error
   with tempfile.TemporaryDirectory() as folder, checkpoint_files.writing(out):
     assets = {'config': description.read(workdir), 'scores': scores}
     for name, content in assets.items():
@@ -99,6 +102,9 @@ def make_module(
     network: with its variables.
     kind: of the observations.
     clip_rewards: whether the network sees rewards clipped to [-1, 1].
+
+  Raises:
+    ValueError: two leaves of a nested observation have the same flat name.
   """
   core = tree.map_structure(
     lambda x: specs.Array(x.shape[1:], x.dtype.as_numpy_dtype), network.initial_state(1)
@@ -136,6 +142,12 @@ def make_module(
     q, action, state = step(**tree.unflatten_as(arguments, flat))
     return _flat({'q_values': q, 'action': action, 'state': state})
 
+  names = {x.name for x in tree.flatten(arguments)}
+  if len(names) < len(tree.flatten(arguments)):
+    raise ValueError(
+      'two parts of the observation have the same name in a flat signature, of '
+      f'{", ".join(sorted(names))}: rename a key'
+    )
   batch = tf.TensorSpec([], tf.int32, 'batch')
   module = tf.Module(name='policy')
   module.parameters = network.variables
@@ -162,4 +174,4 @@ def _flat(nest: Any) -> dict[str, tf.Tensor]:
 
 
 def _name(path: tuple) -> str:
-  return '_'.join(re.sub(r'\W', '_', str(key)) for key in path)
+  return '_'.join(re.sub(r'[^A-Za-z0-9_]', '_', str(key)) for key in path)

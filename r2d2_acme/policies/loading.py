@@ -161,6 +161,8 @@ class Policy:
     """
     size = len(self._actions)
     rewards = np.broadcast_to(np.asarray(reward, np.float32), [size])
+    if not np.isfinite(rewards).all():
+      raise ValueError(f'the reward must be a finite number, not {reward!r}')
     is_first = np.broadcast_to(np.asarray(first, bool), [size])
     timesteps = [
       dm_env.TimeStep(
@@ -182,10 +184,7 @@ class Policy:
     if size == 1:
       frames = [observation]
     else:
-      sizes = {len(x) for x in tree.flatten(observation)}
-      if sizes != {size}:
-        raise ValueError(f'batch_size={size}, but there are {sizes} observations')
-      frames = [tree.map_structure(lambda x: x[i], observation) for i in range(size)]  # noqa: B023
+      frames = [self._frame(observation, i) for i in range(size)]
       mask = info.get(layouts.ACTION_MASK)
       infos = [
         {} if mask is None else {layouts.ACTION_MASK: mask[i]} for i in range(size)
@@ -202,6 +201,28 @@ class Policy:
           'preprocesses them as the training did'
         )
     return frames
+
+  def _frame(self, observation: Any, i: int) -> Any:
+    """Returns the i-th observation of a batch; a tuple of texts is a leaf of it."""
+    size = len(self._actions)
+
+    def pick(leaf: Any) -> Any:
+      if np.ndim(leaf) == 0 or len(leaf) != size:
+        raise ValueError(
+          f'batch_size={size}, but the observations have a part of the shape '
+          f'{list(np.shape(leaf))}'
+        )
+      return leaf[i]
+
+    def is_leaf(part: Any) -> bool:
+      is_tuple = isinstance(part, tuple) and bool(part)
+      return not tree.is_nested(part) or (
+        is_tuple and all(isinstance(text, str) for text in part)
+      )
+
+    return tree.traverse(
+      lambda part: pick(part) if is_leaf(part) else None, observation
+    )
 
 
 def _shown(shapes: list[tuple[int, ...]]) -> str:

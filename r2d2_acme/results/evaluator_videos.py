@@ -1,14 +1,16 @@
 """Videos of the evaluator's episodes, as animated GIFs: TensorBoard shows no others."""
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import dm_env
 import numpy as np
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.results import animation, video
+from r2d2_acme.system import stopping
 from r2d2_acme.workdir import event_files
 from r2d2_acme.workdir.write_errors import WriteErrors
 
@@ -41,6 +43,7 @@ class Videos:
     """
     self._workdir = workdir
     self._period = period
+    self._environment = environment
     self._screen = video.screen_of(environment)
     self._rate = video.frames_per_second(environment)
     self._frames: list[np.ndarray] = []
@@ -59,9 +62,24 @@ class Videos:
     """Watches a step of an episode; see `evaluation.Watcher`."""
     del q, action
     if self._is_recording and len(self._frames) < _SECONDS * self._rate:
-      screen = self._screen(timestep)
-      stride = -(-max(screen.shape[:2]) // _MAX_SIZE)
-      self._frames.append(np.array(screen[::stride, ::stride]))
+      with self._drawing():
+        if not self._frames:  # the environment may have been made again
+          self._screen = video.screen_of(self._environment)
+        screen = self._screen(timestep)
+        stride = -(-max(screen.shape[:2]) // _MAX_SIZE)
+        self._frames.append(np.array(screen[::stride, ::stride]))
+
+  @contextlib.contextmanager
+  def _drawing(self) -> Iterator[None]:
+    """Gives this video up at an error: what an environment draws is its own."""
+    try:
+      yield
+    except Exception as error:
+      self._is_recording, self._frames = False, []
+      stopping.say(
+        f'an episode cannot be drawn ({type(error).__name__}: {error}): training goes '
+        'on without this video'
+      )
 
   def write(self, counts: Mapping[str, float]):
     """Writes what was recorded, if anything; `counts` are those of the episode's row.
@@ -69,9 +87,11 @@ class Videos:
     If it cannot be written, for example on a full disk, a line on stderr says so.
     """
     frames, self._frames = self._frames, []
-    if not frames:
+    gif = b''
+    with self._drawing():
+      gif = animation.encode(frames, self._rate) if frames else b''
+    if not gif:
       return
-    gif = animation.encode(frames, self._rate)
     steps = int(counts.get('actor_steps', 0))
     path = os.path.join(self._workdir, 'videos', f'evaluator_{steps:012d}.gif')
     with self._errors.reported():

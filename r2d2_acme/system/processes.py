@@ -140,10 +140,13 @@ class Family:
     """Returns the environment variable that makes a process a child of that name."""
     return {_MARK: f'{self._id}:{name}'}
 
-  def _suspend(self, *unused):
+  def _suspend(self, *signal_and_frame):
     pids = _kin(_marked(self._id))
     _send(signal.SIGSTOP, pids)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    if callable(self._suspend_before):  # of a family around this one
+      self._suspend_before(*signal_and_frame)
+    else:
+      os.kill(os.getpid(), signal.SIGSTOP)
     _send(signal.SIGCONT, pids)  # this process goes on
 
 

@@ -10,7 +10,6 @@ from typing import Any
 os.environ.setdefault('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '1')
 os.environ.setdefault('MLFLOW_HTTP_REQUEST_TIMEOUT', '10')
 # Without a server mlflow-skinny has only files, and it asks for a confirmation.
-os.environ.setdefault('MLFLOW_TRACKING_URI', pathlib.Path('mlruns').absolute().as_uri())
 os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
 
 import mlflow  # noqa: E402
@@ -24,8 +23,10 @@ class Tracker:
   """See `base.Tracker`."""
 
   def __init__(self, workdir: str, name: str, content: Mapping[str, Any], run: str):
+    if 'MLFLOW_TRACKING_URI' not in os.environ:
+      mlflow.set_tracking_uri(pathlib.Path(workdir).with_name('mlruns').as_uri())
     self._client = mlflow.MlflowClient()
-    if not run:
+    if not run or not self._has(run):
       run = self._create(name, content)
     self._client.update_run(run, status='RUNNING')
     self._client.set_tag(run, 'mlflow.source.git.commit', content['revision'])
@@ -56,13 +57,26 @@ class Tracker:
   def close(self):
     self._client.set_terminated(self.run)
 
+  def _has(self, run: str) -> bool:
+    """Returns whether there is a run: it may have been deleted."""
+    try:
+      return self._client.get_run(run).info.lifecycle_stage == 'active'
+    except mlflow.MlflowException as error:
+      if error.error_code != 'RESOURCE_DOES_NOT_EXIST':
+        raise
+      return False
+
   def _create(self, name: str, content: Mapping[str, Any]) -> str:
     """Creates a run with the config as its parameters, which cannot change later."""
     experiment = os.environ.get('MLFLOW_EXPERIMENT_NAME', 'r2d2_acme')
     run = self._client.create_run(
       mlflow.set_experiment(experiment).experiment_id, run_name=name
     ).info.run_id
-    values = {**content['environment'], **content['config']}
+    values = {
+      **content['environment'],
+      **content.get('env_kwargs', {}),
+      **content['config'],
+    }
     if 'atari' in content:
       values['atari'] = content['atari']
     params = [entities.Param(key, str(value)) for key, value in values.items()]

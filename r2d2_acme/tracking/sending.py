@@ -35,6 +35,8 @@ def main():
   while not at_end:
     at_end = stop.wait(_PERIOD)
     sender.send(at_end)
+  while sender.send(at_end):  # a log may hold more than one look takes
+    pass
   sender.close()
 
 
@@ -51,15 +53,22 @@ class Sender:
     self._next_time = 0.0
     self._next_best = time.monotonic() + _BEST_PERIOD
 
-  def send(self, at_end: bool = False):
-    """Sends what is new; after a failure only if it is the end, or a minute later."""
+  def send(self, at_end: bool = False) -> bool:
+    """Sends what is new; after a failure only if it is the end, or a minute later.
+
+    Returns:
+      Whether there was something new.
+    """
     if not at_end and time.monotonic() < self._next_time:
-      return
+      return False
+    before = self._seen
     with self._reported():
       if self._tracker is None:
         self._tracker = self._open()
       self._send(self._tracker, at_end)
       self._failure = ''
+      return self._seen != before
+    return False
 
   def close(self):
     """Waits until all is sent."""
@@ -72,7 +81,9 @@ class Sender:
     name = os.path.basename(self._workdir)
     content = description.read(self._workdir)
     tracker = module.Tracker(self._workdir, name, content, self._seen.run)
-    self._see(run=tracker.run)
+    if tracker.run != self._seen.run:  # a new one has got nothing yet
+      self._seen = news.Seen()
+      self._see(run=tracker.run)
     stopping.say(f'{self._kind}: {tracker.where}')
     return tracker
 

@@ -142,12 +142,19 @@ def write_hparams(folder: str, values: Mapping[str, Any]):
   for path in _event_files(folder):
     path.unlink()
   hparams = {
-    name: value if isinstance(value, (bool, int, float)) else str(value)
+    name: value if isinstance(value, (bool, int, float)) else _as_text(str(value))
     for name, value in values.items()
   }
   # With the folder as their name, two runs of one config are two lines of a table.
-  summary = hparams_summary.hparams_pb(hparams, trial_id=os.path.abspath(folder))
+  summary = hparams_summary.hparams_pb(
+    hparams, trial_id=_as_text(os.path.abspath(folder))
+  )
   _write(folder, 0, summary.value)
+
+
+def _as_text(text: str) -> str:
+  """Returns a text that UTF-8 can encode, as a path need not be."""
+  return text.encode(errors='backslashreplace').decode()
 
 
 def _write(folder: str, step: int, values: Iterable[summary_pb2.Summary.Value]):

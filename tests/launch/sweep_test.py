@@ -16,9 +16,11 @@ import pytest
 import sweep
 from studies import scoring, sweeping
 
+from r2d2_acme import tracking
 from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.environments import make_atari
 from r2d2_acme.results import atari_scores, score_table
+from r2d2_acme.tracking import process
 from r2d2_acme.workdir import checkpointing, saving
 from tests import helpers
 
@@ -263,6 +265,15 @@ def test_runs_save_when_the_sweep_is_killed(playing, tmp_path):
     (['--max_actor_steps=5', '--set=config.n_step'], 'give values, such as'),
     (['--max_actor_steps=5', '--set=config.n_step=1,'], 'give values, such as'),
     (['--collect', '--num_actors=5'], "'--num_actors=5' cannot be used"),
+    (
+      ['--max_actor_steps=5', '--set=config.n_step=1,2', '--config.n_step=3'],
+      'config.n_step is given twice',
+    ),
+    (
+      ['--max_actor_steps=5', '--set=num_actors=1', '--set=config.num_actors=2'],
+      'config.num_actors is given twice',
+    ),
+    (['--max_actor_steps=5', '--env=CartPole-v1,'], '--env has an empty name'),
     (['--max_actor_steps=5', '--max_learner_steps=5'], 'cannot be used here'),
     (['--collect', '--episodes=0'], '--episodes'),
     (['--max_actor_steps=many'], 'max_actor_steps'),
@@ -278,9 +289,34 @@ def test_refusal_is_one_line_and_code_2(run, capfd, flags, expected):
   assert expected in error
 
 
-def _run_program(name: str, *flags: str) -> subprocess.CompletedProcess:
+def _run_program(name: str, *flags: str, cwd=None) -> subprocess.CompletedProcess:
   command = [sys.executable, str(_LAUNCH / name), *flags]
-  return subprocess.run(command, capture_output=True, text=True)
+  return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def _is_installed(kind: str) -> bool:
+  try:
+    process.check(kind)
+  except ValueError:
+    return False
+  return True
+
+
+# The first seeds of an evaluation fail, those of training do not.
+_FAILING = """
+import sys
+from r2d2_acme.environments import make_cue_recall
+
+def make_sound(seed):
+  return make_cue_recall(1, seed=seed)
+
+def make_failing(seed):
+  environment = make_sound(seed)
+  if 'sweep.py' in sys.argv[0]:
+    step = environment.step
+    environment.step = lambda action: step(action) if action is None else 1 / 0
+  return environment
+"""
 
 
 def test_value_that_cannot_work_is_refused_before_any_run(tmp_path):
@@ -296,6 +332,40 @@ def test_value_that_cannot_work_is_refused_before_any_run(tmp_path):
   assert ended.stderr.count('\n') == 1
   assert 'n_step' in ended.stderr
   assert not list(tmp_path.iterdir())
+
+
+def test_run_of_an_earlier_version_is_not_taken_for_a_folder(run, tmp_path, capfd):
+  (tmp_path / 'sweep' / 'pong').mkdir(parents=True)
+  (tmp_path / 'sweep' / 'pong' / 'config.json').write_text('{}')
+  flags = ('--games=pong', '--max_actor_steps=5', f'--workdir={tmp_path / "sweep"}')
+  assert run(*flags) == (2, [])
+  assert 'is a run, and not a folder of one run for each seed' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('kind', sorted(tracking.KINDS))
+def test_sweep_may_be_tracked(tmp_path, kind):
+  """At least, it is refused only where the tracker is not installed."""
+  ended = _run_program(
+    *('sweep.py', '--env=CartPole-v1', '--single_process', '--max_actor_steps=5'),
+    *(f'--track={kind}', '--config.min_replay_size=0', f'--workdir={tmp_path}'),
+  )
+  words = 'min_replay_size=0' if _is_installed(kind) else 'is not installed; cure'
+  assert words in ended.stderr
+
+
+def test_run_whose_environment_fails_costs_no_other_its_score(tmp_path):
+  (tmp_path / 'failing.py').write_text(_FAILING)
+  flags = (
+    *('--single_process', '--environment=failing:make_sound,failing:make_failing'),
+    *('--preset=memory', '--max_actor_steps=60', '--episodes=1', '--noevaluator'),
+    *(f'--workdir={tmp_path / "sweep"}',),
+  )
+  ended = _run_program('sweep.py', *flags, cwd=tmp_path)
+  assert ended.returncode == 1, (ended.stdout, ended.stderr)
+  assert 'failed: failing:make_failing/0' in ended.stderr
+  assert 'Traceback' not in ended.stderr
+  (row,) = score_table.read(tmp_path / 'sweep' / scoring.SCORES)
+  assert row.task == 'failing:make_sound'
 
 
 def test_environment_is_trained_scored_and_skipped_the_next_time(tmp_path):
@@ -385,7 +455,7 @@ def test_collected_score_is_of_episodes_that_were_played_once(
   )
   assert cells == [
     *('pong', '1', f'{value:.1f}', f'{100 * normalized:.1f} %', '21.0', '118.1 %'),
-    '0.0',
+    *('0.0', 'paper'),
   ]
   out, again = _collect(trained, capsys)
   assert again == cells

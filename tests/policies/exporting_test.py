@@ -7,8 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from acme import specs
 
+from r2d2_acme.builder import R2D2Builder
 from r2d2_acme.experiment import BadInput
+from r2d2_acme.observations import kinds
 from r2d2_acme.policies import exporting
 from tests import helpers
 from tests.policies import runs
@@ -98,3 +101,12 @@ def test_program_refuses_in_one_line(run_of, start, tmp_path, flags, words):
   assert words in ended.err
   assert ended.err.count('\n') == 1
   assert not (tmp_path / 'x').exists()
+
+
+def test_parts_of_an_observation_with_the_same_flat_name_are_refused():
+  frame = specs.Array((2,), np.float32)
+  spec = {'a': {'b_c': frame}, 'a_b': {'c': frame}}
+  environment_spec = helpers.make_spec()._replace(observations=spec)
+  network = R2D2Builder(runs.CONFIG, environment_spec).make_network()
+  with pytest.raises(ValueError, match='have the same name'):
+    exporting.make_module(network, kinds.make(spec, runs.CONFIG), False)

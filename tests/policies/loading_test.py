@@ -85,6 +85,21 @@ def test_masks_of_a_batch_are_those_of_its_environments(run_of):
     assert actions.tolist() == [2, 4]
 
 
+def test_batch_of_nests_may_have_texts(run_of):
+  policy = r2d2_acme.load_policy(run_of(runs.NEST), batch_size=2, epsilon=0)
+  single = r2d2_acme.load_policy(run_of(runs.NEST), epsilon=0)
+  rng = np.random.default_rng(0)
+  observation = {
+    'image': rng.integers(0, 255, (2, 7, 7, 3), np.uint8),
+    'direction': np.array([1, 3]),
+    'mission': ('find the seven', 'find'),  # as `gymnasium.vector` batches texts
+  }
+  actions = policy.step(observation)
+  expected = single.step({name: part[1] for name, part in observation.items()})
+  np.testing.assert_array_equal(actions[1], expected)
+  np.testing.assert_allclose(policy.q[1], single.q, rtol=1e-5, atol=1e-5)
+
+
 def test_reset_and_first_start_an_episode(run_of):
   policy = r2d2_acme.load_policy(run_of(runs.IMAGE), epsilon=0)
   env = runs.Screen()
@@ -169,8 +184,16 @@ def test_observation_without_the_preprocessing_is_refused_with_the_cure(run_of):
 
 def test_observations_of_another_number_of_environments_are_refused(run_of):
   policy = r2d2_acme.load_policy(run_of(runs.VECTOR), batch_size=2)
-  with pytest.raises(ValueError, match='batch_size=2'):
-    policy.step(np.zeros((3, 4), np.float32))
+  for wrong in (np.zeros((3, 4), np.float32), np.float32(0)):
+    with pytest.raises(ValueError, match='batch_size=2'):
+      policy.step(wrong)
+
+
+@pytest.mark.parametrize('reward', [np.nan, None])
+def test_reward_that_is_none_is_refused(run_of, reward):
+  policy = r2d2_acme.load_policy(run_of(runs.VECTOR))
+  with pytest.raises(ValueError, match='the reward must be a finite number'):
+    policy.step(np.zeros(4, np.float32), reward)
 
 
 def test_seed_decides_the_environments_episodes(run_of):

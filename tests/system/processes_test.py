@@ -95,8 +95,13 @@ def test_what_a_killed_child_leaves_without_a_mark_ends_with_the_parent():
   helpers.wait_until(lambda: _are_gone(family), timeout=20)
 
 
-def test_family_is_suspended_and_goes_on_with_the_parent():
-  parent, family = _start_family(patience=60.0, then='with family: time.sleep(1000)')
+@pytest.mark.parametrize('inner', [False, True])
+def test_family_is_suspended_and_goes_on_with_the_parent(inner):
+  """Also with a family in it."""
+  then = 'with family: time.sleep(1000)'
+  if inner:
+    then = 'with family, processes.Family(9.0): time.sleep(1000)'
+  parent, family = _start_family(patience=60.0, then=then)
   time.sleep(0.3)
 
   def are_stopped() -> list[bool]:
