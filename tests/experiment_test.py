@@ -12,6 +12,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from r2d2_acme import config as config_lib
@@ -44,6 +45,19 @@ experiment_flags.run(main)
 """
 
 
+_TORSO = """
+import sonnet as snt
+import tensorflow as tf
+
+class Torso(snt.Module):
+  def __call__(self, inputs):
+    return tf.cast(snt.flatten(inputs), tf.float32)
+
+def make(spec):
+  return Torso()
+"""
+
+
 class _Described(NamedTuple):
   config: R2D2Config
   environment: dict[str, str]
@@ -56,11 +70,12 @@ def describe(start, tmp_path):
   """`describe(*arguments)` is the experiment that these flags describe."""
   script = tmp_path / 'describe.py'
   script.write_text(_DESCRIBE)
+  (tmp_path / 'my_torso.py').write_text(_TORSO)
 
   def describe(*arguments: str) -> _Described:
     ended = start(*arguments, script=script)
     assert (ended.code, ended.err) == (0, '')
-    config, *others = json.loads(ended.out)
+    config, *others = json.loads(ended.out.splitlines()[-1])
     return _Described(R2D2Config(**config), *others)
 
   return describe
@@ -80,7 +95,7 @@ _SHARES = (
   *('sticky_actions', 'life_loss_discount'),
 )
 _SPECIAL = {
-  'torso': 'sonnet:Flatten',
+  'torso': 'my_torso:make',
   'state_strategy': 'zero',
   'full_action_space': True,
   'recurrent': False,
@@ -420,7 +435,7 @@ def test_arguments_of_an_environment_are_compared_as_they_are_kept(tmp_path):
   with pytest.raises(experiment.BadInput, match='was started with --env_kwargs'):
     begin(desc=('SF', 'HG'))
   with pytest.raises(experiment.BadInput, match='must fit into JSON'):
-    begin(desc=object())
+    begin(desc=np.array(['SF', 'FG']))
 
 
 def test_evaluation_that_is_shorter_than_the_game_is_told(start, tmp_path):
