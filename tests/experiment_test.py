@@ -12,7 +12,6 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 
 from r2d2_acme import config as config_lib
@@ -345,7 +344,6 @@ def test_protocol_of_a_game_sets_fields_that_flags_overrule(describe, refuse, tm
 
 _SIZED = """
 import gymnasium
-import numpy as np
 
 class Sized(gymnasium.Env):
   action_space = gymnasium.spaces.Discrete(2)
@@ -435,7 +433,7 @@ def test_arguments_of_an_environment_are_compared_as_they_are_kept(tmp_path):
   with pytest.raises(experiment.BadInput, match='was started with --env_kwargs'):
     begin(desc=('SF', 'HG'))
   with pytest.raises(experiment.BadInput, match='must fit into JSON'):
-    begin(desc=np.array(['SF', 'FG']))
+    begin(desc=(b'SF', b'FG'))
 
 
 def test_evaluation_that_is_shorter_than_the_game_is_told(start, tmp_path):
