@@ -93,6 +93,8 @@ ENVS = [
   'minigrid==3.1.0',  # grid worlds; its MemoryS7 needs memory
   'popgym==1.0.7',  # tasks that need memory, with published baselines
   'vizdoom==1.3.2',  # 3D mazes seen from within
+  'box2d==2.3.10',  # Gymnasium's CarRacing
+  'pygame-ce==2.5.8',  # draws CarRacing's observations
 ]
 
 
