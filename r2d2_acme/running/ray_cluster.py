@@ -42,7 +42,12 @@ _POLL_PERIOD = 0.1  # seconds
 # Ray would kill the processes of nodes, and what is to end them in order, at once.
 _WORKER_ENVIRONMENT = {'RAY_kill_child_processes_on_worker_exit': '0'}
 # By default Ray reports to its makers, and lets its workers yield to all others.
-_LOCAL_ENVIRONMENT = {'RAY_USAGE_STATS_ENABLED': '0', 'RAY_worker_niceness': '0'}
+_LOCAL_ENVIRONMENT = {
+  'RAY_USAGE_STATS_ENABLED': '0',
+  'RAY_worker_niceness': '0',
+  # A machine cannot lose itself: one that is busy answers late.
+  'RAY_health_check_failure_threshold': '100',
+}
 _ACTOR: dict[str, Any] = {'concurrency_groups': {'watching': 1}}
 _STRATEGIES = {'spread': 'SPREAD', 'pack': 'DEFAULT'}
 
