@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 
 from r2d2_acme.system import cuda, network, processes
 
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
 _TIMEOUT = 180.0  # seconds for the server to import everything, on a busy machine
 # The current directory is not searched, or a file there could hide a library.
 _PYTHON = (sys.executable, '-c')
@@ -187,8 +188,10 @@ def serve(private: str, *modules: str):
     private: as in `ForkServer`, as JSON.
     *modules: to import.
   """
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-    signal.signal(number, signal.SIG_IGN)  # the program decides when children end
+  # The program decides when children end. What asks them is blocked and not ignored: a
+  # child that is asked before it can heed that must not miss it.
+  signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
   requests = socket.socket(fileno=os.dup(0))
   with open(os.devnull) as nothing:
     os.dup2(nothing.fileno(), 0)
@@ -255,8 +258,9 @@ def _run(request: Mapping):
   code = 1
   try:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+    for number in _ASKING:
       signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKING)
     output = os.open(request['output'], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     os.dup2(output, 1)
     os.dup2(output, 2)

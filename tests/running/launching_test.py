@@ -721,17 +721,7 @@ def test_stop_before_the_start_is_code_0(tmp_path, number, when):
 
 @pytest.mark.parametrize(
   ('seconds', 'number'),
-  [
-    pytest.param(
-      *(0.0, signal.SIGTERM),
-      marks=pytest.mark.xfail(
-        strict=False,
-        reason='a node asked in its first moment may not stop: to be mended',
-      ),
-    ),
-    (1.0, signal.SIGINT),
-    (4.0, signal.SIGHUP),
-  ],
+  [(0.0, signal.SIGTERM), (1.0, signal.SIGINT), (4.0, signal.SIGHUP)],
 )
 def test_stop_while_nodes_start_is_code_0(tmp_path, seconds, number):
   with _started(tmp_path / 'run', _LOCAL_MP, '--env=CartPole-v1', *_SMALL) as program:

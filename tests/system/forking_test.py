@@ -188,6 +188,16 @@ def test_what_a_dead_child_leaves_behind_is_killed(fork, family, tmp_path):
   assert all(map(_is_gone, left[:2]))
 
 
+@pytest.mark.parametrize('fresh', [False, True])
+def test_child_that_is_asked_in_its_first_moment_stops(fork, fresh):
+  """However early that is, it must not miss it."""
+  for i in range(20):
+    child = fork('wait', name=f'child/{i}', fresh=fresh)
+    processes.ask(child.pid)
+    helpers.wait_until(lambda: child.poll() is not None, timeout=_TIMEOUT)  # noqa: B023
+    assert child.returncode == -signal.SIGTERM
+
+
 def test_hangup_does_not_reach_a_child(fork):
   child = fork('wait')
   os.kill(child.pid, signal.SIGHUP)
