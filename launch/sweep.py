@@ -27,7 +27,7 @@ from r2d2_acme.workdir import paths
 STOPPED = 'stopped: start again with the same --workdir to continue'
 # Flags of the runs' program that this one sets, or that limit something else.
 _OURS = (
-  *('game', 'env', 'environment', 'seed', 'config.seed', 'workdir', 'checkpoint'),
+  *('game', 'env', 'environment', 'seed', 'workdir', 'checkpoint'),
   *('max_actor_steps', 'max_learner_steps', 'lp_launch_type'),
 )
 
@@ -155,7 +155,7 @@ def _check(args: argparse.Namespace, flags: list[str]):
       'give --max_actor_steps= to train each run, or --collect to only score them'
     )
   for flag in [*flags, *args.set]:
-    if (args.collect and flag in flags) or flag.lstrip('-').split('=')[0] in _OURS:
+    if (args.collect and flag in flags) or _field(flag) in _OURS:
       runtime.exit_with_error(f'{flag!r} cannot be used here: see --help')
   values = {}
   given_flags = {_field(flag) for flag in flags}

@@ -44,7 +44,6 @@ class Videos:
     self._workdir = workdir
     self._period = period
     self._environment = environment
-    self._screen = video.screen_of(environment)
     self._rate = video.frames_per_second(environment)
     self._frames: list[np.ndarray] = []
     self._is_recording = False
@@ -63,9 +62,8 @@ class Videos:
     del q, action
     if self._is_recording and len(self._frames) < _SECONDS * self._rate:
       with self._drawing():
-        if not self._frames:  # the environment may have been made again
-          self._screen = video.screen_of(self._environment)
-        screen = self._screen(timestep)
+        # Each time, because the environment may have been made again.
+        screen = video.screen_of(self._environment)(timestep)
         stride = -(-max(screen.shape[:2]) // _MAX_SIZE)
         self._frames.append(np.array(screen[::stride, ::stride]))
 

@@ -13,7 +13,6 @@ from tests import helpers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-_NUM_STEPS = 10_000
 _SMALL = ('--preset=memory', '--config.min_replay_size=20', '--noevaluator')
 # Images: what two cores can do in minutes.
 _IMAGES = (
@@ -26,14 +25,12 @@ _POPGYM = (
   *('HigherLower', 'Concentration', 'MineSweeper', 'MultiarmedBandit'),
   *('PositionOnlyCartPole', 'VelocityOnlyCartpole', 'NoisyPositionOnlyCartPole'),
 )
+# By id: the module that it needs, the number of steps, and flags.
 _TRAINED = {
-  'minigrid:MiniGrid-MemoryS7-v0': ('minigrid', _SMALL),
-  'vizdoom.gymnasium_wrapper:VizdoomMyWayHome-v1': ('vizdoom', _IMAGES),
-  'CarRacing-v3': ('Box2D', (*_IMAGES, '--env_kwargs={"continuous": false}')),
-  **{
-    f'popgym:popgym-{task}Easy-v0': ('popgym', (*_SMALL, '--max_actor_steps=2000'))
-    for task in _POPGYM
-  },
+  'minigrid:MiniGrid-MemoryS7-v0': ('minigrid', 10_000, _SMALL),
+  'vizdoom.gymnasium_wrapper:VizdoomMyWayHome-v1': ('vizdoom', 10_000, _IMAGES),
+  'CarRacing-v3': ('Box2D', 10_000, (*_IMAGES, '--env_kwargs={"continuous": false}')),
+  **{f'popgym:popgym-{task}Easy-v0': ('popgym', 2000, _SMALL) for task in _POPGYM},
 }
 
 
@@ -44,16 +41,16 @@ def _require(module: str):
 
 @pytest.mark.parametrize('env', _TRAINED)
 def test_environment_trains(start, tmp_path: pathlib.Path, env):
-  module, flags = _TRAINED[env]
+  module, num_steps, flags = _TRAINED[env]
   _require(module)
   ended = start(
-    *(f'--env={env}', f'--max_actor_steps={_NUM_STEPS}', *flags, '--workdir=run'),
+    *(f'--env={env}', f'--max_actor_steps={num_steps}', *flags, '--workdir=run'),
     script=helpers.LAUNCH / 'single_process.py',
   )
   assert ended.code == 0, (ended.out, ended.err)
   assert 'Traceback' not in ended.err
   counts = checkpointing.verify(str(tmp_path / 'run'))
-  assert counts['actor_steps'] >= 2000
+  assert counts['actor_steps'] >= num_steps
   assert counts['learner_steps'] > 10
 
 
