@@ -91,7 +91,7 @@ def make_tables(
 ) -> Sequence[reverb.Table]:
   """As `acme.agents.tf.r2d2.R2D2` makes it."""
   state = make_network(config, own).initial_state(1)
-  signature = adders.WindowAdder.signature(
+  signature = adders.SequenceAdder.signature(
     environment_spec(own),
     {'core_state': tf_utils.squeeze_batch_dim(state)},
     sequence_length=config.sequence_length + 1,
@@ -131,7 +131,7 @@ def make_actor(
   network = make_network(config, own)
   adder = variable_client = None
   if client is not None:
-    adder = adders.WindowAdder(
+    adder = adders.SequenceAdder(
       client,
       sequence_length=config.sequence_length + 1,
       period=config.sequence_period,

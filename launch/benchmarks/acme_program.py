@@ -14,10 +14,14 @@ from acme.utils import counting
 from acme.utils import loggers as acme_loggers
 
 from benchmarks import acme_parts, emulator, end_to_end
+from r2d2_acme import running
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.running import launching
 from r2d2_acme.system import machine, runtime
 from r2d2_acme.workdir import loggers
+
+_NUM_ACTORS = flags.DEFINE_integer('num_actors', 1, 'Actors, of one environment each.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'For logs and output.', required=True)
 
 
 class _Counting(wrappers.EnvironmentWrapper):
@@ -105,10 +109,13 @@ def make_program(config: R2D2Config, workdir: str) -> lp.Program:
 
 def main(_) -> None:
   runtime.hide_gpu()
-  num_actors, workdir = flags.FLAGS.num_actors, flags.FLAGS.workdir
-  config = end_to_end.config(num_actors)
-  program = make_program(config, workdir)
-  launching.launch(program, 'local_mp', os.path.join(workdir, 'output'))
+  program = make_program(end_to_end.config(_NUM_ACTORS.value), _WORKDIR.value)
+  launching.launch(
+    program,
+    'local_mp',
+    os.path.join(_WORKDIR.value, 'output'),
+    network=running.HOST,  # the replay is asked from outside
+  )
 
 
 if __name__ == '__main__':

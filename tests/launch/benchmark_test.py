@@ -1,6 +1,8 @@
 """`launch/benchmark.py`: its arithmetic, how it measures, and how it fails."""
 
+import dataclasses
 import os
+import pathlib
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,8 @@ import dm_env
 import numpy as np
 import psutil
 import pytest
+import reverb
+import tree
 from acme import specs
 from benchmarks import end_to_end, learner, measuring, memory, report
 
@@ -222,6 +226,36 @@ def test_acme_has_our_weights():
 
   ours = our_parts.make_builder(config).make_network()
   assert count(acme_parts.make_network(config)) == count(ours)
+
+
+def test_acme_parts_write_windows_and_learn_from_them():
+  from benchmarks import acme_parts, our_parts
+
+  config = dataclasses.replace(helpers.make_config(), batch_size=2)
+  measure = acme_parts.serve_filled(config)
+  address, _ = measure()
+  (table,) = reverb.Client(address).server_info().values()
+  assert table.current_size >= our_parts.NUM_WINDOWS - 1
+  dataset = acme_parts.make_dataset(config, address, num_parallel_calls=1)
+  learner = acme_parts.make_learner(config, dataset, address=address)
+  before = tree.map_structure(np.copy, learner.get_variables(['policy']))
+  assert our_parts.seconds_per_call(learner.step)() > 0
+  assert any(map(np.any, map(np.subtract, before[0], learner.get_variables([''])[0])))
+
+
+def test_acme_program_writes_windows():
+  with end_to_end._acme_program() as program:
+    output = pathlib.Path(program._folder.name, 'output', 'replay', '0')
+
+    def num_windows() -> int:
+      assert program._process.poll() is None, program._process.communicate()
+      ports = end_to_end._PORT.findall(output.read_text()) if output.exists() else []
+      if not ports:
+        return 0
+      (table,) = reverb.Client(f'localhost:{ports[-1]}').server_info().values()
+      return table.rate_limiter_info.insert_stats.completed
+
+    helpers.wait_until(num_windows, 120)
 
 
 def _run(*args):
