@@ -3,6 +3,7 @@
 python launch/study.py ablation         minutes for each run
 python launch/study.py initial_states   half an hour on a core
 python launch/study.py memory_tasks     half an hour on a core
+python launch/study.py popgym           hours on a core
 
 `python launch/study.py ablation --help` shows the flags of that study. Finished runs
 stay in --workdir and are not trained again, unless their config has changed.
@@ -12,7 +13,7 @@ import preamble  # noqa: F401
 
 import argparse
 
-from studies import ablation, initial_states, memory_tasks, runner
+from studies import ablation, initial_states, memory_tasks, popgym, runner
 
 from r2d2_acme.system import runtime, stopping
 
@@ -20,6 +21,7 @@ _STUDIES = {
   'ablation': ablation,
   'initial_states': initial_states,
   'memory_tasks': memory_tasks,
+  'popgym': popgym,
 }
 
 

@@ -11,7 +11,7 @@ and reward, as R2D2 does.
 import argparse
 import contextlib
 import dataclasses
-import functools
+import math
 import pathlib
 import statistics
 import time
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import acme
+import numpy as np
 from acme.utils import loggers
 from rich import console, table
 
@@ -39,7 +40,7 @@ from studies.runner import Case, Study
 _SHARE_OF_MAX = 0.95  # of the maximal return, where the task knows it
 _AGENTS = {True: 'memory', False: 'memoryless'}  # by whether it is recurrent
 _EVALUATIONS = 'evaluations.csv'
-_COLUMNS = ('actor_steps', 'learner_steps', 'mean_return', 'seconds')
+_COLUMNS = ('actor_steps', 'learner_steps', 'mean_return', 'positive', 'seconds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Task:
     max_steps: steps of all environments together after which a run ends, solved or not.
     evaluation_period: steps between evaluations.
     num_episodes: episodes of an evaluation, which are played at the same time.
-    threshold: the mean return that solves the task; None for 0.95 of the maximum.
+    threshold: the mean return that solves the task; None for 0.95 of the maximum, and
+      infinity where runs shall train to their end.
     overrides: fields of the preset `memory` that have other values for this task.
   """
 
@@ -86,6 +88,15 @@ TASKS = (
     overrides={'samples_per_insert': 32.0},
   ),
 )
+# Trains only if it is named, as it needs `make install EXTRAS=envs`.
+MINIGRID = Task(
+  'minigrid:MiniGrid-MemoryS7-v0',
+  max_steps=1_000_000,
+  evaluation_period=10_000,
+  # Who goes the right way at once gets at most 0.97, so that 0.92 takes 95 % of the
+  # episodes.
+  threshold=0.92,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +108,8 @@ class Curve:
     recurrent: whether the agent has a memory; the baseline has none.
     seed: the seed of the run.
     goal: the mean return that solves the task.
-    rows: one for each evaluation, with `actor_steps`, `learner_steps`, `mean_return`
-      and `seconds`.
+    rows: one for each evaluation, with `actor_steps`, `learner_steps`, `mean_return`,
+      `positive` (the share of episodes whose return is above 0) and `seconds`.
   """
 
   task: str
@@ -123,6 +134,11 @@ class Curve:
   @property
   def num_steps(self) -> int:
     return int(self.rows[-1]['actor_steps']) if self.rows else 0
+
+  @property
+  def best_return(self) -> float:
+    """The highest mean return of an evaluation."""
+    return max(row['mean_return'] for row in self.rows)
 
   @property
   def last_return(self) -> float:
@@ -154,10 +170,12 @@ class TaskCase(Case):
       nonlocal solved_after
       if steps < curve.num_steps + task.evaluation_period:
         return
+      returns = evaluate(agent)
       row = {
         'actor_steps': curve.num_steps + task.evaluation_period,
         'learner_steps': agent.learner.num_steps,
-        'mean_return': evaluate(agent),
+        'mean_return': float(np.mean(returns)),
+        'positive': float(np.mean(returns > 0)),
         'seconds': round(time.monotonic() - start, 1),
       }
       curve.rows.append(row)
@@ -188,8 +206,8 @@ class TaskCase(Case):
 @contextlib.contextmanager
 def _evaluator(
   experiment: Experiment, num_episodes: int
-) -> Iterator[Callable[[acme.VariableSource], float]]:
-  """Yields a function that returns the mean return with an agent's parameters.
+) -> Iterator[Callable[[acme.VariableSource], np.ndarray]]:
+  """Yields a function that returns the returns with an agent's parameters.
 
   It plays its episodes at the same time, nearly greedily.
   """
@@ -202,12 +220,12 @@ def _evaluator(
     epsilons = [config.evaluator_epsilon] * num_episodes
     actor = BatchedActor(network, config, spec, epsilons=epsilons, seeds=policy_seeds)
 
-    def evaluate(source: acme.VariableSource) -> float:
+    def evaluate(source: acme.VariableSource) -> np.ndarray:
       actor.fetch(source)
       episodes = evaluation.play(
         actor, evaluated, num_episodes, max_steps=config.max_evaluation_steps
       )
-      return statistics.mean(episode.total for episode in episodes)
+      return np.array([episode.total for episode in episodes])
 
     yield evaluate
 
@@ -227,8 +245,22 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 def add_flags(parser: argparse.ArgumentParser):
-  names = [task.env for task in TASKS]
-  runner.add_flags(parser, 'memory_tasks')
+  add_task_flags(parser, TASKS, 'memory_tasks', 'results/memory_tasks.png')
+
+
+def add_task_flags(
+  parser: argparse.ArgumentParser, tasks: Sequence[Task], name: str, out: str
+):
+  """Adds the flags of a study of tasks.
+
+  Args:
+    parser: of the study.
+    tasks: what trains by default.
+    name: of the study, for its default folder in `runs/`.
+    out: the default path of the plot.
+  """
+  names = [task.env for task in tasks]
+  runner.add_flags(parser, name)
   parser.add_argument(
     '--tasks', default=','.join(names), help='by default ' + ',\n'.join(names)
   )
@@ -236,14 +268,29 @@ def add_flags(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--out',
     type=paths.argument,
-    default='results/memory_tasks.png',
-    help='the plot; its CSV lies beside it. By default results/memory_tasks.png',
+    default=out,
+    help=f'the plot; its CSV lies beside it. By default {out}',
   )
 
 
 def make_study(args: argparse.Namespace) -> Study:
   """Makes the study that the flags describe; exits if they cannot work."""
-  by_name = {task.env: task for task in TASKS}
+  return make_task_study(args, (*TASKS, MINIGRID), _report)
+
+
+def make_task_study(
+  args: argparse.Namespace,
+  tasks: Sequence[Task],
+  report: Callable[[Sequence[Curve], pathlib.Path], int],
+) -> Study:
+  """Makes a study of the tasks that the flags name; exits if they cannot work.
+
+  Args:
+    args: the parsed flags, see `add_task_flags`.
+    tasks: those that may be named.
+    report: writes what came of all runs, the plot to that path; returns the exit code.
+  """
+  by_name = {task.env: task for task in tasks}
   names = list(dict.fromkeys(args.tasks.split(',')))
   for name in names:
     if name not in by_name:
@@ -259,14 +306,26 @@ def make_study(args: argparse.Namespace) -> Study:
   except ValueError as error:
     runtime.exit_with_error(str(error))
   cases: dict[str, TaskCase] = {}
-  for task in TASKS:
+  for task in tasks:
     if task.env in names:
       cases |= make_cases(task, args.max_steps)
+
+  def report_runs(runs: Mapping[str, Sequence[pathlib.Path]]) -> int:
+    curves = [
+      cases[name].curve(int(workdir.name), read_rows(workdir))
+      for name, workdirs in runs.items()
+      for workdir in workdirs
+    ]
+    order = list(by_name)
+    curves.sort(key=lambda c: (order.index(c.task), c.seed, not c.recurrent))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return report(curves, out)
+
   return Study(
     cases,
     seeds=list(dict.fromkeys(map(int, args.seeds.split(',')))),
     workdir=pathlib.Path(args.workdir),
-    report=functools.partial(_report, cases, out),
+    report=report_runs,
   )
 
 
@@ -294,33 +353,26 @@ def make_cases(task: Task, max_steps: int | None = None) -> dict[str, TaskCase]:
   }
 
 
-def _report(
-  cases: Mapping[str, TaskCase],
-  out: pathlib.Path,
-  runs: Mapping[str, Sequence[pathlib.Path]],
-) -> int:
+def _report(curves: Sequence[Curve], out: pathlib.Path) -> int:
   """Prints a table and writes the plot and its CSV.
 
   Returns:
     The exit code: 0 if every run with memory solved its task, else 1.
   """
-  curves = [
-    cases[name].curve(int(workdir.name), read_rows(workdir))
-    for name, workdirs in runs.items()
-    for workdir in workdirs
-  ]
-  names = [task.env for task in TASKS]
-  curves.sort(key=lambda c: (names.index(c.task), c.seed, not c.recurrent))
-  terminal = console.Console()
-  if not terminal.is_terminal:
-    terminal = console.Console(width=120)
-  terminal.print(make_table(curves))
-  out.parent.mkdir(parents=True, exist_ok=True)
+  show(make_table(curves))
   plot(curves, out)
   write_csv(curves, out.with_suffix('.csv'))
   files = [paths.shown(str(out.with_suffix(x))) for x in ('.png', '.csv')]
   print(f'{" and ".join(files)} have the curves.')
   return int(any(c.recurrent and c.solved_at is None for c in curves))
+
+
+def show(grid: table.Table):
+  """Prints a table, not too narrow where there is no terminal."""
+  terminal = console.Console()
+  if not terminal.is_terminal:
+    terminal = console.Console(width=120)
+  terminal.print(grid)
 
 
 def make_table(curves: Sequence[Curve]) -> table.Table:
@@ -379,7 +431,8 @@ def plot(curves: Sequence[Curve], path: pathlib.Path):
         alpha=0.8,
         label=labels.pop(curve.recurrent, None),
       )
-    axis.axhline(group[0].goal, color='tab:red', linestyle='--', linewidth=1)
+    if math.isfinite(group[0].goal):
+      axis.axhline(group[0].goal, color='tab:red', linestyle='--', linewidth=1)
     axis.set_title(task, fontsize=9)
     axis.set_xlabel('steps of all environments')
     axis.set_ylabel('mean return of an evaluation')

@@ -28,6 +28,7 @@ def _curve(*returns, recurrent=True, seed=0, task='memory/cue_recall/1'):
       'actor_steps': 1000 * (i + 1),
       'learner_steps': i,
       'mean_return': mean_return,
+      'positive': 0.25,
       'seconds': 0.5,
     }
     for i, mean_return in enumerate(returns)
@@ -79,18 +80,18 @@ def test_configs_are_valid_and_differ_in_recurrence_only(task):
   environments.make(task.env).close()
 
 
-_HEADER = 'actor_steps,learner_steps,mean_return,seconds'
+_HEADER = 'actor_steps,learner_steps,mean_return,positive,seconds'
 
 
 @pytest.mark.parametrize(
   'text',
-  ['', '\0', _HEADER, 'actor_steps\n3', f'{_HEADER}\n3', f'{_HEADER}\n3,4,x,5'],
+  ['', '\0', _HEADER, 'actor_steps\n3', f'{_HEADER}\n3', f'{_HEADER}\n3,4,x,5,6'],
 )
 def test_run_with_damaged_curve_is_not_whole(tmp_path, text):
   (agent, _) = memory_tasks.make_cases(_TASK).values()
   path = tmp_path / 'evaluations.csv'
   assert not agent.is_whole(tmp_path)
-  path.write_text(f'{_HEADER}\n1000,1,0.5,0.5\n')
+  path.write_text(f'{_HEADER}\n1000,1,0.5,1,0.5\n')
   assert agent.is_whole(tmp_path)
   path.write_text(text)
   assert not agent.is_whole(tmp_path)
@@ -124,6 +125,7 @@ def test_csv_has_a_row_for_each_evaluation(tmp_path):
     'actor_steps': '1000',
     'learner_steps': '0',
     'mean_return': '-0.5',
+    'positive': '0.25',
     'seconds': '0.5',
   }
 
@@ -152,7 +154,8 @@ def test_run_evaluates_at_its_period_and_learns_meanwhile(tmp_path):
   expected = (num_windows - config.min_replay_size) * config.samples_per_insert
   assert learner_steps[-1] == pytest.approx(expected / config.batch_size, rel=0.05)
   assert learner_steps == sorted(set(learner_steps))
-  assert all(-1 <= row['mean_return'] <= 1 for row in curve.rows)
+  for row in curve.rows:  # returns are -1 or 1
+    assert row['positive'] == pytest.approx((row['mean_return'] + 1) / 2, abs=1e-6)
   assert finished['max_steps'] == 3_000
   assert finished['solved_after'] == (None if curve.solved_at is None else 3_000)
 
