@@ -18,6 +18,13 @@ NO_LINUX = r2d2_acme needs Linux on x86-64 with glibc; \
 # All tests run in three processes, as many of them wait for programs; a choice of them
 # in one, which starts sooner.
 TEST_ARGS = $(or $(ARGS),--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
+EXTRA_LOCKS = dev:test,bench gpu:gpu envs:envs ray:ray wandb:wandb mlflow:mlflow
+# Prints the packages of pip's report on what it would install.
+REPORTED = import json, sys; \
+  packages = [package["metadata"] for package in json.load(sys.stdin)["install"]]; \
+  packages.sort(key=lambda package: package["name"].lower()); \
+  print(*("{name}=={version}".format(**package) for package in packages \
+    if package["name"] != "r2d2-acme"), sep="\n")
 LOCK_HEADER = \# All packages, for CPython 3.10 on Linux x86-64. `make lock` writes this.
 
 .PHONY: help install test train bench check format doctor lock clean FORCE
@@ -57,12 +64,12 @@ lock: .venv/.home ## resolve requirements*.txt again from setup.py
 	$$pip install -qq wheel; \
 	echo 'Resolving requirements.txt ...'; $$pip install -qq .; \
 	(echo '$(LOCK_HEADER)'; freeze) > requirements.txt; \
-	for file in dev:test,bench gpu:gpu envs:envs; do \
-	  freeze > $$new/before; name=requirements-$${file%:*}.txt; \
-	  echo "Resolving $$name ..."; \
-	  $$pip install -qq -c requirements.txt ".[$${file#*:}]"; \
+	for file in $(EXTRA_LOCKS); do \
+	  name=requirements-$${file%:*}.txt; echo "Resolving $$name ..."; \
+	  $$pip install -qq --dry-run --report $$new/report -c requirements.txt \
+	    ".[$${file#*:}]"; \
 	  (echo '$(LOCK_HEADER)'; echo '-r requirements.txt'; \
-	    freeze | grep -vxFf $$new/before) > $$name; \
+	    $(PY) -c '$(REPORTED)' < $$new/report) > $$name; \
 	done
 
 clean: ## remove .venv and caches; leaves runs/ alone

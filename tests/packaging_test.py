@@ -53,14 +53,14 @@ def test_gpu_lock_is_the_extra(monkeypatch):
   assert _pins(extras['gpu']) == _lock('requirements-gpu.txt')
 
 
-def test_lock_of_environments_holds_the_extra(monkeypatch):
+@pytest.mark.parametrize('name', ['envs', 'ray', 'wandb', 'mlflow'])
+def test_lock_of_an_extra_holds_it(monkeypatch, name):
   extras = _setup_arguments(monkeypatch)['extras_require']
-  assert _pins(extras['envs']).items() <= _lock('requirements-envs.txt').items()
+  assert _pins(extras[name]).items() <= _lock(f'requirements-{name}.txt').items()
 
 
 @pytest.mark.parametrize(
-  'name',
-  ['requirements-dev.txt', 'requirements-gpu.txt', 'requirements-envs.txt'],
+  'name', sorted(path.name for path in _ROOT.glob('requirements-*.txt'))
 )
 def test_lock_adds_to_the_runtime_lock_and_repeats_nothing(name):
   text = (_ROOT / name).read_text()
