@@ -401,6 +401,7 @@ def memory() -> R2D2Config:
     # Far below the gradients: that of the cue, 30 steps back, is tiny at first.
     adam_epsilon=1e-6,
     target_update_period=100,
+    conv_channels=(16, 32, 32),
     torso_size=64,
     core_size=64,
     head_size=64,

@@ -134,13 +134,13 @@ def _saturate(
 def draw(by_number: Mapping[int, Sequence[Comparison]], path: pathlib.Path):
   """Writes a PNG with what `run` measured, against the number of fetchers."""
   pyplot = plotting.pyplot()
-  figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), constrained_layout=True)
+  figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
   numbers = list(by_number)
   for side in (_DIRECT, _CACHED):
     steps, sent, _ = zip(*by_number.values(), strict=True)
     axes[0].plot(numbers, [x.ratio(side, LIMIT) for x in steps], 'o-', label=side)
     axes[1].plot(numbers, [x.median(side) for x in sent], 'o-', label=side)
-  axes[0].set_ylabel('learner steps/s, as a share of those without fetchers')
+  axes[0].set_ylabel('learner steps/s, to those without fetchers')
   axes[1].set_ylabel('MB/s sent by the learner')
   for axis in axes:
     axis.set_xscale('log', base=2)

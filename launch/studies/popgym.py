@@ -31,14 +31,12 @@ _NAMES = (
   'Battleship',
   'HigherLower',
   'Concentration',
-  'MultiarmedBandit',
   'PositionOnlyCartPole',
-  'NoisyPositionOnlyCartPole',
 )
 TASKS = tuple(
   Task(
     f'popgym:popgym-{name}Easy-v0',
-    max_steps=400_000,
+    max_steps=240_000,
     evaluation_period=20_000,
     threshold=math.inf,
   )
