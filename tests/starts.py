@@ -44,7 +44,7 @@ for line in sys.stdin:
   request = json.loads(line)
   pid = os.fork()
   if pid:
-    deadline = time.time() + 60
+    deadline = time.time() + request['seconds']
     ended, status = 0, 0
     while not ended:
       time.sleep(0.01)
@@ -97,11 +97,16 @@ def starter(home):
 
 @pytest.fixture
 def start(starter, tmp_path):
-  """`start(*arguments)` runs a program of `launch/` in `tmp_path`."""
+  """`start(*arguments)` runs a program of `launch/` in `tmp_path`.
 
-  def start(*arguments: str, script: pathlib.Path = DISTRIBUTED) -> Ended:
+  A program that takes longer than `seconds` is killed.
+  """
+
+  def start(
+    *arguments: str, script: pathlib.Path = DISTRIBUTED, seconds: float = 60.0
+  ) -> Ended:
     argv = [str(script), *arguments]
-    request = json.dumps({'folder': str(tmp_path), 'argv': argv})
+    request = json.dumps({'folder': str(tmp_path), 'argv': argv, 'seconds': seconds})
     starter.stdin.write(request + '\n')
     starter.stdin.flush()
     code = int(starter.stdout.readline())

@@ -46,6 +46,7 @@ def test_environment_trains(start, tmp_path: pathlib.Path, env):
   ended = start(
     *(f'--env={env}', f'--max_actor_steps={num_steps}', *flags, '--workdir=run'),
     script=helpers.LAUNCH / 'single_process.py',
+    seconds=1700,
   )
   assert ended.code == 0, (ended.out, ended.err)
   assert 'Traceback' not in ended.err
