@@ -30,7 +30,7 @@ _TRAINED = {
   'minigrid:MiniGrid-MemoryS7-v0': ('minigrid', 10_000, _SMALL),
   'vizdoom.gymnasium_wrapper:VizdoomMyWayHome-v1': ('vizdoom', 10_000, _IMAGES),
   'CarRacing-v3': ('Box2D', 10_000, (*_IMAGES, '--env_kwargs={"continuous": false}')),
-  **{f'popgym:popgym-{task}Easy-v0': ('popgym', 2000, _SMALL) for task in _POPGYM},
+  **{f'popgym:popgym-{task}Easy-v0': ('popgym', 4000, _SMALL) for task in _POPGYM},
 }
 
 
