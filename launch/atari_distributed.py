@@ -39,6 +39,8 @@ _RESOURCES = flags.DEFINE_string(
   'On Ray, a YAML file of what the nodes need, such as {learner: {cpus: 4, gpus: 1}}.',
 )
 
+flags.declare_key_flag('lp_launch_type')  # Launchpad's
+
 
 def main() -> int:
   if _RAY_ADDRESS.value is not None:
@@ -69,7 +71,7 @@ def _run_on_ray(address: str) -> int:
   runtime.limit_threads(machine.num_cores())
   experiment = experiment_flags.from_flags(evaluator=_EVALUATOR.value)
   factory = environments.describe(experiment.environment_factory)
-  modules = [name.partition(':')[0] for name in [factory.get('environment')] if name]
+  modules = clusters.find_modules(factory, experiment.config.torso)
   cluster = clusters.Cluster(address, _RESOURCES.value, modules)
   try:
     return _launch(experiment, launching.RAY, cluster=cluster)

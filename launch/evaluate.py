@@ -28,7 +28,9 @@ _MAX_STEPS = flags.DEFINE_integer(
   'config.',
   lower_bound=1,
 )
-_VIDEO = flags.DEFINE_bool('video', False, 'Make an MP4 of the first in videos/.')
+_VIDEO = flags.DEFINE_bool(
+  'video', False, 'Make an MP4 of the first episode, in videos/.'
+)
 _ANIMATION = flags.DEFINE_string(
   'animation',
   None,
@@ -37,7 +39,6 @@ _ANIMATION = flags.DEFINE_string(
 
 
 def main() -> int:
-  experiment_flags.refuse_all_but('workdir', 'checkpoint', 'seed')
   if not flags.FLAGS.workdir:
     raise experiment.BadInput('whose network? give --workdir=, that of a run')
   processes.guard_children()
@@ -91,4 +92,11 @@ def _tell(number: int, episode: evaluation.Episode):
 
 
 if __name__ == '__main__':
-  experiment_flags.run(main)
+  experiment_flags.run(
+    main,
+    only={
+      'workdir': 'The workdir of a run.',
+      'checkpoint': 'Which of its checkpoints, such as ckpt-3 or best. [the newest]',
+      'seed': "Of the environments and the policy. [the run's]",
+    },
+  )

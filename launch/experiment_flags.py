@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -69,12 +69,17 @@ _MAX_LEARNER_STEPS = flags.DEFINE_integer(
 )
 
 
-def run(main: Callable[[], int]) -> NoReturn:
+def run(main: Callable[[], int], only: Mapping[str, str] | None = None) -> NoReturn:
   """Parses the flags and runs a program's main; the process ends with its code.
 
   Bad input is one line on stderr and exit code 2. A failure of the environment is its
   own traceback, if it has one, then one line, and code 1. Ctrl-C, where the program
   does not handle it, is code 130. No child of the process is left.
+
+  Args:
+    main: of the program; returns the exit code.
+    only: for a program that reads an experiment from a workdir, those flags of this
+      module that it heeds, with their help. The others are refused.
   """
 
   def parse(argv: Sequence[str]) -> Sequence[str]:
@@ -85,8 +90,11 @@ def run(main: Callable[[], int]) -> NoReturn:
         config_dict.ConfigDict(dataclasses.asdict(config_lib.laptop())),
         'Any field of R2D2Config, as --config.<field>=; shown are those of laptop.',
       )
+      _declare_for_help(argv[0], only)
       # Warnings and errors only; the default is INFO.
       return flags.FLAGS([argv[0], '--verbosity=-1', *argv[1:]])
+    except SystemExit:  # after --help, which absl takes for a failure
+      sys.exit(0)
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
       runtime.exit_with_error(str(error))
 
@@ -94,6 +102,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     try:
       if argv[1:]:
         raise BadInput(f'{argv[1]!r} is not a flag: see --help')
+      if only is not None:
+        _refuse_all_but(only)
       code = main()
     except (BadInput, checkpointing.CheckpointError, paths.BadWorkdir) as error:
       runtime.exit_with_error(str(error))
@@ -108,6 +118,16 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
   app.run(checked, flags_parser=parse)
+
+
+def _declare_for_help(program: str, only: Mapping[str, str] | None):
+  """Lets --help of a program show those flags of this module that it heeds."""
+  flag_values = flags.FLAGS
+  for flag in flag_values.flags_by_module_dict()[__name__]:
+    if only is None or flag.name in only:
+      flag_values.register_key_flag_for_module(program, flag)
+  for name, text in (only or {}).items():
+    flag_values[name].help = text
 
 
 def _exit_with_failure(error: environments.EnvironmentFailed) -> NoReturn:
@@ -134,6 +154,9 @@ def from_flags(*, evaluator: bool = True, **fixed: Any) -> Experiment:
     BadWorkdir: no folder can have the workdir's path.
     CheckpointError: the checkpoints' folder cannot be read.
   """
+  for flag in (_GAME, _ENV, _ENVIRONMENT, _CHECKPOINT):
+    if flag.value == '':  # perhaps of a shell's variable that is not set
+      raise BadInput(f'--{flag.name}= is empty: give a value, or leave the flag out')
   default = f'runs/{_default_name()}'
   workdir = paths.resolve(default if _WORKDIR.value is None else _WORKDIR.value)
   stored = experiment.read_resumed(workdir)
@@ -201,19 +224,28 @@ def _config_from_flags(
   given = dict(config_lib.ATARI[_ATARI.value]) if _ATARI.value else {}
   given |= config_flags.get_override_values(flags.FLAGS['config'])
   for flag in (_NUM_ACTORS, _ENVS_PER_ACTOR, _SEED, _VIDEO_PERIOD):
-    if flag.value is not None:
-      given[flag.name] = flag.value
+    if flag.value is not None and given.setdefault(flag.name, flag.value) != flag.value:
+      raise BadInput(
+        f'--{flag.name}={flag.value} and --config.{flag.name}={given[flag.name]} '
+        'contradict each other: give one'
+      )
   for name, value in fixed.items():
+    before = stored.get('config', {}).get(name, value)
+    if name not in description.FREE_FIELDS and before != value:
+      raise BadInput(
+        f'this program is for {name}={value}, and the run has {before}: resume it with '
+        'launch/atari_distributed.py'
+      )
     if given.setdefault(name, value) != value:
       raise BadInput(f'this program is for {name}={value}, not {given[name]}')
   try:
     preset = config_lib.PRESETS[_PRESET.value]()
     if not stored:
       return dataclasses.replace(preset, **given)
-    before = R2D2Config(**stored['config'])
+    stored_config = R2D2Config(**stored['config'])
     # A free field goes on as it was last, whatever the preset says.
-    free = {name: getattr(before, name) for name in description.FREE_FIELDS}
-    start = preset if flags.FLAGS['preset'].present else before
+    free = {name: getattr(stored_config, name) for name in description.FREE_FIELDS}
+    start = preset if flags.FLAGS['preset'].present else stored_config
     return dataclasses.replace(start, **{**free, **given})
   except (TypeError, ValueError) as error:
     raise BadInput(str(error)) from error
@@ -234,7 +266,7 @@ def override(config: R2D2Config, **given: flags.FlagHolder | flags.Flag) -> R2D2
   return config
 
 
-def refuse_all_but(*names: str):
+def _refuse_all_but(names: Collection[str]):
   """Refuses the flags of this module that a program reads from a workdir instead.
 
   Raises:

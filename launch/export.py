@@ -13,11 +13,10 @@ from r2d2_acme.policies import exporting
 from r2d2_acme.system import processes, runtime
 from r2d2_acme.workdir import checkpointing, paths
 
-_OUT = flags.DEFINE_string('out', None, 'The folder to make.')
+_OUT = flags.DEFINE_string('out', None, 'The folder to make, such as exported/pong.')
 
 
 def main() -> int:
-  experiment_flags.refuse_all_but('workdir', 'checkpoint')
   if not flags.FLAGS.workdir or not _OUT.value:
     raise BadInput('give --workdir=, that of a run, and --out=, the folder to make')
   processes.guard_children()
@@ -39,4 +38,10 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  experiment_flags.run(main)
+  experiment_flags.run(
+    main,
+    only={
+      'workdir': 'The workdir of a run.',
+      'checkpoint': 'Which of its checkpoints, such as ckpt-3 or best. [the newest]',
+    },
+  )

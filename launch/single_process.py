@@ -11,7 +11,9 @@ from absl import flags
 from r2d2_acme import agent
 from r2d2_acme.system import machine, processes, runtime, stopping
 
-_EVALUATOR = flags.DEFINE_bool('evaluator', True, 'Whether to evaluate in between.')
+_EVALUATOR = flags.DEFINE_bool(
+  'evaluator', True, 'Whether to evaluate during the training.'
+)
 
 
 def main() -> int:

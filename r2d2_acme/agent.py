@@ -144,8 +144,8 @@ class R2D2(acme.Actor, acme.VariableSource):
     # Nobody may wait for the other side in one thread: no ratio in the limiter.
     min_size = reverb.rate_limiters.MinSize(config.min_replay_size)
     tables = run.builder.make_tables(min_size)
-    self._server = replay_checkpoints.start_server(workdir, tables)
-    address = f'localhost:{self._server.port}'
+    server = replay_checkpoints.start_server(workdir, tables)
+    address = f'localhost:{server.port}'
     client = reverb.Client(address)
     self.learner = run.builder.make_learner(
       iter(run.builder.make_dataset(address, prefetch=0)),
@@ -171,6 +171,9 @@ class R2D2(acme.Actor, acme.VariableSource):
     )
     self._actor = R2D2Actor(self._batched_actor)
     self._num_learned = 0  # steps, in this process
+    # The last one, so that it ends after those who write to it: otherwise it would wait
+    # for them for seconds.
+    self._server = server
 
   @property
   def counter(self) -> counting.Counter:
@@ -362,7 +365,11 @@ def _train(
       observe(agent, int(counts.get('actor_steps', 0)))
       if should_stop() or loggers.is_at_limit(counts, limits):
         return
-      loop.run(num_steps=config.envs_per_actor)
+      try:
+        loop.run(num_steps=config.envs_per_actor)
+      except environments.EpisodeLost:  # it was being made again
+        if not should_stop():
+          raise
       if time.time() - last_evaluation > config.evaluation_period:
         for evaluator in evaluators:
           evaluator.run_episode()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 from typing import NamedTuple
 
 import acme
@@ -15,7 +16,7 @@ from acme.utils import counting, loggers
 from dm_env import specs
 
 from r2d2_acme.acting.loop import VectorEnvironmentLoop
-from r2d2_acme.agent import R2D2
+from r2d2_acme.agent import R2D2, run_experiment
 from r2d2_acme.builder import (
   R2D2Builder,
   environment_seed,
@@ -23,6 +24,8 @@ from r2d2_acme.builder import (
 )
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.environments import checked, make_cue_recall
+from r2d2_acme.environments.memory import CueRecall
+from r2d2_acme.experiment import Experiment
 from r2d2_acme.seeds import derive_seed
 from r2d2_acme.workdir import checkpointing, sittings
 from r2d2_acme.workdir.loggers import WallTimeCounter, make_logger
@@ -417,3 +420,47 @@ def test_evaluators_returns_decide_about_the_best_checkpoint(tmp_path):
     best = json.load(file)
   assert (best['checkpoint'], best['mean_return']) == ('ckpt-1', 0.5)
   R2D2(spec, config).observe_return(1.0)  # without a workdir there is no best
+
+
+def test_run_ends_soon_after_its_last_step(tmp_path):
+  """A replay server waits for seconds for those who may still write to it."""
+  last_seen = [0.0]
+
+  def observe(unused_agent, unused_steps):
+    last_seen.append(time.monotonic())
+
+  run_experiment(
+    Experiment(
+      dataclasses.replace(_CONFIG, min_replay_size=10),
+      lambda seed: make_cue_recall(seed=seed),
+      workdir=str(tmp_path),
+      evaluator=False,
+      max_actor_steps=500,
+    ),
+    observe=observe,
+  )
+  assert time.monotonic() - last_seen[-1] < 3.0
+
+
+def test_stop_while_an_environment_is_made_again_is_no_failure(tmp_path):
+  is_broken, failures = [], []
+
+  class Breaking(CueRecall):
+    def reset(self):
+      if is_broken:
+        failures.append(1)
+        raise RuntimeError('no simulator')
+      return super().reset()
+
+  run_experiment(
+    Experiment(
+      dataclasses.replace(_CONFIG, max_environment_failures=1000),
+      lambda seed: Breaking(seed=seed),
+      workdir=str(tmp_path),
+      evaluator=False,
+      max_actor_steps=10_000,
+    ),
+    should_stop=lambda: len(failures) > 2,
+    observe=lambda unused_agent, steps: is_broken.extend([1] * (steps > 50)),
+  )
+  assert checkpointing.verify(str(tmp_path))['actor_steps'] > 50

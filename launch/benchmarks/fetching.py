@@ -26,7 +26,7 @@ from r2d2_acme.running import nodes
 from r2d2_acme.system import machine, runtime
 from r2d2_acme.workdir import counts as counts_lib
 
-_NUM_FETCHERS = (16, 64, 256)
+_NUM_FETCHERS = (1, 4, 16, 64, 256)
 _FETCHERS_PER_CACHER = 64
 # Of each: an actor of one environment at the paper's 65 steps/s.
 _FETCH_PERIOD = 400 / 65  # seconds

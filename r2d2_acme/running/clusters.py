@@ -1,7 +1,6 @@
 """The cluster that a program runs on, and what its nodes need of it."""
 
 import dataclasses
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,11 @@ PACKAGES = "'ray==2.48.0'"  # for pip
 PLACEMENTS = ('pack', 'spread')
 
 _GIB = 1 << 30
+# Ray counts in ten-thousandths, and does so in 64 bits; memory in those of bytes.
+_MIN_AMOUNT = 0.0001
+_MAX_AMOUNT = 500_000
+_MAX_CUSTOM_AMOUNT = 900_000_000_000_000
+_RAYS_OWN = ('CPU', 'GPU', 'memory', 'object_store_memory', 'bundle')
 
 
 class NoCluster(ValueError):
@@ -90,13 +94,26 @@ def read(path: str | None, groups: Collection[str]) -> dict[str, Resources]:
   return found
 
 
+def find_modules(factory: Mapping[str, str], torso: str) -> list[str]:
+  """Returns the modules, without submodules, of an environment and of a torso.
+
+  Args:
+    factory: kind and name of the environment, see `environments.describe`.
+    torso: such as 'my_module:make_torso'; '' for none.
+  """
+  names = factory.get('environment', ''), factory.get('env', ''), torso
+  paths = [name.partition(':')[0] for name in names if ':' in name]
+  return list(dict.fromkeys(path.partition('.')[0] for path in paths))
+
+
 def _load(path: str) -> dict[Any, Any]:
   try:
     with open(path) as file:
       content = yaml.safe_load(file)
   except OSError as error:
     raise NoCluster(f'cannot read {path}: {error.strerror}') from error
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
+  # Also bytes that are no text, numbers of too many digits, and brackets too deep.
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
     raise NoCluster(f'{path} is not YAML: {" ".join(str(error).split())}') from error
   if content is None:
     return {}
@@ -116,15 +133,27 @@ def _check(where: str, name: Any, value: Any):
   elif name == 'custom':
     if not isinstance(value, dict):
       raise NoCluster(f'{where}.custom must map names to numbers')
-    for key, number in value.items():
-      if not isinstance(key, str) or not _is_amount(number):
-        raise NoCluster(f'{where}.custom.{key} must be a number, not negative')
-  elif not _is_amount(value):
-    raise NoCluster(f'{where}.{name} must be a number, not negative')
-  elif name == 'gpus' and value > 1 and value != int(value):
-    raise NoCluster(f'{where}.gpus must be whole above 1')
+    for key, amount in value.items():
+      _check_custom(f'{where}.custom', key, amount)
+  else:
+    _check_amount(f'{where}.{name}', value, _MAX_AMOUNT)
+    if name == 'gpus' and value > 1 and value != int(value):
+      raise NoCluster(f'{where}.gpus must be whole above 1')
 
 
-def _is_amount(value: Any) -> bool:
+def _check_custom(where: str, name: Any, amount: Any):
+  """Refuses a custom resource that Ray would refuse."""
+  if not isinstance(name, str) or not name.isascii() or not name.isprintable():
+    raise NoCluster(f'{where}: {name!r} must be a name in ASCII')
+  if name in _RAYS_OWN:
+    raise NoCluster(
+      f"{where}: {name!r} is a name of Ray's own: give cpus, gpus or memory instead"
+    )
+  _check_amount(f'{where}.{name}', amount, _MAX_CUSTOM_AMOUNT)
+
+
+def _check_amount(where: str, value: Any, most: int):
+  """Refuses what is no number, or one that Ray cannot count."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and math.isfinite(value) and value >= 0
+  if not is_number or not (value == 0 or _MIN_AMOUNT <= value <= most):
+    raise NoCluster(f'{where} must be 0 or a number from {_MIN_AMOUNT} to {most}')

@@ -8,6 +8,7 @@ launcher: if it ends, by whatever cause, so do the actors, and with them the nod
 import contextlib
 import functools
 import importlib.util
+import itertools
 import math
 import os
 import pathlib
@@ -156,10 +157,17 @@ def _place(fleet: remote.Fleet, requests: stopping.Requests):
   """Waits until all nodes have hosts, or the user stops it.
 
   Raises:
-    NoCluster: a host cannot run a node, or there is none for too long.
+    NoCluster: a host cannot run a node, there is none for too long, or Ray refuses
+      what a node needs, such as three TPUs.
   """
   for node in fleet.nodes:
-    node.place()
+    try:
+      node.place()
+    except ValueError as error:
+      reason = ' '.join(str(error).split())
+      raise clusters.NoCluster(
+        f'Ray refuses what {node.name} needs: {reason}'
+      ) from error
   waiting, deadline = _Waiting(fleet), time.monotonic() + _PLACEMENT_TIMEOUT
   while not requests.stop:
     lacking = waiting.look()
@@ -245,7 +253,10 @@ def _connected(cluster: clusters.Cluster, num_cpus: int, requests: stopping.Requ
           log_to_driver=False,
           logging_level='ERROR',
           runtime_env={
-            'py_modules': [_package(), *filter(None, map(_source, cluster.modules))],
+            'py_modules': [
+              _package(),
+              *itertools.chain(*map(_sources, cluster.modules)),
+            ],
             'env_vars': _WORKER_ENVIRONMENT,
             'excludes': ['__pycache__'],
           },
@@ -291,15 +302,18 @@ def _package() -> str:
   return str(pathlib.Path(__file__).parents[1])
 
 
-def _source(module: str) -> str | None:
-  """Returns the folder or the file of a module, or None if it is installed."""
+def _sources(module: str) -> list[str]:
+  """Returns the folder or the file of a module, or nothing if it is installed.
+
+  A namespace package, that is one without an `__init__.py`, can have several folders.
+  """
   spec = importlib.util.find_spec(module.partition('.')[0])
-  if spec is None or spec.origin is None:
-    return None
-  is_package = bool(spec.submodule_search_locations)
-  path = pathlib.Path(spec.origin).parent if is_package else pathlib.Path(spec.origin)
-  installed = map(pathlib.Path, [*site.getsitepackages(), os.path.dirname(os.__file__)])
-  return None if any(map(path.is_relative_to, installed)) else str(path)
+  if spec is None:
+    return []
+  file = [spec.origin] if spec.has_location and spec.origin else []
+  paths = map(pathlib.Path, spec.submodule_search_locations or file)
+  installed = [*site.getsitepackages(), os.path.dirname(os.__file__)]
+  return [str(path) for path in paths if not any(map(path.is_relative_to, installed))]
 
 
 def _versions() -> dict[str, str | None]:

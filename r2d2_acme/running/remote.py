@@ -23,6 +23,7 @@ from r2d2_acme.running import hosting, workers
 from r2d2_acme.running.outputs import Output
 from r2d2_acme.system import stopping
 from r2d2_acme.workdir import locking
+from r2d2_acme.workdir.write_errors import WriteErrors
 
 _POLL_PERIOD = 0.1  # seconds
 _RETRY_PERIOD = 1.0  # seconds between calls of a host that cannot be reached
@@ -146,6 +147,7 @@ class Fleet:
   Attributes:
     calls: of their hosts.
     nodes: all nodes.
+    write_errors: of the files that get what nodes print.
   """
 
   def __init__(
@@ -164,6 +166,7 @@ class Fleet:
     self.calls = Calls()
     self.nodes: list[RemoteWorker] = []
     self.on_stop = on_stop
+    self.write_errors = WriteErrors('what nodes print is lost until it can be written')
     self._workdir = workdir
     self._versions = versions
 
@@ -427,10 +430,10 @@ class RemoteWorker:
 
   def _note(self, report: hosting.Report):
     """Takes note of what the host says, and asks again."""
-    if report.lines:
-      with open(self._output.path, 'a') as file:
-        stopping.Forgiving(file).write(''.join(f'{line}\n' for line in report.lines))
     self._num_lines, self._news = report.num_lines, report.news
+    self._watch()  # first, for whatever fails below must not end the watching
+    if report.lines:
+      self._write(report.lines)
     if report.stops_program:
       self._fleet.on_stop()
     if report.start == self.num_starts and not self._is_due:
@@ -440,7 +443,15 @@ class RemoteWorker:
         is_renewed = self._renewal and not self.is_asked
         self._code = 1 if is_renewed else report.code
         self._end = self._renewal if is_renewed else report.end
-    self._watch()
+
+  def _write(self, lines: Sequence[str]):
+    """Adds lines to the node's output; on a full disk they are lost."""
+    # An error can come as late as the file is closed.
+    with (
+      self._fleet.write_errors.reported(),
+      open(self._output.path, 'a', encoding='utf-8', errors='backslashreplace') as file,
+    ):
+      file.writelines(f'{line}\n' for line in lines)
 
   def _lose(self, error: Exception):
     """Takes note that the host is lost, or could not be had."""

@@ -6,8 +6,11 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
+
+from tests import helpers
 
 # Begins a run, and would return at once if that were not refused.
 _BEGIN = """
@@ -102,6 +105,9 @@ _FLAGS = [
   ('--environment=broken:make', 'SyntaxError'),
   ('--environment=needs:make', 'no_such_package'),
   ('--checkpoint=', 'checkpoint'),
+  ('--game=', '--game= is empty'),
+  ('--env=', '--env= is empty'),
+  ('--environment=', '--environment= is empty'),
   ('--workdir=~nobody-here/run', 'no home folder'),
 ]
 
@@ -135,6 +141,46 @@ def test_value_out_of_bounds_is_refused(begin, tmp_path, field, value):
 def test_flag_is_refused(begin, tmp_path, flag, words):
   assert words in begin(flag)
   assert not (tmp_path / 'runs').exists()
+
+
+@pytest.mark.parametrize('name', ['seed', 'num_actors', 'envs_per_actor'])
+def test_flags_that_contradict_each_other_are_refused(begin, tmp_path, name):
+  line = begin(f'--{name}=1', f'--config.{name}=2')
+  assert f'--{name}=1 and --config.{name}=2 contradict each other' in line
+  assert not (tmp_path / 'runs').exists()
+
+
+def test_current_folder_that_was_removed_is_named(tmp_path):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  ended = subprocess.run(
+    ['sh', '-c', f'rmdir {folder} && exec "$@"', 'sh', sys.executable]
+    + [str(helpers.LAUNCH / 'status.py'), f'--workdir={tmp_path}'],
+    cwd=folder,
+    env={**os.environ, 'PYTHONPATH': f'{helpers.ROOT}:{helpers.LAUNCH}'},
+    capture_output=True,
+    text=True,
+  )
+  assert ended.returncode == 2
+  assert ended.stderr.splitlines()[-1].startswith('error: the current folder was')
+  assert 'Traceback' not in ended.stderr
+
+
+@pytest.mark.parametrize(
+  ('program', 'flag'),
+  [
+    ('atari_distributed', '--lp_launch_type'),
+    ('atari_distributed', '--num_actors'),
+    ('single_process', '--env'),
+    ('evaluate', '--workdir'),
+    ('export', '--checkpoint'),
+  ],
+)
+def test_help_names_the_flags_and_ends_with_0(start, program, flag):
+  ended = start('--help', script=helpers.LAUNCH / f'{program}.py')
+  assert ended.code == 0
+  assert f'  {flag}:' in ended.out
+  assert '--track' not in ended.out or program.endswith(('distributed', 'process'))
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`remote.py`: what the launcher makes of what hosts say; see `ray_test.py`, too."""
 
 import json
+import types
 
 import pytest
 
@@ -60,6 +61,45 @@ def test_short_silence_of_a_host_is_no_silence_of_its_node(monkeypatch):
   assert 32 <= heartbeat.seconds_since < 33
   heartbeat.start()
   assert not heartbeat.has_beaten
+
+
+def _make_node(fleet, path) -> remote.RemoteWorker:
+  output = types.SimpleNamespace(path=str(path))
+  return remote.RemoteWorker(
+    'actor/0', fleet, lambda: None, output, servers=(), stop_order=0
+  )
+
+
+def _note(node, monkeypatch, **changes) -> list[int]:
+  """Lets a node take note of a report; returns from which lines on it asks again."""
+  asked = []
+  monkeypatch.setattr(node, '_watch', lambda: asked.append(node._num_lines))
+  node.num_starts = 1
+  node._note(_report(**changes))
+  return asked
+
+
+@pytest.mark.parametrize('path', ['/dev/full', '/nowhere/actor/0'])
+def test_output_that_cannot_be_written_is_lost_and_the_watching_goes_on(
+  fleet, monkeypatch, capfd, path
+):
+  node = _make_node(fleet, path)
+  for num_lines in (2, 4):
+    lines = ['a row', 'another one']
+    asked = _note(node, monkeypatch, lines=lines, num_lines=num_lines)
+    assert asked == [num_lines]
+  assert (node.pid, node.heartbeat.has_beaten) == (7, True)
+  lines = capfd.readouterr().err.splitlines()
+  assert len(lines) == 1  # of at most one a minute
+  assert lines[0].startswith('error: cannot write ')
+  assert lines[0].endswith('what nodes print is lost until it can be written')
+
+
+def test_any_text_of_a_node_is_written(fleet, monkeypatch, tmp_path):
+  node = _make_node(fleet, tmp_path / 'output')
+  asked = _note(node, monkeypatch, lines=['caf\u00e9 \udc80', 'b'], num_lines=2)
+  assert asked == [2]
+  assert (tmp_path / 'output').read_bytes() == 'caf\u00e9 \\udc80\nb\n'.encode()
 
 
 def test_nodes_are_told_addresses_in_the_order_of_their_group(fleet):
