@@ -6,6 +6,7 @@ python launch/checkpoints.py --workdir=runs/pong
 import preamble  # noqa: F401
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import NamedTuple
@@ -126,7 +127,11 @@ def _manifest_rows(workdir: str) -> list[_Row]:
 
 
 def _megabytes(files: list[str]) -> str:
-  return f'{sum(os.path.getsize(file) for file in files) / 1e6:.1f}'
+  size = 0
+  for file in files:
+    with contextlib.suppress(FileNotFoundError):  # a running program deleted it
+      size += os.path.getsize(file)
+  return f'{size / 1e6:.1f}'
 
 
 def _parse() -> argparse.Namespace:

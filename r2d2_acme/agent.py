@@ -311,7 +311,10 @@ def _run(
     def open_environments(*seeds: int) -> Sequence[dm_env.Environment]:
       return stack.enter_context(
         environments.opened(
-          experiment.environment_factory, seeds, config.max_environment_failures
+          experiment.environment_factory,
+          seeds,
+          config.max_environment_failures,
+          have_worked=run.counts.get('actor_steps', 0) > 0,
         )
       )
 

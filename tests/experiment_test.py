@@ -814,7 +814,7 @@ def test_check_of_the_workdir_leaves_nothing(describe, workdir):
 
 def test_empty_paths_are_refused(refuse):
   assert "'' cannot be the path of a folder" in refuse('--workdir=')
-  assert 'no checkpoint' in refuse('--checkpoint=')
+  assert '--checkpoint= is empty' in refuse('--checkpoint=')
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,18 @@ def test_what_fails_before_any_step_fails_at_once(num_steps):
   assert type(raised.value) is error
 
 
+def test_what_has_worked_in_an_earlier_start_is_made_again(no_pause):
+  with environments.opened(
+    lambda seed: _Steps(seed, 0, []), [5], 1, have_worked=True
+  ) as (environment,):
+    environment.reset()
+    with pytest.raises(EpisodeLost, match='no signal'):
+      environment.step(0)
+    environment.reset()
+    with pytest.raises(TooManyFailures, match='2 failures .* more than .*=1 .*signal'):
+      environment.step(0)
+
+
 def test_failures_count_for_an_hour(monkeypatch, no_pause):
   now = 0.0
   monkeypatch.setattr(lifetime.time, 'monotonic', lambda: now)

@@ -49,7 +49,7 @@ def to_float32(value: Any, name: str) -> np.float32:
     array = np.asarray(value)
     if array.shape in ((), (1,)) and array.dtype.kind in 'biuf':
       return np.float32(array.item())
-  except (TypeError, ValueError):  # a ragged nest, or an array on a device
+  except Exception:  # a ragged nest, or what a tensor of another library raises
     pass
   raise BadValue(f'the {name} must be one number, not {describe_value(value)}')
 

@@ -34,14 +34,19 @@ class TooManyFailures(EnvironmentFailed):
 
 @contextlib.contextmanager
 def opened(
-  factory: EnvironmentFactory, seeds: Iterable[int], max_failures: int = 0
+  factory: EnvironmentFactory,
+  seeds: Iterable[int],
+  max_failures: int = 0,
+  *,
+  have_worked: bool = False,
 ) -> Iterator[Sequence[dm_env.Environment]]:
   """Makes a `checked` environment from each seed; closes all of them at the end.
 
   With `max_failures`, an environment that fails raises `EpisodeLost` and prints the
   cause to stderr. Its next `reset` closes it and makes it again, from a new seed. If
   that fails too, it counts as another failure. A failure before any of the environments
-  has taken a step raises `EnvironmentFailed`, because it would only happen again.
+  has taken a step raises `EnvironmentFailed`, because it would only happen again. That
+  is not so if others `have_worked` before.
 
   An error in `close` is printed and not raised, because it would hide an earlier one.
 
@@ -51,13 +56,15 @@ def opened(
     seeds: of the environments.
     max_failures: failures of all environments together in an hour, beyond which
       `TooManyFailures` is raised. With 0 the first one raises `EnvironmentFailed`.
+    have_worked: whether environments of this run have taken a step before: in an
+      earlier start of the program or of the node, or in another node.
 
   Raises:
     ValueError: what it makes is neither, or R2D2 does not fit it.
   """
   with contextlib.ExitStack() as stack:
     fleet: list[_Lasting] = []
-    budget = _Budget(fleet, max_failures)
+    budget = _Budget(fleet, max_failures, have_worked)
     for seed in seeds:
       environment = _Lasting(factory, seed, budget)
       stack.callback(_close, environment)
@@ -111,16 +118,17 @@ class _Lasting(Checked):
 class _Budget:
   """Decides whether environments that fail may be made again."""
 
-  def __init__(self, fleet: Sequence[_Lasting], max_failures: int):
-    """The budget of a fleet is a number of failures in an hour."""
+  def __init__(self, fleet: Sequence[_Lasting], max_failures: int, have_worked: bool):
+    """Stores the fleet and its budget, a number of failures in an hour."""
     self._fleet = fleet
     self._max_failures = max_failures
+    self._have_worked = have_worked
     self._times: collections.deque[float] = collections.deque()  # of failures
 
   def spend(self, failure: EnvironmentFailed) -> EnvironmentFailed:
     """Counts a failure; returns the error to raise for it."""
-    has_worked = any(environment.has_worked for environment in self._fleet)
-    if not (self._max_failures and has_worked):
+    self._have_worked |= any(environment.has_worked for environment in self._fleet)
+    if not (self._max_failures and self._have_worked):
       return failure
     now = time.monotonic()
     self._times.append(now)

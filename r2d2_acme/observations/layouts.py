@@ -5,6 +5,7 @@ Observations must be numbers of any shape, or dicts and tuples of these, and act
 `DiscreteArray`. Environments import this module, so it does not import TensorFlow.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -321,7 +322,30 @@ def _nest_fault(nest: Any) -> str | None:
       )
   if not any(leaf.path != (ACTION_MASK,) for leaf in numeric_leaves(nest)):
     return f'the {type(nest).__name__} of observation_spec() holds no numbers'
+  keys = _find_unsortable(nest)
+  if keys is not None:
+    return (
+      f'the keys {keys[0]!r} and {keys[1]!r} of a dict cannot be sorted: make all its '
+      'keys strings'
+    )
   return None
+
+
+def _find_unsortable(nest: Any) -> tuple[Any, Any] | None:
+  """Returns two keys of one dict that Python cannot put in an order, if there are any.
+
+  TensorFlow and dm-tree go through dicts in the order of their keys.
+  """
+  if not is_nest(nest):
+    return None
+  is_mapping = isinstance(nest, Mapping)
+  for first, second in itertools.combinations(nest, 2) if is_mapping else ():
+    try:
+      first < second  # noqa: B015
+    except TypeError:
+      return first, second
+  parts = nest.values() if is_mapping else nest
+  return next(filter(None, map(_find_unsortable, parts)), None)
 
 
 def _check_mask(spec: specs.Array, num_actions: int):

@@ -273,16 +273,17 @@ def choose(workdir: str, name: str | None) -> str:
   """
   prefixes = find(workdir)
   where = paths.shown(workdir)
+  if name in (None, NEWEST, BEST) and not prefixes:
+    raise CheckpointError(f'there is no checkpoint in {where} yet')
   if name is None or name == NEWEST:
-    if not prefixes:
-      raise CheckpointError(f'there is no checkpoint in {where} yet')
     return prefixes[-1]
   if name == BEST:
     best = read_best(workdir)
     if best is None:
       raise CheckpointError(
         f'there is no best checkpoint in {where} yet: its evaluator played too few '
-        f'episodes; there are: {_list(prefixes)}'
+        'episodes; name another, or leave the checkpoint out for the newest; '
+        f'there are: {_list(prefixes)}'
       )
     name = best.checkpoint
   path = os.path.realpath(os.path.expanduser(name))
@@ -366,10 +367,14 @@ def _list(prefixes: list[str]) -> str:
 
 
 def files(prefix: str) -> list[str]:
-  """Returns the files of a checkpoint, the index first."""
+  """Returns the files of a checkpoint, the index first; none if its folder is gone.
+
+  Raises:
+    CheckpointError: the folder cannot be read.
+  """
   folder, name = os.path.split(prefix)
   pattern = re.compile(rf'{re.escape(name)}\.(index|data-\d+-of-\d+)')
-  names = [file for file in os.listdir(folder) if pattern.fullmatch(file)]
+  names = [file for file in manifests.listed(folder) if pattern.fullmatch(file)]
   names.sort(key=lambda file: (not file.endswith('.index'), file))
   return [os.path.join(folder, file) for file in names]
 

@@ -117,6 +117,16 @@ def test_any_one_number_becomes_a_float32(value, expected):
     assert number == expected
 
 
+class _Unreadable:
+  """Cannot become an array, like a tensor of PyTorch that needs a gradient."""
+
+  def __array__(self, *args, **kwargs):
+    raise RuntimeError('detach it first')
+
+  def __repr__(self):
+    return 'unreadable'
+
+
 @pytest.mark.parametrize(
   ('value', 'words'),
   [
@@ -130,6 +140,7 @@ def test_any_one_number_becomes_a_float32(value, expected):
     (None, 'None'),
     (1j, 'complex'),
     (10**400, 'int'),
+    (_Unreadable(), '_Unreadable'),
   ],
   ids=repr,
 )

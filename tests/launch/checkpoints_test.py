@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -69,6 +70,29 @@ def test_all_are_listed_and_damage_is_found(workdir, list_checkpoints):
   del before[chunks]
   after = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   assert before.items() <= after.items()
+
+
+def test_checkpoints_of_a_lost_folder_are_damaged(workdir, tmp_path, list_checkpoints):
+  copy = tmp_path / 'run'
+  shutil.copytree(workdir, copy)
+  shutil.rmtree(copy / 'checkpoints/learner')
+  for flags, code in (([], 0), (['--verify'], 1)):
+    listed = list_checkpoints(f'--workdir={copy}', *flags)
+    assert listed.code == code, listed.err
+    learners = [x.split() for x in listed.out.splitlines() if x.startswith('ckpt-')]
+    assert learners
+    assert all(line[-1] == 'damaged' for line in learners)
+
+
+def test_file_that_a_running_program_deletes_is_damage(tmp_path, list_checkpoints):
+  folder = tmp_path / 'checkpoints/learner'
+  folder.mkdir(parents=True)
+  (folder / 'ckpt-1.index').symlink_to('gone')  # it is listed, but has no size
+  listed = list_checkpoints(f'--workdir={tmp_path}')
+  assert listed.code == 0, listed.err
+  assert listed.out.splitlines()[1].split() == [
+    *('ckpt-1', '-', '-', '-', '0.0', '-', 'damaged')
+  ]
 
 
 def test_folder_without_checkpoints_is_bad_input(tmp_path, list_checkpoints):

@@ -73,6 +73,16 @@ _OBSERVATIONS = {
   'text alone in a dict': ({'a': specs.StringArray(())}, ['holds no numbers'], []),
   'mask alone': ({'action_mask': _image(3)}, ['holds no numbers'], []),
   'empty dict': ({}, ['the dict of observation_spec() holds no numbers'], []),
+  'keys of two types': (
+    ({'eyes': {1: _VECTOR, 2: _VECTOR, 'a': _VECTOR}},),
+    ["the keys 1 and 'a' of a dict cannot be sorted"],
+    ['make all its keys strings'],
+  ),
+  'key None': (
+    {None: _VECTOR, 'b': _VECTOR},
+    ["the keys None and 'b' of a dict cannot be sorted"],
+    ['make all its keys strings'],
+  ),
   'no spec': (None, ['must be a dm_env.specs.Array, not a NoneType'], []),
   'Gymnasium space': (
     gymnasium.spaces.Box(0, 1, (3,)),
@@ -124,6 +134,7 @@ _FIT = {
   'small': _image(3, 3, 3),
   'dict in tuple': (_VECTOR, {'speed': _VECTOR, 'image': _RGB}),
   'named tuple': _Senses(_RGB, _VECTOR),
+  'dict with numbers as keys': {2: _VECTOR, 1: _RGB},
   'dict with text': {'name': specs.StringArray(()), 'speed': _VECTOR},
   'dict with mask': {'action_mask': specs.Array((3,), bool), 'speed': _VECTOR},
 }
@@ -296,6 +307,7 @@ def _start_agent(environment):
   ('environment', 'words'),
   [
     (_Silent(observations={'a': _image(3, dtype=complex)}), "observations['a']"),
+    (_Silent(observations={1: _VECTOR, 'a': _VECTOR}), 'cannot be sorted'),
     (_Silent(observations=_image(84, 3, 84)), 'holds the channels'),
     (_Silent(observations=_image(84, 84, 1, dtype=complex)), 'complex128'),
     (_Silent(actions=specs.BoundedArray((), np.int32, 0, 3)), 'DiscreteArray(4)'),

@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import acme
 import courier
@@ -103,6 +104,34 @@ def _work(experiment: Experiment) -> nodes.LearnerNode:
   assert not failures
   assert not any(thread.is_alive() for thread in threads)
   return learner
+
+
+class _Opened(Exception):
+  """Ends a node when it opens its environments."""
+
+
+@pytest.mark.parametrize('counts', [{}, {'actor_steps': 0.0}, {'actor_steps': 7.0}])
+def test_nodes_know_whether_environments_of_the_run_have_worked(monkeypatch, counts):
+  known = []
+
+  def open_environments(*args, have_worked):
+    known.append(have_worked)
+    raise _Opened
+
+  monkeypatch.setattr(environments, 'opened', open_environments)
+  learner = mock.create_autospec(nodes.LearnerNode, instance=True)
+  learner.report.return_value = counts
+  run = experiment_lib.Run(
+    Experiment(_CONFIG, make_cue_recall, logger_factory=Rows), {}, 0, mock.Mock()
+  )
+  stop = threading.Event()
+  for node in (
+    nodes.ActorNode(run, 0, [], learner, stop=stop),
+    nodes.EvaluatorNode(run, learner, stop=stop),
+  ):
+    with pytest.raises(_Opened):
+      node.run()
+  assert known == [counts == {'actor_steps': 7.0}] * 2
 
 
 def test_nodes_train_to_the_limit_and_save_counts_with_the_weights(tmp_path):

@@ -734,6 +734,7 @@ def test_without_a_best_it_is_said_what_there_is(workdir):
   with pytest.raises(checkpointing.CheckpointError) as error:
     checkpointing.choose(str(workdir), 'best')
   assert 'no best checkpoint' in str(error.value)
+  assert 'name another, or leave the checkpoint out for the newest' in str(error.value)
   assert str(error.value).endswith('there are: ckpt-2, ckpt-3, ckpt-4')
 
 

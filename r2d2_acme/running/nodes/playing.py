@@ -50,12 +50,14 @@ class _PlayingNode:
   def _play(self):
     raise NotImplementedError
 
-  def _open_environments(self, seeds: Sequence[int]):
+  def _open_environments(self, seeds: Sequence[int], reporter: counts_lib.Reporter):
+    """Makes environments; the counts tell whether those of this run have worked."""
     experiment = self._run.experiment
     return environments.opened(
       experiment.environment_factory,
       seeds,
       experiment.config.max_environment_failures,
+      have_worked=reporter.get_counts().get('actor_steps', 0) > 0,
     )
 
   def _should_stop(self) -> bool:
@@ -102,7 +104,7 @@ class ActorNode(_PlayingNode):
       for i in range(first, first + config.envs_per_actor)
     ]
     reporter = _make_reporter(run, self._learner, 'actor', self._index)
-    with self._open_environments(seeds) as fleet:
+    with self._open_environments(seeds, reporter) as fleet:
       counter = counting.Counter(reporter, prefix='actor', time_delta=_SYNC_PERIOD)
       VectorEnvironmentLoop(
         fleet,
@@ -143,7 +145,7 @@ class EvaluatorNode(_PlayingNode, acme.VariableSource):
     seeds = [builder_lib.evaluator_seed(config, run.stream)]
     # What a row says is known to the learner's node, or a restart would repeat it.
     self._reporter = _make_reporter(run, self._learner, 'evaluator', wait=True)
-    with self._open_environments(seeds) as (environment,):
+    with self._open_environments(seeds, self._reporter) as (environment,):
       evaluator = evaluation.Evaluator(
         run.builder.make_evaluator(),
         environment,
