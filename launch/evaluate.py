@@ -92,11 +92,5 @@ def _tell(number: int, episode: evaluation.Episode):
 
 
 if __name__ == '__main__':
-  experiment_flags.run(
-    main,
-    only={
-      'workdir': 'The workdir of a run.',
-      'checkpoint': 'Which of its checkpoints, such as ckpt-3 or best. [the newest]',
-      'seed': "Of the environments and the policy. [the run's]",
-    },
-  )
+  seed = {'seed': "Of the environments and the policy. [the run's]"}
+  experiment_flags.run(main, only={**experiment_flags.OF_A_RUN, **seed})

@@ -68,6 +68,12 @@ _MAX_LEARNER_STEPS = flags.DEFINE_integer(
   'max_learner_steps', None, 'Stop after so many learner steps.', lower_bound=1
 )
 
+# For programs that read an experiment from a workdir: flags with other words.
+OF_A_RUN = {
+  'workdir': 'The workdir of a run.',
+  'checkpoint': 'Which of its checkpoints, such as ckpt-3 or best. [the newest]',
+}
+
 
 def run(main: Callable[[], int], only: Mapping[str, str] | None = None) -> NoReturn:
   """Parses the flags and runs a program's main; the process ends with its code.

@@ -38,10 +38,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-  experiment_flags.run(
-    main,
-    only={
-      'workdir': 'The workdir of a run.',
-      'checkpoint': 'Which of its checkpoints, such as ckpt-3 or best. [the newest]',
-    },
-  )
+  experiment_flags.run(main, only=experiment_flags.OF_A_RUN)

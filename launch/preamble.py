@@ -29,13 +29,12 @@ if _program() not in ('', _CLEANS_UP):  # soon: a signal may come at once
   stopping.end_at_once(0 if _program() in _TRAIN else None)
 
 from r2d2_acme import running  # noqa: E402
-from r2d2_acme.system import doctor, forking  # noqa: E402
+from r2d2_acme.system import doctor, forking, runtime  # noqa: E402
 
 try:
   os.getcwd()
 except FileNotFoundError:
-  sys.stderr.write('error: the current folder was removed: change to another one\n')
-  sys.exit(2)
+  runtime.exit_with_error('the current folder was removed: change to another one')
 doctor.check_installation()
 if _program() == _FORKS and '--lp_launch_type=local_mp' in sys.argv:
   # It imports what nodes need while this process does so, too.

@@ -422,6 +422,18 @@ def test_evaluators_returns_decide_about_the_best_checkpoint(tmp_path):
   R2D2(spec, config).observe_return(1.0)  # without a workdir there is no best
 
 
+def _run(workdir, make_environment, max_steps, *, config=_CONFIG, **keywords):
+  """Trains on an environment in a workdir."""
+  experiment = Experiment(
+    config,
+    make_environment,
+    workdir=str(workdir),
+    evaluator=False,
+    max_actor_steps=max_steps,
+  )
+  run_experiment(experiment, **keywords)
+
+
 def test_run_ends_soon_after_its_last_step(tmp_path):
   """A replay server waits for seconds for those who may still write to it."""
   last_seen = [0.0]
@@ -429,16 +441,9 @@ def test_run_ends_soon_after_its_last_step(tmp_path):
   def observe(unused_agent, unused_steps):
     last_seen.append(time.monotonic())
 
-  run_experiment(
-    Experiment(
-      dataclasses.replace(_CONFIG, min_replay_size=10),
-      lambda seed: make_cue_recall(seed=seed),
-      workdir=str(tmp_path),
-      evaluator=False,
-      max_actor_steps=500,
-    ),
-    observe=observe,
-  )
+  config = dataclasses.replace(_CONFIG, min_replay_size=10)
+  make_environment = lambda seed: make_cue_recall(seed=seed)  # noqa: E731
+  _run(tmp_path, make_environment, 500, config=config, observe=observe)
   assert time.monotonic() - last_seen[-1] < 3.0
 
 
@@ -452,14 +457,11 @@ def test_stop_while_an_environment_is_made_again_is_no_failure(tmp_path):
         raise RuntimeError('no simulator')
       return super().reset()
 
-  run_experiment(
-    Experiment(
-      dataclasses.replace(_CONFIG, max_environment_failures=1000),
-      lambda seed: Breaking(seed=seed),
-      workdir=str(tmp_path),
-      evaluator=False,
-      max_actor_steps=10_000,
-    ),
+  _run(
+    tmp_path,
+    lambda seed: Breaking(seed=seed),
+    10_000,
+    config=dataclasses.replace(_CONFIG, max_environment_failures=1000),
     should_stop=lambda: len(failures) > 2,
     observe=lambda unused_agent, steps: is_broken.extend([1] * (steps > 50)),
   )

@@ -2,12 +2,10 @@
 
 import csv
 import dataclasses
-import os
 import sys
 
 import pytest
 import study
-from rich import console
 from studies import memory_tasks, runner
 
 from r2d2_acme import environments
@@ -22,18 +20,8 @@ _TASK = memory_tasks.Task(
 )
 
 
-def _curve(*returns, recurrent=True, seed=0, task='memory/cue_recall/1'):
-  rows = [
-    {
-      'actor_steps': 1000 * (i + 1),
-      'learner_steps': i,
-      'mean_return': mean_return,
-      'positive': 0.25,
-      'seconds': 0.5,
-    }
-    for i, mean_return in enumerate(returns)
-  ]
-  return memory_tasks.Curve(task, recurrent, seed, 0.95, rows)
+def _curve(*returns, task='memory/cue_recall/1', **of_run):
+  return study_helpers.make_curve(task, 0.95, *returns, **of_run)
 
 
 _CURVES = (
@@ -98,13 +86,7 @@ def test_run_with_damaged_curve_is_not_whole(tmp_path, text):
 
 
 def test_table_says_who_solved_what_and_when():
-  terminal = console.Console(width=120, record=True, file=open(os.devnull, 'w'))
-  terminal.print(memory_tasks.make_table(_CURVES))
-  lines = [
-    [cell.strip() for cell in line.split('│')[1:-1]]
-    for line in terminal.export_text().splitlines()
-    if line.startswith('│')
-  ]
+  lines = study_helpers.read_cells(memory_tasks.make_table(_CURVES))
   assert lines == [
     ['memory/cue_recall/1', '0.95', 'memory', '1 of 2', '2,000 -', '0.975 0.25'],
     ['', '', 'memoryless', '0 of 2', '- -', '-0.5 -0.25'],

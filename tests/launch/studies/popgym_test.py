@@ -3,10 +3,8 @@
 import csv
 import importlib.util
 import math
-import os
 
 import pytest
-from rich import console
 from studies import memory_tasks, popgym
 
 from tests.launch.studies import study_helpers
@@ -14,18 +12,8 @@ from tests.launch.studies import study_helpers
 _TASK = 'popgym:popgym-RepeatFirstEasy-v0'
 
 
-def _curve(*returns, recurrent=True, seed=0):
-  rows = [
-    {
-      'actor_steps': 1000 * (i + 1),
-      'learner_steps': i,
-      'mean_return': mean_return,
-      'positive': 0.5,
-      'seconds': 1.0,
-    }
-    for i, mean_return in enumerate(returns)
-  ]
-  return memory_tasks.Curve(_TASK, recurrent, seed, math.inf, rows)
+def _curve(*returns, **of_run):
+  return study_helpers.make_curve(_TASK, math.inf, *returns, **of_run)
 
 
 _CURVES = (
@@ -42,13 +30,7 @@ def test_no_return_ends_a_run_early():
 
 
 def test_table_has_the_highest_evaluation_and_the_last_two():
-  terminal = console.Console(width=120, record=True, file=open(os.devnull, 'w'))
-  terminal.print(popgym.make_table(_CURVES))
-  lines = [
-    [cell.strip() for cell in line.split('│')[1:-1]]
-    for line in terminal.export_text().splitlines()
-    if line.startswith('│')
-  ]
+  lines = study_helpers.read_cells(popgym.make_table(_CURVES))
   name = 'popgym-RepeatFirstEasy-v0'
   highest, last = '0.50 [0.25, 0.75]', '0.44 [0.25, 0.62]'
   assert lines == [

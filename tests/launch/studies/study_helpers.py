@@ -1,6 +1,7 @@
 """Fake runs for the tests of the studies."""
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import types
 from collections.abc import Callable, Sequence
 
 import study
-from studies import runner
+from rich import console, table
+from studies import memory_tasks, runner
 
 from r2d2_acme.results import tables
 from r2d2_acme.system import processes
@@ -26,6 +28,32 @@ def write_actor_log(
   path.parent.mkdir(parents=True, exist_ok=True)
   columns = ('actor_steps', 'epsilon', 'episode_return')
   tables.write_csv(path, columns, zip(steps, epsilons, returns, strict=True))
+
+
+def make_curve(task: str, goal: float, *returns: float, recurrent=True, seed=0):
+  """Makes the curve of a run that was evaluated every 1,000 steps."""
+  rows = [
+    {
+      'actor_steps': 1000 * (i + 1),
+      'learner_steps': i,
+      'mean_return': mean_return,
+      'positive': 0.25,
+      'seconds': 0.5,
+    }
+    for i, mean_return in enumerate(returns)
+  ]
+  return memory_tasks.Curve(task, recurrent, seed, goal, rows)
+
+
+def read_cells(grid: table.Table) -> list[list[str]]:
+  """Returns the cells of a table as it is printed, line by line."""
+  terminal = console.Console(width=120, record=True, file=open(os.devnull, 'w'))
+  terminal.print(grid)
+  return [
+    [cell.strip() for cell in line.split('│')[1:-1]]
+    for line in terminal.export_text().splitlines()
+    if line.startswith('│')
+  ]
 
 
 def parse(name: str, *flags: str) -> argparse.Namespace:
