@@ -1,5 +1,6 @@
 """A terminal for tests: a pseudo-terminal that keeps what a program draws on it."""
 
+import codecs
 import contextlib
 import fcntl
 import os
@@ -30,6 +31,8 @@ class Terminal:
     self._rows = ['']
     self._row = 0
     self._rest = ''
+    # A read may end in the middle of a character.
+    self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
     self._lock = threading.Lock()
     self._master, self.side = pty.openpty()
     self.resize(columns, lines)
@@ -78,7 +81,7 @@ class Terminal:
     with contextlib.suppress(OSError):  # the last one has closed it
       while data := os.read(self._master, 1 << 16):
         with self._lock:
-          self._draw(data.decode('utf-8', 'replace'))
+          self._draw(self._decoder.decode(data))
 
   def _draw(self, data: str):
     self._rest += data
