@@ -10,6 +10,7 @@ from benchmarks import acme_parts, emulator, our_parts
 from benchmarks.measuring import Side, all_cores, alternate
 from benchmarks.report import ACME, ACME_OWN, LIMIT, OURS, Comparison, compare
 from r2d2_acme import config as config_lib
+from r2d2_acme.config import R2D2Config
 from r2d2_acme.system import runtime
 
 _NUM_ENVS = 16  # E
@@ -23,16 +24,19 @@ _BFLOAT16_NOTE = (
 
 def run(rounds: int) -> list[Comparison]:
   """Steps/s; beside an actor on one core, its replay server has the others."""
-  rounds *= _MEASUREMENTS
-  laptop, paper = (
-    dataclasses.replace(preset, envs_per_actor=_NUM_ENVS)
-    for preset in (config_lib.laptop(), config_lib.paper())
-  )
+  return [
+    *_on_one_core(_MEASUREMENTS * rounds),
+    _on_two_cores(_MEASUREMENTS * rounds),
+    _evaluator(_MEASUREMENTS * rounds),
+  ]
+
+
+def _on_one_core(rounds: int) -> list[Comparison]:
+  """Compares both networks, all in turn."""
+  laptop, paper = _with_envs(config_lib.laptop()), _with_envs(config_lib.paper())
   cores = all_cores()
   one = ((cores[0],),)
-  each = tuple((core,) for core in cores[:2])
   emulators = Side(emulator.bare, ('pong', _NUM_ENVS), one)
-  on_each = functools.partial(actors, cores=each, server_cores=cores)
   on_one = functools.partial(actors, cores=one, server_cores=cores[1:] or cores)
   laptop_sides = {
     OURS: on_one(our_parts, laptop),
@@ -66,34 +70,52 @@ def run(rounds: int) -> list[Comparison]:
       samples['paper'],
       note='Acme, own network: its default network and float32 stacks',
     ),
-    compare(
-      f'laptop network, {len(each)} x E = {_NUM_ENVS}, {len(each)} cores',
-      'steps/s',
-      {
-        LIMIT: dataclasses.replace(emulators, processes=each),
-        OURS: on_each(our_parts, laptop),
-        ACME: on_each(acme_parts, laptop, False),
-      },
-      rounds,
-      goal='>= 0.75 x limit',
-      note=(
-        'a process on each core, and the replay server on the same cores; '
-        f'{_BFLOAT16_NOTE}'
-      ),
-    ),
-    compare(
-      'laptop network, evaluator, E = 1, 1 core',
-      'steps/s',
-      {
-        LIMIT: Side(emulator.bare, ('pong', 1), one),
-        OURS: Side(our_parts.evaluate, (laptop,), one),
-        ACME: Side(acme_parts.evaluate, (laptop,), one),
-      },
-      rounds,
-      goal='>= 0.35 x limit',
-      note='writes no replay',
-    ),
   ]
+
+
+def _on_two_cores(rounds: int) -> Comparison:
+  """Compares a process on each core."""
+  laptop = _with_envs(config_lib.laptop())
+  cores = all_cores()
+  each = tuple((core,) for core in cores[:2])
+  on_each = functools.partial(actors, cores=each, server_cores=cores)
+  return compare(
+    f'laptop network, {len(each)} x E = {_NUM_ENVS}, {len(each)} cores',
+    'steps/s',
+    {
+      LIMIT: Side(emulator.bare, ('pong', _NUM_ENVS), each),
+      OURS: on_each(our_parts, laptop),
+      ACME: on_each(acme_parts, laptop, False),
+    },
+    rounds,
+    goal='>= 0.75 x limit',
+    note=(
+      'a process on each core, and the replay server on the same cores; '
+      f'{_BFLOAT16_NOTE}'
+    ),
+  )
+
+
+def _evaluator(rounds: int) -> Comparison:
+  """Compares evaluators, which have one environment and write no replay."""
+  laptop = _with_envs(config_lib.laptop())
+  one = ((all_cores()[0],),)
+  return compare(
+    'laptop network, evaluator, E = 1, 1 core',
+    'steps/s',
+    {
+      LIMIT: Side(emulator.bare, ('pong', 1), one),
+      OURS: Side(our_parts.evaluate, (laptop,), one),
+      ACME: Side(acme_parts.evaluate, (laptop,), one),
+    },
+    rounds,
+    goal='>= 0.35 x limit',
+    note='writes no replay',
+  )
+
+
+def _with_envs(config: R2D2Config) -> R2D2Config:
+  return dataclasses.replace(config, envs_per_actor=_NUM_ENVS)
 
 
 def actors(

@@ -42,30 +42,37 @@ def add_flags(parser: argparse.ArgumentParser, results: str):
     help=f'where figures and CSV go; by default results/{results}',
   )
   parser.add_argument('--game', help='an Atari game instead of cue recall')
-  parser.add_argument(
-    '--env', help='instead of cue recall, as the --env of atari_distributed.py'
-  )
+  for kind in ('env', 'environment'):
+    parser.add_argument(
+      f'--{kind}',
+      help=f'instead of cue recall, as the --{kind} of atari_distributed.py',
+    )
 
 
 def named_environment(
   args: argparse.Namespace,
 ) -> tuple[str, EnvironmentFactory] | None:
-  """Returns what `--game` or `--env` name, as a folder's name and a factory.
+  """Returns what the flags name, as a folder's name and a factory.
 
-  Without either it is None. Exits if there is no such environment.
+  Without `--game`, `--env` and `--environment` it is None. Exits if there is no such
+  environment.
   """
-  if args.game and args.env:
-    runtime.exit_with_error('give --game or --env, not both')
-  name = args.game or args.env
-  if not name:
+  kinds = ('game', 'env', 'environment')
+  given = {kind: getattr(args, kind) for kind in kinds if getattr(args, kind)}
+  if not given:
     return None
-  kind = 'game' if args.game else 'env'
+  if len(given) > 1:
+    flags = ' or '.join(f'--{kind}' for kind in given)
+    runtime.exit_with_error(f'give {flags}, not both')
+  ((kind, name),) = given.items()
   factory = NamedFactory(kind, name, config_lib.laptop().atari)
   try:
-    factory(0).close()
+    made = factory(0)
   except ValueError as error:
     runtime.exit_with_error(str(error))
-  return name.replace('/', '_'), factory
+  if hasattr(made, 'close'):  # if it is no environment, a run will say so
+    made.close()
+  return name.replace('/', '_').replace(':', '_'), factory
 
 
 def make_study(

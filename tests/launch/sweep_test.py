@@ -14,7 +14,7 @@ import acme
 import numpy as np
 import pytest
 import sweep
-from studies import scoring, sweeping
+from studies import scoring, sweep_flags, sweeping
 
 from r2d2_acme import tracking
 from r2d2_acme.builder import R2D2Builder
@@ -125,10 +125,10 @@ def test_each_game_seed_and_setting_has_a_run_of_its_own(run, tmp_path):
 
 
 def test_values_are_split_at_the_commas_between_tuples():
-  args, flags = sweep._make_parser('sweep', None).parse_known_args(
+  args, flags = sweep_flags._make_parser('sweep', None).parse_known_args(
     ['--max_actor_steps=1', '--set', 'config.conv_channels=(8,8,8),(4,4,4)']
   )
-  sweep._check(args, flags)
+  sweep_flags._check(args, flags)
   assert args.set == {'config.conv_channels': ['(8,8,8)', '(4,4,4)']}
 
 
@@ -388,14 +388,14 @@ def test_environment_is_trained_scored_and_skipped_the_next_time(tmp_path):
 
 
 def test_suite_of_the_program_is_for_sweeps_that_name_no_tasks():
-  parser = sweep._make_parser('atari57', None)
+  parser = sweep_flags._make_parser('atari57', None)
   for flags, games in (
     ([], list(atari_scores.GAMES)),
     (['--games=qbert,Pong,pong'], ['qbert', 'pong']),
     (['--suite=atari3'], ['battle_zone', 'name_this_game', 'phoenix']),
   ):
     args = parser.parse_args(flags)
-    assert sweep._tasks(args, 'atari57') == [('game', game) for game in games]
+    assert sweep_flags._tasks(args, 'atari57') == [('game', game) for game in games]
     assert args.workdir.endswith('runs/atari57')
 
 

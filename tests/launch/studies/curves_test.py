@@ -31,7 +31,9 @@ def test_only_the_first_window_of_cue_recall_has_the_cue_and_all_have_questions(
   [
     (['--game=no_such_game'], 'no_such_game'),
     (['--env=memory/maze'], 'maze'),
+    (['--environment=no_such_module:make'], 'no_such_module'),
     (['--game=pong', '--env=CartPole-v1'], 'give --game or --env, not both'),
+    (['--env=CartPole-v1', '--environment=a:b'], '--env or --environment, not both'),
   ],
 )
 def test_unknown_environment_is_one_line_and_code_2(capsys, flags, message):
@@ -43,16 +45,21 @@ def test_unknown_environment_is_one_line_and_code_2(capsys, flags, message):
   assert message in line
 
 
-def test_environments_are_called_what_may_be_a_folder():
+def test_environments_are_called_what_may_be_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'worlds.py').write_text(
+    'import gymnasium\nmake = lambda seed: gymnasium.make("CartPole-v1")'
+  )
   assert curves.named_environment(study_helpers.parse('ablation')) is None
   names = {
     '--game=ALE/Pong-v5': 'ALE_Pong-v5',
     '--env=memory/t_maze/3': 'memory_t_maze_3',
+    '--environment=worlds:make': 'worlds_make',
   }
   for flag, name in names.items():
     found, make = curves.named_environment(study_helpers.parse('ablation', flag))
     assert found == name
-    assert make(1).reset().first()
+    assert make(1).reset()
 
 
 def test_bins_are_open_at_their_start():
