@@ -14,7 +14,7 @@ from r2d2_acme import environments
 from r2d2_acme import experiment as experiment_lib
 from r2d2_acme.experiment import Experiment, Run
 from r2d2_acme.running import entry, nodes, workers
-from r2d2_acme.system import machine, runtime
+from r2d2_acme.system import machine, network, runtime
 
 _IN_THREADS = (
   lp.LaunchType.LOCAL_MULTI_THREADING,
@@ -54,12 +54,12 @@ def make_program(
       for shard in range(config.num_replay_shards)
     ]
   with program.group('learner'):
-    learner = program.add_node(lp.CourierNode(_LearnerNode, run, replay))
+    learner = program.add_node(_ServingNode(_LearnerNode, run, replay))
   cachers = []
   if config.num_cachers:
     with program.group('cacher'):
       for _ in range(config.num_cachers):
-        cachers.append(program.add_node(lp.CourierNode(_CacherNode, learner)))
+        cachers.append(program.add_node(_ServingNode(_CacherNode, learner)))
   with program.group('actor'):
     for index in range(config.num_actors):
       cacher = cachers[index // config.actors_per_cacher] if cachers else None
@@ -83,6 +83,14 @@ class _PlayingNode(lp.PyClassNode):
     self.starts_fresh = environments.starts_fresh(factory)
 
 
+class _ServingNode(lp.CourierNode):
+  """A node that serves its methods."""
+
+  def run(self):
+    network.check_port(lp_address.get_port_from_address(self.courier_address.resolve()))
+    super().run()
+
+
 class _ReplayNode(lp.ReverbNode):
   """What Launchpad starts as the replay, and whose handles are clients of it."""
 
@@ -96,6 +104,7 @@ class _ReplayNode(lp.ReverbNode):
 
   def _serve(self):
     port = lp_address.get_port_from_address(self.reverb_address.resolve())
+    network.check_port(port)
     node = nodes.ReplayNode(self._run, self._index, port, stop=lp.stop_event())
     self._server = node.server  # `launching` stops it where nodes are threads
     node.run()

@@ -414,6 +414,56 @@ def test_learner_that_fails_saves(tmp_path, launch_type):
   assert checkpointing.verify(str(tmp_path))['learner_steps'] == 0
 
 
+_IN_USE = """
+import socket, sys
+from unittest import mock
+import portpicker
+from absl import app
+from r2d2_acme import environments, experiment, program
+from r2d2_acme.running import launching, supervision
+from tests import helpers
+
+taken = socket.create_server(('', 0))
+find_port = portpicker.pick_unused_port
+ports = []
+
+def pick(*args):
+  ports.append(find_port(*args))
+  return taken.getsockname()[1] if len(ports) == int(sys.argv[2]) else ports[-1]
+
+def main(_):
+  with mock.patch.object(portpicker, 'pick_unused_port', pick):
+    return launching.launch(
+      program.make_program(
+        experiment.Experiment(
+          helpers.make_config(),
+          lambda seed: environments.make_cue_recall(seed=seed),
+          workdir=sys.argv[1],
+        )
+      ),
+      'local_mp',
+      sys.argv[1] + '/output',
+      network='host',
+      policy=supervision.Policy(max_restarts=0),
+    )
+
+app.run(main)
+"""
+
+
+@pytest.mark.parametrize(('number', 'node'), [(1, 'replay/0'), (2, 'learner/0')])
+def test_port_that_another_program_took_is_named(tmp_path, number, node):
+  """It was free a moment before, when the launcher looked for one."""
+  command = [sys.executable, '-c', _IN_USE, str(tmp_path), str(number)]
+  ended = subprocess.run(
+    command, timeout=_TIMEOUT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+  )
+  assert ended.returncode == 1
+  *_, cause, last = ['', '', *ended.stderr.decode().splitlines()]
+  assert 'in use by another program' in cause + last
+  assert last.startswith(f'{node} failed')
+
+
 _WITHOUT_WORKDIR = """
 import sys
 from absl import app

@@ -9,6 +9,7 @@ from __future__ import annotations  # loads on any Python, as `doctor` does
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -22,6 +23,10 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _REQUEST = '16sh22x'  # struct ifreq: the device's name and its flags
 _CAPABILITIES_VERSION_3 = 0x20080522
+
+
+class PortInUse(Exception):
+  """Another program listens where a server should; the message is one line."""
 
 
 def isolate() -> str:
@@ -63,6 +68,26 @@ def describe_exposure(reason: str) -> str:
     'permit user namespaces or run as root, or close the ports with a firewall or a '
     'container without published ports (docs/operating.md, Ports)'
   )
+
+
+def check_port(port: int):
+  """Checks that a server can listen on a port of this machine.
+
+  Raises:
+    PortInUse: it cannot; one line.
+  """
+  for family in (socket.AF_INET6, socket.AF_INET):
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+      # A connection of a server that has ended does not matter.
+      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      try:
+        probe.bind(('', port))
+      except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+          raise PortInUse(
+            f'port {port} of this machine is in use by another program: start again, '
+            'and the nodes get other ports'
+          ) from error
 
 
 def _try_in_child() -> str:

@@ -135,10 +135,11 @@ class _Program:
     helpers.wait_until(is_so, timeout=_TIMEOUT)
 
   def wait(self, timeout: float = _TIMEOUT) -> '_Program':
-    deadline = time.time() + timeout
-    while self._popen.poll() is None and time.time() < deadline:
+    def has_ended() -> bool:
       self.nodes()
-      time.sleep(0.05)
+      return self._popen.poll() is not None
+
+    helpers.wait_until(has_ended, timeout)
     self.code = self._popen.wait(0)
     self.seconds = time.time() - self._started
     return self

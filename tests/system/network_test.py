@@ -292,3 +292,33 @@ def test_exposure_is_one_line_with_its_reason_and_cure():
   assert '\n' not in line
   for words in ('unshare: Operation not permitted', 'every network interface', 'cure'):
     assert words in line
+
+
+@pytest.mark.parametrize('family', [socket.AF_INET, socket.AF_INET6])
+def test_port_in_use_is_one_line_and_others_are_free(family):
+  with socket.socket(family) as other:
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+    other.bind(('', 0))
+    other.listen()
+    port = other.getsockname()[1]
+    with pytest.raises(network.PortInUse, match=f'^port {port} .* in use') as raised:
+      network.check_port(port)
+    assert '\n' not in str(raised.value)
+    # A connection that the server has closed keeps nobody from its port.
+    address = ('localhost' if family == socket.AF_INET else '::1', port)
+    with socket.create_connection(address) as client:
+      server_side, _ = other.accept()
+      server_side.close()
+      other.close()
+      network.check_port(port)
+      assert not client.recv(1)
+  network.check_port(port)
+
+
+def test_port_of_a_reverb_server_is_in_use_until_it_stops():
+  port = portpicker.pick_unused_port()
+  server = reverb.Server([reverb.Table.queue('queue', 1)], port)
+  with pytest.raises(network.PortInUse):
+    network.check_port(port)
+  server.stop()
+  network.check_port(port)
