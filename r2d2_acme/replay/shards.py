@@ -64,8 +64,9 @@ class Sampler:
     self._is_allowed = False  # by the ratio, to draw
     self._closed = threading.Event()
     self._start(self._wait_until_filled)
-    for client in clients:  # a client of its own, because it often waits in a call
-      self._start(self._let_in, reverb.Client(client.server_address))
+    self._gates = [_Gate(client.server_address) for client in clients]
+    for gate in self._gates:
+      self._start(self._let_in, gate)
 
   def make_dataset(self, prefetch: int = 2) -> tf.data.Dataset:
     """As `batches.make_dataset`, of the windows of all servers; made once."""
@@ -95,6 +96,8 @@ class Sampler:
     self._ratio.close()
     for shard in self._shards:
       shard.close()
+    for gate in self._gates:  # it takes seconds, for which nobody need wait
+      threading.Thread(target=gate.close, daemon=True, name='shards').start()
 
   def _start(self, work: Callable, *args):
     def target():
@@ -117,13 +120,13 @@ class Sampler:
         )
         return
 
-  def _let_in(self, client: reverb.Client):
-    """Opens a server's gate whenever the ratio allows it, see `tables.make_tables`."""
+  def _let_in(self, gate: '_Gate'):
+    """Opens a server's gate whenever the ratio allows it."""
     period = tables.gate_period(self._config)
     while not self._closed.is_set():
       self._ratio.wait_for_inserts(period)
       try:
-        list(client.sample(tables.GATE, emit_timesteps=False))  # waits for inserts
+        gate.open()
       except (reverb.errors.ReverbError, RuntimeError):
         self._closed.wait(_PATIENCE)  # the server is away
       else:
@@ -172,6 +175,36 @@ class Sampler:
         drawn.append(_take(sample, count, share))
     size = sum(shard.size for shard in shards)
     return [_with_size(sample, size) for sample in drawn]
+
+
+class _Gate:
+  """What holds actors back at one server, see `tables.make_tables`."""
+
+  def __init__(self, server_address: str):
+    self._client = reverb.pybind.Client(server_address)  # its samplers can be closed
+    self._sampler: reverb.pybind.Sampler | None = None
+    self._is_closed = False
+    self._lock = threading.Lock()
+
+  def open(self):
+    """Lets windows in, after those that were let in before have come.
+
+    Raises:
+      RuntimeError: the server is away, or the gate was closed in the meantime.
+      Stopped: the gate has been closed.
+    """
+    with self._lock:
+      if self._is_closed:
+        raise Stopped()
+      self._sampler = self._client.NewSampler(tables.GATE, 1, 1)
+    self._sampler.GetNextTrajectory()
+
+  def close(self):
+    """Ends the wait of `open`, even for a server that has gone for good."""
+    with self._lock:
+      self._is_closed = True
+      if self._sampler is not None:
+        self._sampler.Close()
 
 
 class _Shard:

@@ -355,6 +355,26 @@ def test_lost_shard_costs_its_windows_and_is_used_again(serve_shards):
     helpers.wait_until(lambda: 2 in drawn(iterator))
 
 
+@pytest.mark.parametrize('with_servers', [True, False])
+def test_closed_sampler_has_no_threads(with_servers):
+  """Those that waited at a gate of a server without end used a core in the end."""
+  config = _config()
+  before = set(threading.enumerate())
+  started = [
+    helpers.start_server(tables.make_tables(config, _SPEC, shard=shard))
+    for shard in range(config.num_replay_shards)
+  ]
+  with _sampling(config, [client for _, client in started]):
+    time.sleep(0.5)
+    assert set(threading.enumerate()) - before
+    if not with_servers:
+      for server, _ in started:
+        server.stop()
+  helpers.wait_until(lambda: not set(threading.enumerate()) - before)
+  for server, _ in started:
+    server.stop()
+
+
 def _shard_of(window: int) -> int:
   return int(np.searchsorted(_PARTS, window, side='right')) - 1
 
