@@ -248,9 +248,7 @@ def _threads(program: lp.Program, requests: stopping.Requests) -> Iterator[_Wire
 
 def _release_threads(program: lp.Program, remaining: set[threading.Thread]):
   """Ends what still waits in C++ for a replay that nobody fills or reads any more."""
-  for node in program.get_all_nodes():
-    if isinstance(node, lp.ReverbNode) and hasattr(node, '_server'):
-      node._server.stop()
+  wiring.stop_replays(program)
   deadline = time.monotonic() + _THREADS_TIMEOUT
   for thread in remaining:
     thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What Launchpad's own launchers do with a program before they start anything."""
+"""What Launchpad's own launchers do with a program: nothing else uses its privates."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -63,6 +63,13 @@ def find_servers(program: lp.Program) -> dict[str, set[str]]:
     name: {owners[id(handle)] for handle in node.input_handles if id(handle) in owners}
     for name, node in nodes.items()
   }
+
+
+def stop_replays(program: lp.Program):
+  """Stops the replays of a program whose nodes are threads of this process."""
+  for node in program.get_all_nodes():
+    if isinstance(node, lp.ReverbNode) and hasattr(node, '_server'):
+      node._server.stop()
 
 
 def stop_order(node: Any) -> int:
