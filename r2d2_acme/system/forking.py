@@ -4,9 +4,6 @@ To import TensorFlow and Reverb takes seconds and some 300 MB. A fork takes a hu
 of a second and shares these pages. That is safe here, as the server has only imported:
 it runs one thread, and no library has started anything.
 
-A program that has imported all of it itself gets its server as a fork, see `prepare`.
-Others start one as a new Python.
-
 The server makes each node a child of the process that asks, not of its own: it forks
 twice, and the orphan goes to its nearest ancestor that adopts, see `processes.Family`.
 So nodes outlive the server, and their exit codes are there to be waited for.
@@ -36,8 +33,6 @@ _TIMEOUT = 180.0  # seconds for the server to import everything, on a busy machi
 # The current directory is not searched, or a file there could hide a library.
 _PYTHON = (sys.executable, '-c')
 _CALL = 'import sys; del sys.path[0]; import {module}; {module}.{name}(*sys.argv[1:])'
-# NumPy's BLAS would start threads when it is imported.
-_ONE_THREAD = {'OPENBLAS_NUM_THREADS': '1'}
 _PREPARED: list[ForkServer] = []  # by `prepare`
 
 
@@ -48,20 +43,17 @@ class ForkServerFailed(RuntimeError):
 class ForkServer:
   """Starts processes from one that has imported modules already. Use it with `with`."""
 
-  def __init__(self, modules: Sequence[str], *, private: bool, forked: bool = False):
+  def __init__(self, modules: Sequence[str], *, private: bool):
     """Starts to import, and does not wait.
 
     Args:
       modules: to import.
       private: whether the processes shall have a network of their own, with nothing but
         a loopback interface, if that is permitted.
-      forked: whether the server is a fork of this process, which has imported the
-        modules and has one thread, rather than a new Python.
     """
     self._arguments = [json.dumps(private), *modules]
-    self._process: subprocess.Popen | processes.Child
     self._exposed: str | None = None  # see `wait`
-    self._start(forked)
+    self._start()
 
   def __enter__(self) -> ForkServer:
     return self
@@ -143,24 +135,22 @@ class ForkServer:
       raise ForkServerFailed(text or 'the fork server has ended')
     return text
 
-  def _start(self, forked: bool = False):
+  def _start(self):
     processes.adopt_orphans()
     self._exposed = None
     self._socket, theirs = socket.socketpair()
     self._socket.settimeout(_TIMEOUT)
     self._answers = self._socket.makefile()
     with theirs:
-      if forked:
-        self._process = processes.Child(_fork_server(theirs, self._arguments))
-        return
-      self._process = subprocess.Popen(
+      self._popen = subprocess.Popen(
         [*_command(__name__, 'serve'), *self._arguments],
-        stdin=theirs.fileno(),
+        stdin=theirs,
         env={
           **os.environ,
-          **processes.ROOM_FOR_MARK,
+          **processes.MARK_TO_FILL,
           **cuda.HIDDEN,  # it does not outlive a fork
-          **_ONE_THREAD,
+          # One thread: NumPy's BLAS would start others when it is imported.
+          'OPENBLAS_NUM_THREADS': '1',
         },
         start_new_session=True,
       )
@@ -168,28 +158,17 @@ class ForkServer:
   def _stop(self):
     self._answers.close()
     self._socket.close()
-    self._process.kill()
-    self._process.wait()
+    self._popen.kill()
+    self._popen.wait()
 
 
 def prepare(modules: Sequence[str], *, private: bool):
-  """Imports modules here, and forks a server off. Call it before anything else runs.
+  """Starts a server early, beside what this process imports itself.
 
-  So nothing is imported twice, and this process shares the pages, too. `take` hands the
-  server out. A server that nobody takes ends with this process.
+  `take` hands it out. A server that nobody takes ends with this process.
   """
-  if _PREPARED:
-    return
-  before = {name: os.environ.get(name) for name in _ONE_THREAD}
-  os.environ.update(_ONE_THREAD)
-  for module in modules:
-    importlib.import_module(module)
-  for name, value in before.items():
-    del os.environ[name]
-    if value is not None:
-      os.environ[name] = value
-  can_fork = len(os.listdir('/proc/self/task')) == 1 and processes.has_room_for_mark()
-  _PREPARED.append(ForkServer(modules, private=private, forked=can_fork))
+  if not _PREPARED:
+    _PREPARED.append(ForkServer(modules, private=private))
 
 
 def take(modules: Sequence[str], *, private: bool) -> ForkServer:
@@ -200,30 +179,6 @@ def take(modules: Sequence[str], *, private: bool) -> ForkServer:
       return server
     server._stop()
   return ForkServer(modules, private=private)
-
-
-def _fork_server(requests: socket.socket, arguments: Sequence[str]) -> int:
-  """Starts a server as a fork of this process; returns its pid.
-
-  Args:
-    requests: the socket that requests come from.
-    arguments: of `serve`.
-  """
-  for stream in (sys.stdout, sys.stderr):
-    stream.flush()  # or the fork would print the rest again
-  pid = os.fork()
-  if pid == 0:
-    try:
-      os.setsid()
-      os.dup2(requests.fileno(), 0)
-      for descriptor in map(int, os.listdir('/proc/self/fd')):
-        with contextlib.suppress(OSError):  # it was that of the list
-          os.close(descriptor if descriptor > 2 else -1)
-      del sys.path[0]  # the program's folder
-      serve(*arguments)
-    finally:  # it must not return into the program
-      os._exit(0)
-  return pid
 
 
 def serve(private: str, *modules: str):
@@ -310,9 +265,9 @@ def _run(request: Mapping):
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+    processes.fill_mark(request['mark'])
     os.environ.clear()
     os.environ.update(request['env'], **request['mark'])
-    processes.show_mark(request['mark'])
     with contextlib.suppress(FileNotFoundError):  # somebody has removed it
       os.chdir(request['directory'])
     module, name = request['function'].split(':')

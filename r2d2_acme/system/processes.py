@@ -29,8 +29,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 _MARK = 'R2D2_PROCESS'  # an environment variable: <family>:<name>
 _MARK_SIZE = 256  # bytes
-# For a process whose forks shall call `show_mark`.
-ROOM_FOR_MARK = {_MARK: _MARK_SIZE * '-'}
+# For a process whose forks shall call `fill_mark`.
+MARK_TO_FILL = {_MARK: _MARK_SIZE * '-'}
 _POLL_PERIOD = 0.1  # seconds
 _KILL_TIMEOUT = 5.0  # seconds until the system must have ended what was killed
 _LOOK_PERIOD = 10.0  # seconds between two times that a guard lists the family
@@ -170,11 +170,6 @@ class Child:
     """Waits for the end of the process."""
     return self._wait(0)
 
-  def kill(self):
-    """Kills the process, if it still runs."""
-    if self.poll() is None:
-      os.kill(self.pid, signal.SIGKILL)
-
   def _wait(self, options: int) -> int | None:
     if self.returncode is None:
       pid, status = os.waitpid(self.pid, options)
@@ -189,31 +184,18 @@ def adopt_orphans():
   ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def has_room_for_mark() -> bool:
-  """Whether forks of this process can call `show_mark`."""
-  start, end = _environment_bytes()
-  return end - start >= _MARK_SIZE
-
-
-def show_mark(mark: Mapping[str, str]):
-  """Marks this process, a fork of one that `has_room_for_mark`.
+def fill_mark(mark: Mapping[str, str]):
+  """Marks this process, a fork of one that was started with `MARK_TO_FILL`.
 
   What /proc shows as a process's environment are the bytes that it was started with,
-  which forks share. So the first of them are replaced. Only variables that have been
-  set since, which are kept elsewhere, stay what they were.
+  which forks share. So these bytes are replaced.
   """
-  text = b'\0'.join(f'{k}={v}'.encode() for k, v in mark.items()) + b'\0'
-  if len(text) > _MARK_SIZE:
-    raise ValueError(f'the name in {mark} is too long')
-  start, _ = _environment_bytes()
-  ctypes.memmove(start, text, len(text))
-
-
-def _environment_bytes() -> tuple[int, int]:
-  """Returns where the environment begins and ends that this process started with."""
-  with open('/proc/self/stat') as file:
-    fields = file.read().rpartition(')')[2].split()
-  return int(fields[47]), int(fields[48])
+  getenv = ctypes.CDLL(None).getenv
+  getenv.restype = ctypes.c_void_p
+  value = mark[_MARK].encode() + b'\0'
+  if len(value) > _MARK_SIZE:
+    raise ValueError(f'the name in {mark[_MARK]!r} is too long')
+  ctypes.memmove(getenv(_MARK.encode()), value, len(value))
 
 
 def ask(pid: int):

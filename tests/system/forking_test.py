@@ -122,7 +122,7 @@ def test_fork_has_what_the_server_has_imported_and_a_fresh_child_has_not(
       assert json.loads(path.read_text())['has_statistics'] is not fresh
 
 
-def test_exit_codes_are_those_of_process(fork, tmp_path):
+def test_exit_codes_are_those_of_popen(fork, tmp_path):
   assert fork('leave', 0).wait() == 0
   assert fork('leave', 3).wait() == 3
   assert fork('leave', 255).wait() == 255
@@ -207,7 +207,7 @@ def test_hangup_does_not_reach_a_child(fork):
 
 def test_thirty_forks_leave_nothing_behind(server, fork):
   def counts() -> list[int]:
-    us, of_server = psutil.Process(), psutil.Process(server._process.pid)
+    us, of_server = psutil.Process(), psutil.Process(server._popen.pid)
     return [
       *(process.num_fds() for process in (us, of_server)),
       *(len(process.children()) for process in (us, of_server)),
@@ -224,8 +224,8 @@ def test_thirty_forks_leave_nothing_behind(server, fork):
 
 def test_killed_server_is_replaced_and_its_children_live_on(server, fork):
   child = fork('wait')
-  os.kill(server._process.pid, signal.SIGKILL)
-  server._process.wait()
+  os.kill(server._popen.pid, signal.SIGKILL)
+  server._popen.wait()
   assert child.poll() is None
   assert fork('leave', 5).wait() == 5
   assert child.poll() is None
@@ -241,7 +241,7 @@ with (
   child = server.fork(
     'a', family, 'forked:wait_with_children', [sys.argv[1]], env={}, output=sys.argv[2]
   )
-  print(server._process.pid, flush=True)
+  print(server._popen.pid, flush=True)
   time.sleep(1000)
 """
 
@@ -264,8 +264,8 @@ def test_server_that_still_imports_ends_with_its_parent(tmp_path):
   (tmp_path / 'slow.py').write_text('import time; time.sleep(3)')
   code = (
     'from r2d2_acme.system import forking\n'
-    "server = forking.ForkServer(['slow'], private=False)\n"
-    'print(server._process.pid, flush=True)\n'
+    "forking.prepare(['slow'], private=False)\n"
+    'print(forking._PREPARED[0]._popen.pid, flush=True)\n'
     'input()\n'
   )
   with subprocess.Popen(
@@ -288,96 +288,7 @@ def test_prepared_server_is_taken_if_it_fits():
       assert (server is prepared) == fits
       server.wait()
     assert not forking._PREPARED
-    assert prepared._process.poll() is not None
-
-
-# Prints without a newline: what is not yet written must not be written by two.
-_PREPARING = """
-import json, os, sys, threading, time
-from r2d2_acme.system import forking, processes
-{before}
-os.dup2(1, 9)
-os.environ['LATER'] = 'yes'
-print('x', end='')
-forking.prepare(['statistics'], private=False)
-threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-output = sys.argv[1] + '.output'
-with (
-  processes.Family(1.0) as family,
-  forking.take(['statistics'], private=False) as server,
-):
-  for name, fresh in (('a', False), ('b', True)):
-    child = server.fork(
-      name, family, 'forked:describe', [sys.argv[1] + name], env={{}}, output=output,
-      fresh=fresh,
-    )
-    assert child.wait() == 0, open(output).read()
-  child = server.fork(
-    'c', family, 'forked:wait_with_children', [sys.argv[1] + 'pids'], env={{}},
-    output=output,
-  )
-  while not os.path.exists(sys.argv[1] + 'pids'):
-    time.sleep(0.01)
-  with open(f'/proc/{{server._process.pid}}/cmdline') as file:
-    is_fork = 'forking.serve' not in file.read()
-  marked = sorted(processes._marked(family._id, 'c'))
-  os.kill(server._process.pid, 9)
-  server._process.wait()
-  assert server.fork('d', family, 'forked:leave', ['3'], env={{}}, output=output)
-print(json.dumps([is_fork, os.getpid(), marked]))
-"""
-
-
-@pytest.mark.parametrize(
-  ('before', 'environ', 'forks'),
-  [
-    ('', {'FILL': 256 * 'x'}, True),
-    ('', {}, False),  # /proc would have no room for the children's marks
-    (  # forks of several threads are not safe
-      'threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()',
-      {'FILL': 256 * 'x'},
-      False,
-    ),
-  ],
-)
-def test_prepared_server_is_a_fork_where_that_is_safe(tmp_path, before, environ, forks):
-  paths = {'PYTHONPATH': f'{_FOLDER}:{helpers.ROOT}'}
-  (tmp_path / 'program.py').write_text(
-    'import os, sys\n'
-    f'os.environ.update({paths})\n'
-    f'sys.path[1:1] = [{str(_FOLDER)!r}, {str(helpers.ROOT)!r}]\n'
-    + _PREPARING.format(before=before)
-  )
-  ended = subprocess.run(
-    [sys.executable, 'program.py', tmp_path / 'child-'],
-    env=environ,
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-    timeout=60,
-  )
-  assert ended.returncode == 0, ended.stderr
-  assert ended.stdout[0] == 'x'
-  is_fork, parent, marked = json.loads(ended.stdout[1:])
-  assert is_fork == forks
-  # The child, the one that it forked, and the one that inherits its environment.
-  pids = _read(tmp_path / 'child-pids')
-  assert marked == sorted(pids[:3])
-  helpers.wait_until(lambda: all(map(_is_gone, pids)), _TIMEOUT)
-  for name in ('a', 'b'):
-    found = _read(tmp_path / f'child-{name}')
-    assert found['ppid'] == parent
-    assert found['pid'] == found['session']
-    assert found['has_statistics'] == (name == 'a')
-    assert found['environ'].pop(processes._MARK).endswith(f':{name}')
-    expected = {**environ, **paths, 'LATER': 'yes'}
-    assert expected.items() <= found['environ'].items()
-    assert str(tmp_path) not in found['path']
-    output = str(tmp_path / 'child-.output')
-    files = [target for target in found['files'].values() if target]
-    assert files == ['/dev/null', output, output]
-    for signal_name in ('SIGTERM', 'SIGQUIT'):
-      assert found['handlers'][signal_name] == 'Handlers.SIG_DFL'
+    assert prepared._popen.poll() is not None
 
 
 def test_import_that_fails_is_one_line(capfd, tmp_path, monkeypatch):
@@ -441,4 +352,4 @@ def test_server_outlives_a_fork_that_fails(family, tmp_path, monkeypatch, num_ot
       other.kill()
       other.wait()
     assert processes.Child(server._ask(request)).wait() == 7
-    assert not psutil.Process(server._process.pid).children()
+    assert not psutil.Process(server._popen.pid).children()
