@@ -100,12 +100,13 @@ def exhaust_memory(program: Program, rng: random.Random) -> str:
   assert pid is not None
   process = psutil.Process(pid)
   used = process.memory_info().vms
-  process.rlimit(psutil.RLIMIT_AS, (used, used))
+  _, hard = process.rlimit(psutil.RLIMIT_AS)  # stays: not everybody may raise it again
+  process.rlimit(psutil.RLIMIT_AS, (used, hard))
   with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
     process.wait(PROGRESS_TIMEOUT)
     return f'{node}, died of it'
   with contextlib.suppress(psutil.NoSuchProcess):
-    process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    process.rlimit(psutil.RLIMIT_AS, (hard, hard))
   return f'{node}, needed none'
 
 
