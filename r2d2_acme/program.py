@@ -106,7 +106,7 @@ class _ReplayNode(lp.ReverbNode):
     port = lp_address.get_port_from_address(self.reverb_address.resolve())
     network.check_port(port)
     node = nodes.ReplayNode(self._run, self._index, port, stop=lp.stop_event())
-    self._server = node.server  # `launching` stops it where nodes are threads
+    self._server = node.server  # `wiring` stops it where nodes are threads
     node.run()
 
 

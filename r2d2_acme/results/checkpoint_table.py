@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 def read(workdir: str, thorough: bool) -> list[Row]:
-  """Returns a row for each checkpoint in a workdir, the oldest first.
+  """Returns rows of the learner's and the replay's checkpoints and damaged manifests.
 
   Args:
     workdir: of a run.

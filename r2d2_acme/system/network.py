@@ -77,17 +77,17 @@ def check_port(port: int):
     PortInUse: it cannot; one line.
   """
   for family in (socket.AF_INET6, socket.AF_INET):
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-      # A connection of a server that has ended does not matter.
-      probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      try:
+    try:
+      with socket.socket(family) as probe:
+        # A connection of a server that has ended does not matter.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(('', port))
-      except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-          raise PortInUse(
-            f'port {port} of this machine is in use by another program: start again, '
-            'and the nodes get other ports'
-          ) from error
+    except OSError as error:  # others: the machine lacks this family, for example
+      if error.errno == errno.EADDRINUSE:
+        raise PortInUse(
+          f'port {port} of this machine is in use by another program: start again, '
+          'and the nodes get other ports'
+        ) from error
 
 
 def _try_in_child() -> str:

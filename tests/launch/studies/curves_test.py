@@ -48,7 +48,8 @@ def test_unknown_environment_is_one_line_and_code_2(capsys, flags, message):
 def test_environments_are_called_what_may_be_a_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'worlds.py').write_text(
-    'import gymnasium\nmake = lambda seed: gymnasium.make("CartPole-v1")'
+    'from r2d2_acme.environments import make_cue_recall\n'
+    'make = lambda seed: make_cue_recall(seed=seed)'
   )
   assert curves.named_environment(study_helpers.parse('ablation')) is None
   names = {
@@ -59,7 +60,7 @@ def test_environments_are_called_what_may_be_a_folder(tmp_path, monkeypatch):
   for flag, name in names.items():
     found, make = curves.named_environment(study_helpers.parse('ablation', flag))
     assert found == name
-    assert make(1).reset()
+    assert make(1).reset().first()
 
 
 def test_bins_are_open_at_their_start():
