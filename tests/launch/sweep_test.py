@@ -48,7 +48,8 @@ if flags['game'] in {slow!r}:
     sys.exit(0)
   signal.signal(signal.SIGTERM, stop)
   log('playing')
-  time.sleep(60)
+  for _ in range(600):
+    time.sleep(0.1)  # a signal just before a sleep is handled after it
 code = {codes!r}.get(flags['game'], 0)
 if code != 2:
   steps = {steps!r}.get(flags['game'], 0 if code else int(flags['max_actor_steps']))

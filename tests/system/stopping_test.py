@@ -45,7 +45,8 @@ import subprocess, time
 child = subprocess.Popen(['sleep', '1000'], start_new_session=1, stderr=-3, stdout=-3)
 stopping.end_at_once({arguments})
 print('ready', flush=True)
-time.sleep(1000)
+while True:
+  time.sleep(0.1)  # a signal just before a sleep is handled after it
 """
 
 
@@ -102,7 +103,9 @@ with stopping.Requests(on_quit=lambda: os._exit(130)) as requests:
   print('ready', flush=True)
   while not requests.stop:
     time.sleep(0.01)
-  time.sleep({saving})
+  begun = time.monotonic()
+  while time.monotonic() - begun < {saving}:
+    time.sleep(0.1)
 print('saved', flush=True)
 """
 
