@@ -24,7 +24,7 @@ from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.observations import layouts
 from r2d2_acme.replay import adder as adder_lib
 from r2d2_acme.replay import batches, shards, tables
-from r2d2_acme.replay.priorities import PriorityUpdater
+from r2d2_acme.replay.priority_updater import PriorityUpdater
 from r2d2_acme.seeds import derive_seed
 from r2d2_acme.system import runtime
 from r2d2_acme.types import Batch

@@ -1,6 +1,7 @@
 """Faults that befall a running program one after the other, and what came of them."""
 
 import collections
+import itertools
 import random
 import statistics
 import time
@@ -32,9 +33,9 @@ class Campaign:
     """
     self.violations: list[str] = []
     self._program = program
-    self._names = list(names)
     self._rng = rng
-    self._in_turn = in_turn
+    turns = itertools.cycle(names)
+    self._choose = lambda: next(turns) if in_turn else rng.choice(names)
     self._seconds: dict[str, list[float]] = collections.defaultdict(list)
     # Of the program, when it had recovered from the fault before. What that one has
     # cost is no loss of the next one.
@@ -67,12 +68,6 @@ class Campaign:
     self._program.start()
     self._let(lambda: checks.wait_for_progress(self._program))
     self._num_samples = len(self._program.samples)
-
-  def _choose(self) -> str:
-    if not self._in_turn:
-      return self._rng.choice(self._names)
-    self._names = self._names[1:] + self._names[:1]
-    return self._names[-1]
 
   def _befall(self, name: str):
     """Lets a fault happen, waits until the program has recovered, and prints a row."""

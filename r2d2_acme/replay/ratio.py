@@ -9,7 +9,7 @@ import threading
 from r2d2_acme.config import R2D2Config
 
 
-class Stopped(Exception):
+class Closed(Exception):
   """The ratio was closed while a thread waited for it."""
 
 
@@ -53,7 +53,7 @@ class Ratio:
     """Waits until so many windows may be inserted.
 
     Raises:
-      Stopped: the ratio is closed.
+      Closed: the ratio is closed.
     """
     margin = number * self._samples_per_insert
     self._wait(lambda: self._ahead is None or self._ahead + margin <= self._max)
@@ -62,7 +62,7 @@ class Ratio:
     """Waits until a window may be sampled; returns how many of so many may now.
 
     Raises:
-      Stopped: the ratio is closed.
+      Closed: the ratio is closed.
     """
     with self._changed:
       self._wait(lambda: self._ahead is not None and self._ahead - 1 >= self._min)
@@ -82,4 +82,4 @@ class Ratio:
     with self._changed:  # reentrant
       self._changed.wait_for(lambda: self._is_closed or condition())
       if self._is_closed:
-        raise Stopped()
+        raise Closed()

@@ -21,7 +21,7 @@ from acme import specs
 
 from r2d2_acme.config import R2D2Config
 from r2d2_acme.replay import batches, tables
-from r2d2_acme.replay.ratio import Ratio, Stopped
+from r2d2_acme.replay.ratio import Closed, Ratio
 
 _POLL_PERIOD = 0.1  # seconds
 _PATIENCE = 1.0  # seconds for an answer, until it is asked whether the server is there
@@ -103,7 +103,7 @@ class Sampler:
     def target():
       try:
         work(*args)
-      except Stopped:
+      except Closed:
         pass
 
     threading.Thread(target=target, daemon=True, name='shards').start()
@@ -137,7 +137,7 @@ class Sampler:
       self._is_drawing = True
       try:
         sample = self._draw_batch()
-      except Stopped:
+      except Closed:
         return
       self._is_drawing = False
       yield sample
@@ -160,7 +160,7 @@ class Sampler:
     """Draws windows, or fewer if a server does not answer or is not known yet."""
     while not (shards := [shard for shard in self._shards if shard.is_free()]):
       if self._closed.wait(_POLL_PERIOD):
-        raise Stopped()
+        raise Closed()
     shares = _shares(shards)
     counts = np.zeros(len(shards), int)
     if shares.any():
@@ -191,11 +191,11 @@ class _Gate:
 
     Raises:
       RuntimeError: the server is away, or the gate was closed in the meantime.
-      Stopped: the gate has been closed.
+      Closed: the gate has been closed.
     """
     with self._lock:
       if self._is_closed:
-        raise Stopped()
+        raise Closed()
       self._sampler = self._client.NewSampler(tables.GATE, 1, 1)
     self._sampler.GetNextTrajectory()
 

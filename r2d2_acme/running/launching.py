@@ -27,7 +27,7 @@ from r2d2_acme.running import (
   NETWORKS,
   PRIVATE,
   clusters,
-  recording,
+  status_recorder,
   supervision,
   threads,
   wiring,
@@ -128,7 +128,7 @@ def launch(
     nodes, outputs = stack.enter_context(wired)
     recorder = None
     if workdir is not None:
-      recorder = recording.Recorder(
+      recorder = status_recorder.Recorder(
         workdir, output_dir, launch_type, limits or {}, nodes
       )
     with (
@@ -179,7 +179,7 @@ def _check_can_launch(launch_type: str, network: str, cluster: clusters.Cluster 
 def _run(
   nodes: Sequence[workers.Worker],
   requests: stopping.Requests,
-  recorder: recording.Recorder | None,
+  recorder: status_recorder.Recorder | None,
   policy: supervision.Policy,
 ) -> tuple[int, str]:
   """Runs the nodes to their end and returns what `Supervisor.run` does."""
@@ -201,7 +201,7 @@ def _run(
 def _showing(
   outputs: Mapping[str, outputs_lib.Output],
   output_dir: str,
-  recorder: recording.Recorder | None,
+  recorder: status_recorder.Recorder | None,
 ) -> Iterator[None]:
   """Shows what nodes print; on a terminal with the block, if there is a recorder."""
   is_terminal = os.isatty(1) and os.environ.get('TERM') not in (None, '', 'dumb')

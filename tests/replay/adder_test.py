@@ -22,7 +22,7 @@ from r2d2_acme.learning import priorities
 from r2d2_acme.learning.learner import R2D2Learner
 from r2d2_acme.replay import adder as adder_lib
 from r2d2_acme.replay import tables
-from r2d2_acme.replay.priorities import PriorityUpdater
+from r2d2_acme.replay.priority_updater import PriorityUpdater
 from r2d2_acme.types import Step
 from tests import helpers, oracles
 from tests.helpers import Episode, Key

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from r2d2_acme.replay.ratio import Ratio, Stopped
+from r2d2_acme.replay.ratio import Closed, Ratio
 from tests import helpers
 
 pytestmark = pytest.mark.timeout(30)
@@ -83,7 +83,7 @@ def test_neither_side_waits_for_ever_and_the_ratio_holds(samples_per_insert, per
       ratio.add_inserts(period)
 
   def sample():
-    with contextlib.suppress(Stopped):
+    with contextlib.suppress(Closed):
       while True:
         counts['sampled'] += ratio.take_samples(64)
 
@@ -100,12 +100,12 @@ def test_close_ends_waits():
   stopped = threading.Event()
 
   def wait():
-    with pytest.raises(Stopped):
+    with pytest.raises(Closed):
       ratio.take_samples(1)
     stopped.set()
 
   threading.Thread(target=wait, daemon=True).start()
   ratio.close()
   assert stopped.wait(10)
-  with pytest.raises(Stopped):
+  with pytest.raises(Closed):
     ratio.wait_for_inserts(1)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import reverb
 
-from r2d2_acme.replay import priorities
-from r2d2_acme.replay.priorities import PriorityUpdater
+from r2d2_acme.replay import priority_updater
+from r2d2_acme.replay.priority_updater import PriorityUpdater
 from tests import helpers
 from tests.replay.stores import add_windows, make_tables, read_infos
 
@@ -105,7 +105,7 @@ class TestPriorityUpdater:
   def test_a_server_that_stays_away_is_a_warning_a_minute(
     self, away, caplog, monkeypatch
   ):
-    monkeypatch.setattr(priorities, '_AWAY_PERIOD', 1.0)
+    monkeypatch.setattr(priority_updater, '_AWAY_PERIOD', 1.0)
     updater, _ = away
     started = time.time()
     while time.time() - started < 2.6:
@@ -119,7 +119,7 @@ class TestPriorityUpdater:
       )
 
   def test_table_that_is_missing_is_raised(self, serve, monkeypatch):
-    monkeypatch.setattr(priorities, 'TABLE', 'another')
+    monkeypatch.setattr(priority_updater, 'TABLE', 'another')
     updater = PriorityUpdater(serve([reverb.Table.queue('windows', max_size=1)]))
     updater.update(*_UPDATE)
     with pytest.raises(RuntimeError, match='cannot be written back') as error:

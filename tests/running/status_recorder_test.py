@@ -7,7 +7,7 @@ import time
 import pytest
 from rich import console as rich_console
 
-from r2d2_acme.running import outputs, progress, recording, workers
+from r2d2_acme.running import outputs, progress, status_recorder, workers
 from r2d2_acme.system import heartbeats, processes
 from r2d2_acme.workdir import loggers, status
 from tests import helpers
@@ -42,7 +42,7 @@ def start(nodes, tmp_path):
   def make(**limits):
     for node in nodes.values():
       node.start()
-    return recording.Recorder(
+    return status_recorder.Recorder(
       str(tmp_path),
       str(tmp_path / 'output'),
       'local_mp',
@@ -53,7 +53,7 @@ def start(nodes, tmp_path):
   return make
 
 
-def _update(recorder: recording.Recorder) -> status.Status:
+def _update(recorder: status_recorder.Recorder) -> status.Status:
   recorder._next_time = 0.0
   recorder.update()
   assert status.read(recorder.workdir) == recorder.status
