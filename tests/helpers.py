@@ -297,6 +297,13 @@ def wait_until(condition, timeout: float = 60.0):  # seconds
     started = time.perf_counter()
 
 
+def command_line(process: psutil.Process) -> str:
+  """Returns the command of a process; '' if it has ended."""
+  with contextlib.suppress(psutil.Error):
+    return ' '.join(process.cmdline())
+  return ''
+
+
 def is_alive(process: psutil.Process | int) -> bool:
   """Returns whether a process, or that of a pid, runs and is no zombie."""
   with contextlib.suppress(psutil.NoSuchProcess):

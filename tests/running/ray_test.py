@@ -168,14 +168,8 @@ class _Cluster:
       process
       for host in self.hosts
       for process in host.processes()
-      if str(self._workdir) in _environment(process) or _is_node(process)
+      if str(self._workdir) in helpers.command_line(process) or _is_node(process)
     ]
-
-
-def _environment(process: psutil.Process) -> str:
-  with contextlib.suppress(psutil.Error):
-    return ' '.join(process.cmdline())
-  return ''
 
 
 def _is_node(process: psutil.Process) -> bool:
@@ -221,7 +215,7 @@ def test_killed_node_is_started_again_in_place(cluster):
 def test_lost_ray_worker_is_replaced(cluster):
   before = cluster.node('evaluator/0')
   worker = psutil.Process(before.pid).parent()
-  assert 'ray::' in ' '.join(worker.cmdline())
+  assert 'ray::' in helpers.command_line(worker)
   with cluster.progress():
     worker.kill()
     cluster.wait_until(lambda: cluster.node('evaluator/0').restarts == 1)

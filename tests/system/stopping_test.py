@@ -251,8 +251,9 @@ def test_runs_of_a_study_end_with_it(tmp_path, command, number, code):
     runs: list[psutil.Process] = []
 
     def has_runs() -> bool:
-      commands = {child: ' '.join(child.cmdline()) for child in process.children()}
-      runs[:] = [child for child, command in commands.items() if '--run=' in command]
+      runs[:] = [
+        child for child in process.children() if '--run=' in helpers.command_line(child)
+      ]
       return bool(runs)
 
     helpers.wait_until(has_runs, timeout=120)

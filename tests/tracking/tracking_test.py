@@ -18,6 +18,7 @@ import pytest
 from r2d2_acme import config as config_lib
 from r2d2_acme.tracking import KINDS, news, process, sending
 from r2d2_acme.workdir import description
+from tests import helpers
 
 _GIF = b'GIF89a\1\0\1\0\x80\0\0\0\0\0\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;'
 _BEST = {'checkpoint': 'ckpt-3', 'mean_return': 1.5, 'episodes': 2, 'learner_steps': 9}
@@ -192,7 +193,7 @@ def test_tracker_that_hangs_holds_the_end_up_for_some_seconds_only(
   with process.tracked('mlflow', str(run)):
     children = set(psutil.Process().children(recursive=True)) - before
     for child in children:
-      if str(run) in child.cmdline():
+      if str(run) in helpers.command_line(child):
         child.suspend()
     started = time.monotonic()
   assert time.monotonic() - started < 20  # on a busy machine
