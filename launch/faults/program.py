@@ -123,6 +123,9 @@ class Program:
     os.environ[world.FOLDER] = str(self._faults)  # for the checks, too
     self._env = {
       **os.environ,
+      # Memory that is free again goes back, so that nodes need some all the time.
+      'MALLOC_MMAP_THRESHOLD_': str(1 << 14),
+      'MALLOC_TRIM_THRESHOLD_': '0',
       'PYTHONPATH': os.pathsep.join([str(LAUNCH), *filter(None, sys.path)]),
       _MARK: str(folder),
     }
