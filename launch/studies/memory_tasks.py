@@ -437,7 +437,8 @@ def plot(curves: Sequence[Curve], path: pathlib.Path):
     if math.isfinite(group[0].goal):
       axis.axhline(group[0].goal, color='tab:red', linestyle='--', linewidth=1)
     axis.set_title(task, fontsize=9)
-    axis.set_xlabel('steps of all environments')
+    axis.set_xlabel('thousand steps of all environments')
+    axis.xaxis.set_major_formatter(lambda x, unused_position: f'{x / 1000:g}')
     axis.set_ylabel('mean return of an evaluation')
     axis.grid(True, alpha=0.3)
     axis.legend(fontsize=7)
