@@ -31,6 +31,7 @@ from r2d2_acme.workdir import (
   paths,
   replay_checkpoints,
   saving,
+  status,
 )
 
 
@@ -289,6 +290,8 @@ def run_experiment(
   _check_is_one_process(experiment.config)
   run = experiment_lib.begin(experiment)
   try:
+    if run.experiment.workdir is not None:
+      status.remove(run.experiment.workdir)  # of a program with nodes, perhaps
     with tracking.tracked(experiment.track, run.experiment.workdir):
       _run(run, should_stop, observe)
   finally:

@@ -35,7 +35,6 @@ from r2d2_acme.workdir import (
   loggers,
   paths,
   replay_checkpoints,
-  status,
 )
 from r2d2_acme.workdir.counts import without_reports
 from r2d2_acme.workdir.paths import shown
@@ -202,7 +201,6 @@ def begin(experiment: Experiment, num_processes: int = 1) -> Run:
       env_kwargs=env_kwargs,
       is_atari=environments.is_atari(factory),
     )
-    status.remove(workdir)
     run = begin_sitting(experiment, counts)
   with WriteErrors('TensorBoard does not show the config').reported():
     (name,) = environment.values()
@@ -584,7 +582,10 @@ def _claim(
           *('checkpoints', 'checkpoints/learner', 'checkpoints/replay', 'logs', 'tb'),
           *(f'{kind}/{label}' for kind in ('logs', 'tb') for label in labels),
         ],
-        files=['logs/sittings.csv', *(f'logs/{label}/logs.csv' for label in labels)],
+        files=[
+          *('status.json', 'logs/sittings.csv'),
+          *(f'logs/{label}/logs.csv' for label in labels),
+        ],
       )
       if checkpoint is not None:
         checkpointing.go_back(workdir, checkpoint)

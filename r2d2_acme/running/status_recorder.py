@@ -56,6 +56,7 @@ class Recorder:
       OSError: there can be no such folder.
     """
     locking.hold_program(workdir)
+    status_lib.remove(workdir)  # even if no other can be written
     self.workdir = workdir
     self._workers = workers
     self._next_time = 0.0

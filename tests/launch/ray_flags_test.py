@@ -31,3 +31,11 @@ def test_address_where_nobody_listens_is_refused_soon(refuse):
     port = nobody.getsockname()[1]
     error = refuse('--env=memory/cue_recall', f'--ray_address=127.0.0.1:{port}')
   assert f'nobody answers at --ray_address=127.0.0.1:{port}' in error
+
+
+def test_refused_start_keeps_the_status_of_the_program_before(refuse, tmp_path):
+  path = tmp_path / 'run' / 'status.json'
+  path.parent.mkdir()
+  path.write_text('of the program before')
+  refuse('--env=memory/cue_recall', '--workdir=run', '--ray_address=127.0.0.1:1')
+  assert path.read_text() == 'of the program before'

@@ -16,7 +16,7 @@ from absl import flags
 
 from r2d2_acme.running import clusters, launching, supervision
 from r2d2_acme.system import heartbeats, stopping
-from r2d2_acme.workdir import locking, status
+from r2d2_acme.workdir import locking
 
 
 class Node:
@@ -37,7 +37,6 @@ class Node:
 def main(workdir: str) -> int:
   flags.FLAGS(sys.argv[:1])
   locking.hold_program(workdir)
-  status.remove(workdir)
   program = lp.Program('one')
   with program.group('learner'):
     program.add_node(lp.CourierNode(Node, workdir))
