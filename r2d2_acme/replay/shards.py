@@ -158,6 +158,8 @@ class Sampler:
 
   def _draw(self, number: int, ask_all: bool) -> list[reverb.ReplaySample]:
     """Draws windows, or fewer if a server does not answer or is not known yet."""
+    if self._closed.is_set():
+      raise Closed()
     while not (shards := [shard for shard in self._shards if shard.is_free()]):
       if self._closed.wait(_POLL_PERIOD):
         raise Closed()
@@ -241,6 +243,7 @@ class _Shard:
     self._is_done = threading.Event()
     self._is_done.set()
     self._free_at = 0.0  # when it may be asked again, after a failure
+    self._is_closed = False
     # One thread for all requests: TensorFlow keeps 230 bytes of each thread it sees.
     self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=self._answer_all, daemon=True, name='shard').start()
@@ -256,15 +259,21 @@ class _Shard:
     self._requests.put(number)
 
   def wait(self) -> reverb.ReplaySample | None:
-    """Returns the windows, batched; None if the server is away, slow, or has none."""
+    """Returns the windows, batched.
+
+    It is None if the server is away, slow, or has none, or once this has been closed.
+    """
     deadline = time.monotonic() + _LIMIT
     while not self._is_done.wait(_PATIENCE):
-      if not tables.size(self._client) or time.monotonic() >= deadline:
+      if (
+        self._is_closed or time.monotonic() >= deadline or not tables.size(self._client)
+      ):
         return None  # it is left out until the answer comes
     return self._answer
 
   def close(self):
     """Ends the thread once the server has answered."""
+    self._is_closed = True
     self._requests.put(0)
 
   def _answer_all(self):

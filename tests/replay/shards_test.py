@@ -375,6 +375,28 @@ def test_closed_sampler_has_no_threads(with_servers):
     server.stop()
 
 
+def test_close_in_the_middle_of_a_batch_ends_the_dataset_soon(
+  serve_shards, monkeypatch
+):
+  config = _config()
+  clients = serve_shards(config)
+  with _sampling(config, clients) as sampler:
+    _fill(config, clients, np.ones(_NUM_WINDOWS))
+    iterator = iter(sampler.make_dataset())
+    next(iterator)
+    ask = sampler._shards[0].ask
+
+    def close_and_ask(number: int):
+      sampler.close()
+      ask(number)
+
+    monkeypatch.setattr(sampler._shards[0], 'ask', close_and_ask)
+    begun = time.monotonic()
+    for _ in iterator:  # batches that were there already, and then the end
+      pass
+    assert time.monotonic() - begun < 5.0
+
+
 def _shard_of(window: int) -> int:
   return int(np.searchsorted(_PARTS, window, side='right')) - 1
 
