@@ -10,7 +10,6 @@ from absl import flags
 
 from r2d2_acme import agent
 from r2d2_acme.system import machine, processes, runtime, stopping
-from r2d2_acme.workdir import paths
 
 _EVALUATOR = flags.DEFINE_bool(
   'evaluator', True, 'Whether to evaluate during the training.'
@@ -23,7 +22,6 @@ def main() -> int:
   experiment = experiment_flags.from_flags(
     num_actors=1, num_replay_shards=1, evaluator=_EVALUATOR.value
   )
-  print(f'Training in {paths.shown(str(experiment.workdir))}.', flush=True)
   with stopping.Requests(
     on_quit=lambda: runtime.exit_now(stopping.QUIT_CODE)
   ) as requests:

@@ -878,8 +878,7 @@ def test_single_process_runs_saves_and_resumes(tmp_path):
   with _started(tmp_path / 'run', *flags, script='single_process') as first:
     first.wait()
   assert first.code == 0
-  lines = [line for line in first.lines if not _is_expected_of_one_process(line)]
-  assert lines == [f'Training in {tmp_path}/run.']
+  assert [line for line in first.lines if not _is_expected_of_one_process(line)] == []
   before = first.counts()
   assert before['learner_steps'] >= 3
   num_rows = len(first.rows('actor'))
