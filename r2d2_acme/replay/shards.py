@@ -261,13 +261,11 @@ class _Shard:
   def wait(self) -> reverb.ReplaySample | None:
     """Returns the windows, batched.
 
-    It is None if the server is away, slow, or has none, or once this has been closed.
+    It is None if the server is away, slow, or has none, or if this is closed before.
     """
     deadline = time.monotonic() + _LIMIT
-    while not self._is_done.wait(_PATIENCE):
-      if (
-        self._is_closed or time.monotonic() >= deadline or not tables.size(self._client)
-      ):
+    while not self._is_closed and not self._is_done.wait(_PATIENCE):
+      if not tables.size(self._client) or time.monotonic() >= deadline:
         return None  # it is left out until the answer comes
     return self._answer
 
